@@ -1,0 +1,500 @@
+"""The change log on disk: one gapless, totally ordered, append-only log over all source tables.
+
+Layout under `<home>/changelog/`:
+
+    <table>/hour=<YYYY-MM-DDTHH>/<first position>-<last position>.parquet    never modified once named
+    _discarded/hour=.../...                                                  fills the positions of discarded events
+    watermark.json                                                           replaced last, atomically
+
+and `<home>/quarantine/<first>-<last>.jsonl` for the events that broke the landing contract, whole, with their reason
+and the position kept for them.
+
+Guarantees, at any crash: a batch is visible wholly (its watermark was replaced) or not at all; positions are
+1, 2, 3, ... over all tables; `logged_at` never decreases with position. Whatever lies beyond the watermark is debris
+of a crash, ignored by readers and removed by the next writer.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from lockstep.errors import LockstepError
+from lockstep.lock import exclusive
+from lockstep.schema import DISCARDED, DISCARDED_SCHEMA, TABLES, TIMESTAMP, Table, batch_schema, log_schema
+
+FORMAT = 1
+_HOUR_US = 3_600_000_000
+_FILE = re.compile(r"(\d+)-(\d+)\.(?:parquet|jsonl)")
+ALL_TABLES = "*"  # the `table` of an event so broken that its table is unknown: it holds every table
+
+
+@dataclass(frozen=True)
+class Watermark:
+    """The point of the log up to which every table has landed.
+
+    `logged_at` is the running maximum of `committed_at` up to `position` (None before the first change), and
+    `started_at` its first value. `source` names the one database this log is of. `holds` maps a table to the hour of
+    its earliest unresolved quarantined event: that hour and those after it cannot seal. `resume` belongs to the
+    source: whatever it needs to continue exactly after `position`.
+    """
+
+    position: int = 0
+    logged_at: datetime | None = None
+    started_at: datetime | None = None
+    source: str | None = None
+    holds: Mapping[str, datetime] = field(default_factory=dict)
+    resume: Mapping[str, Any] = field(default_factory=dict)
+    landed_at: datetime | None = None
+
+    def sealed_until(self, tables: Iterable[str] = ()) -> datetime | None:
+        """The end of the last sealed hour for a reader of `tables` (all tables if none are named)."""
+        if self.logged_at is None:
+            return None
+        wanted = {*(tables or TABLES), ALL_TABLES}
+        ends = [self.logged_at, *(hour for table, hour in self.holds.items() if table in wanted)]
+        return _floor_hour(min(ends))
+
+
+@dataclass(frozen=True)
+class Landed:
+    """What one call of `Writer.land` made visible. `changes` counts rows after a key update became two."""
+
+    changes: int
+    quarantined: int
+    watermark: Watermark
+
+
+class ChangeLog:
+    """Reader's and writer's handle on `<home>/changelog`."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.root = home / "changelog"
+        self.quarantine = home / "quarantine"
+        self._watermark_path = self.root / "watermark.json"
+
+    def exists(self) -> bool:
+        return self._watermark_path.exists()
+
+    def watermark(self) -> Watermark:
+        """The current watermark. Raises LockstepError if there is no log, or its watermark cannot be read."""
+        try:
+            raw = json.loads(self._watermark_path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise LockstepError(
+                f"There is no change log in {self.home}. Fill one with `lockstep simulate` or `lockstep ingest FILE`, "
+                "or set LOCKSTEP_HOME to the data home that has one."
+            ) from None
+        except ValueError as e:
+            raise LockstepError(f"{self._watermark_path} is not valid JSON ({e}). Restore it from a backup.") from None
+        if raw.get("format") != FORMAT:
+            raise LockstepError(
+                f"{self._watermark_path} has format {raw.get('format')}, this version of lockstep reads {FORMAT}."
+            )
+        return Watermark(
+            position=raw["position"],
+            logged_at=_parse(raw["logged_at"]),
+            started_at=_parse(raw["started_at"]),
+            source=raw["source"],
+            holds={t: datetime.fromisoformat(h) for t, h in raw["holds"].items()},
+            resume=raw["resume"],
+            landed_at=_parse(raw["landed_at"]),
+        )
+
+    def files(self, table: str) -> list[Path]:
+        """The visible files of one table (or of `_discarded`) in position order, without the empty schema file."""
+        limit = self.watermark().position
+        found = [(_span(p), p) for p in (self.root / table).glob("hour=*/*.parquet")]
+        return [p for (_, last), p in sorted(found) if 0 < last <= limit]
+
+    def quarantined(self) -> list[dict[str, Any]]:
+        """Every visible quarantined event: position, logged_at, table, reason, event, and `state`.
+
+        `state` is `open` while nothing fills the event's position, else `landed` or `discarded`.
+        """
+        limit = self.watermark().position
+        entries = [
+            json.loads(line)
+            for path in sorted(self.quarantine.glob("*.jsonl"), key=_span)
+            if _span(path)[1] <= limit
+            for line in path.read_text(encoding="utf-8").splitlines()
+        ]
+        if not entries:
+            return []
+        wanted = pa.array([e["position"] for e in entries], pa.int64())
+        discarded = self._filled([DISCARDED], wanted)
+        landed = self._filled(list(TABLES), wanted)
+        for e in entries:
+            p = e["position"]
+            e["state"] = "discarded" if p in discarded else "landed" if p in landed else "open"
+        return entries
+
+    def _filled(self, datasets: list[str], wanted: pa.Array) -> set[int]:
+        found: set[int] = set()
+        low, high = pc.min(wanted).as_py(), pc.max(wanted).as_py()
+        for path in (p for name in datasets for p in self.files(name)):
+            first, last = _span(path)
+            if first <= high and low <= last:
+                positions = pq.read_table(path, columns=["position"], partitioning=None)["position"]
+                found.update(positions.filter(pc.is_in(positions, wanted)).to_pylist())
+        return found
+
+    @contextmanager
+    def writer(self, source: str, purpose: str = "landing changes") -> Iterator[Writer]:
+        """The one writer of this log. `source` names the database the changes come from, e.g. `postgresql:shop`.
+
+        Opening it creates an empty log where there is none and removes the debris of a crash. Raises LockstepError
+        if another process is writing, or if the log already belongs to another source: positions and log sequence
+        numbers of two databases have no common order.
+        """
+        with exclusive(self.home / "changelog.lock", purpose):
+            if not self.exists():
+                self._create(source)
+            watermark = self.watermark()
+            if watermark.source != source:
+                raise LockstepError(
+                    f"{self.root} is the change log of {watermark.source}, these changes come from {source}. "
+                    "One data home holds one source: set LOCKSTEP_HOME to another directory."
+                )
+            self._remove_debris(watermark)
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                yield Writer(self, watermark, pool)
+
+    def _create(self, source: str) -> None:
+        # An empty file per dataset carries its schema, so that a reader's glob always finds one.
+        for name, schema in _schemas().items():
+            path = self.root / name / "hour=1970-01-01T00" / "0-0.parquet"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _durable_parquet(schema.empty_table(), path)
+        self.quarantine.mkdir(parents=True, exist_ok=True)
+        self._replace_watermark(Watermark(source=source))
+
+    def _remove_debris(self, watermark: Watermark) -> None:
+        candidates = [*self.root.glob("*/hour=*/*"), *self.quarantine.glob("*")]
+        for path in candidates:
+            if _span(path)[1] > watermark.position:
+                path.unlink()
+
+    def _replace_watermark(self, watermark: Watermark) -> None:
+        text = json.dumps(
+            {
+                "format": FORMAT,
+                "position": watermark.position,
+                "logged_at": _format(watermark.logged_at),
+                "started_at": _format(watermark.started_at),
+                "source": watermark.source,
+                "holds": {t: _format(h) for t, h in sorted(watermark.holds.items())},
+                "resume": watermark.resume,
+                "landed_at": _format(watermark.landed_at),
+            }
+        )
+        durable_replace(self._watermark_path, text.encode())
+
+
+class Writer:
+    """Appends batches. Made by `ChangeLog.writer`, which holds the lock for it."""
+
+    def __init__(self, log: ChangeLog, watermark: Watermark, pool: ThreadPoolExecutor) -> None:
+        self._log = log
+        self._pool = pool
+        self.watermark = watermark
+
+    def land(
+        self,
+        changes: Mapping[str, pa.Table],
+        rejected: pa.Table | None = None,
+        *,
+        reached: datetime | None = None,
+        resume: Mapping[str, Any] | None = None,
+    ) -> Landed:
+        """Append one batch, durably, and make it visible; it is visible wholly or not at all.
+
+        `changes` maps a table's name to rows of `schema.batch_schema`. `rejected` holds the events that broke the
+        landing contract, with columns `ordinal`, `committed_at` (may be null), `table` (`*` if unknown), `reason`
+        and `event` (the raw text); each keeps the position of its ordinal. `reached` is a source clock that the
+        source has promised to be past (an idle keep-alive, a transaction's end): it moves `logged_at` without a
+        change. `resume` replaces the watermark's resume state; None keeps it.
+
+        An update that changes the primary key becomes a delete and an insert. The batch must end at a transaction
+        boundary: the watermark after it is what readers see.
+        """
+        parts = {name: _split_key_updates(TABLES[name], rows) for name, rows in changes.items() if rows.num_rows}
+        part_of = {name: rows for name, (rows, _) in parts.items()}
+        names = list(part_of)
+        bad = rejected if rejected is not None and rejected.num_rows else None
+        clocks = [part_of[n]["committed_at"] for n in names] + ([bad["committed_at"]] if bad is not None else [])
+        ordinals = [part_of[n]["ordinal"] for n in names] + ([bad["ordinal"]] if bad is not None else [])
+        halves = [half for _, half in parts.values()] + ([np.zeros(bad.num_rows, np.int8)] if bad is not None else [])
+
+        positions, logged = self._place(ordinals, halves, clocks)
+        if len(logged):
+            last = np.concatenate(list(logged)).max(initial=-1)
+            logged_until = _from_us(int(last)) if last >= 0 else None
+        else:
+            logged_until = self.watermark.logged_at
+        total = sum(len(p) for p in positions)
+
+        writes: list[tuple[Path, pa.Table]] = []
+        for name, position, logged_at in zip(names, positions, logged, strict=False):
+            rows = _with_place(part_of[name], position, logged_at, log_schema(TABLES[name]))
+            writes += self._by_hour(name, rows, position, logged_at)
+        holds = dict(self.watermark.holds)
+        if bad is not None:
+            held, skipped = self._quarantine(bad, positions[-1], logged[-1], total)
+            for table, hour in held.items():
+                holds[table] = min(hour, holds.get(table, hour))
+            writes += skipped
+        self._write(writes)
+
+        started = self.watermark.started_at
+        if started is None and total:
+            started = _from_us(min(int(a.min()) for a in logged if len(a)))
+        moved = replace(
+            self.watermark,
+            position=self.watermark.position + total,
+            logged_at=_later(logged_until, reached if started or total else None),
+            started_at=started,
+            holds=holds,
+            resume=self.watermark.resume if resume is None else resume,
+            landed_at=datetime.now(UTC).replace(tzinfo=None),
+        )
+        self._log._replace_watermark(moved)
+        self.watermark = moved
+        quarantined = bad.num_rows if bad is not None else 0
+        return Landed(total - quarantined, quarantined, moved)
+
+    def resolve(self, landed: Mapping[str, pa.Table], discarded: Iterable[Mapping[str, Any]]) -> Watermark:
+        """Fill the positions kept for quarantined events, and lift the holds that nothing justifies any more.
+
+        `landed` maps a table's name to rows of `schema.log_schema` whose positions and `logged_at` are those kept;
+        `discarded` are entries of `ChangeLog.quarantined` to be given up for good.
+        """
+        writes: list[tuple[Path, pa.Table]] = []
+        for name, rows in landed.items():
+            for i in range(rows.num_rows):  # kept positions lie anywhere in the log: one file each
+                writes += self._one(name, rows.slice(i, 1))
+        for entry in discarded:
+            writes += self._one(DISCARDED, _discarded_rows([entry]))
+        self._write(writes)
+        holds: dict[str, datetime] = {}
+        for entry in self._log.quarantined():
+            if entry["state"] == "open":
+                hour = _floor_hour(datetime.fromisoformat(entry["logged_at"]))
+                holds[entry["table"]] = min(hour, holds.get(entry["table"], hour))
+        self.watermark = replace(self.watermark, holds=holds, landed_at=datetime.now(UTC).replace(tzinfo=None))
+        self._log._replace_watermark(self.watermark)
+        return self.watermark
+
+    def _one(self, name: str, row: pa.Table) -> list[tuple[Path, pa.Table]]:
+        position = row["position"].to_numpy()
+        return self._by_hour(name, row, position, _us(row["logged_at"]))
+
+    def _place(
+        self, ordinals: list[pa.ChunkedArray], halves: list[np.ndarray], clocks: list[pa.ChunkedArray]
+    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Position and `logged_at` (microseconds) of every row of every part, in the parts' own row order."""
+        sizes = [len(o) for o in ordinals]
+        if not sum(sizes):
+            return [], []
+        ordinal = np.concatenate([o.to_numpy() for o in ordinals])
+        half = np.concatenate(halves)
+        clock = np.concatenate([_us(c) for c in clocks])
+        order = np.lexsort((half, ordinal))
+        sorted_ordinal, sorted_half = ordinal[order], half[order]
+        if ((np.diff(sorted_ordinal) == 0) & (np.diff(sorted_half) == 0)).any():
+            raise ValueError("two changes of a batch share an ordinal")
+        start = _to_us(self.watermark.logged_at) if self.watermark.logged_at else -1
+        running = np.maximum.accumulate(np.maximum(clock[order], start))
+        if running[0] < 0:
+            # A batch that opens with an event whose commit time is unknown takes the first time that is known.
+            known = running[running >= 0]
+            running = np.maximum(running, known[0] if len(known) else _to_us(datetime.now(UTC).replace(tzinfo=None)))
+        position = np.empty(len(order), np.int64)
+        logged_at = np.empty(len(order), np.int64)
+        position[order] = np.arange(self.watermark.position + 1, self.watermark.position + 1 + len(order))
+        logged_at[order] = running
+        cuts = np.cumsum(sizes)[:-1]
+        return np.split(position, cuts), np.split(logged_at, cuts)
+
+    def _by_hour(
+        self, name: str, rows: pa.Table, position: np.ndarray, logged_at: np.ndarray
+    ) -> list[tuple[Path, pa.Table]]:
+        """One file per hour of `logged_at`; rows are in position order, so an hour is a slice."""
+        hours = logged_at // _HOUR_US
+        edges = [0, *(np.flatnonzero(np.diff(hours)) + 1).tolist(), len(hours)]
+        out = []
+        for a, b in itertools.pairwise(edges):
+            hour = f"hour={_from_us(int(hours[a]) * _HOUR_US):%Y-%m-%dT%H}"
+            path = self._log.root / name / hour / f"{position[a]}-{position[b - 1]}.parquet"
+            out.append((path, rows.slice(a, b - a)))
+        return out
+
+    def _quarantine(
+        self, bad: pa.Table, position: np.ndarray, logged_at: np.ndarray, total: int
+    ) -> tuple[dict[str, datetime], list[tuple[Path, pa.Table]]]:
+        """Store rejected events whole; return the holds they cause and the fillers of those that are skipped."""
+        entries = [
+            {"position": int(p), "logged_at": _format(_from_us(int(at))), **row}
+            for row, p, at in zip(
+                bad.select(["table", "reason", "event"]).to_pylist(), position, logged_at, strict=True
+            )
+        ]
+        text = "".join(json.dumps(e) + "\n" for e in entries)
+        base = self.watermark.position
+        durable_replace(self._log.quarantine / f"{base + 1}-{base + total}.jsonl", text.encode())
+        holds: dict[str, datetime] = {}
+        skipped = []
+        for entry, at in zip(entries, logged_at, strict=True):
+            table = TABLES.get(entry["table"])
+            if table and table.on_bad_event == "skip":
+                skipped.append(entry)
+            else:
+                hour = _floor_hour(_from_us(int(at)))
+                holds[entry["table"]] = min(hour, holds.get(entry["table"], hour))
+        if not skipped:
+            return holds, []
+        rows = _discarded_rows(sorted(skipped, key=lambda e: e["position"]))
+        return holds, self._by_hour(DISCARDED, rows, rows["position"].to_numpy(), _us(rows["logged_at"]))
+
+    def _write(self, writes: list[tuple[Path, pa.Table]]) -> None:
+        directories = {path.parent for path, _ in writes}
+        for directory in directories:
+            directory.mkdir(parents=True, exist_ok=True)
+        list(self._pool.map(lambda w: _durable_parquet(w[1], w[0]), writes))
+        for directory in directories | {d.parent for d in directories}:
+            _fsync_directory(directory)
+
+
+def _split_key_updates(table: Table, rows: pa.Table) -> tuple[pa.Table, np.ndarray]:
+    """Rows in ordinal order, each update of a primary key become a delete and an insert of the same ordinal.
+
+    The second result is 0 for a whole change or the delete of such a pair, and 1 for its insert.
+    """
+    rows = rows.cast(batch_schema(table)).combine_chunks()
+    ordinal = rows["ordinal"].to_numpy()
+    if (np.diff(ordinal) < 0).any():
+        rows = rows.take(np.argsort(ordinal, kind="stable"))
+    changed = np.zeros(rows.num_rows, bool)
+    is_update = pc.equal(rows["op"], "u")
+    for key in table.key:
+        differs = pc.not_equal(pc.struct_field(rows["before"], key), pc.struct_field(rows["after"], key))
+        changed |= pc.fill_null(pc.and_(is_update, differs), False).to_numpy()
+    if not changed.any():
+        return rows, np.zeros(rows.num_rows, np.int8)
+    repeats = np.where(changed, 2, 1)
+    twice = rows.take(np.repeat(np.arange(rows.num_rows), repeats))
+    half = np.zeros(twice.num_rows, np.int8)
+    second = np.cumsum(repeats)[changed] - 1
+    half[second] = 1
+    is_first = np.zeros(twice.num_rows, bool)
+    is_first[second - 1] = True
+    is_second = half.astype(bool)
+    nothing = pa.scalar(None, table.image)
+    op = pc.if_else(is_first, "d", pc.if_else(is_second, "c", twice["op"]))
+    before = pc.if_else(is_second, nothing, twice["before"])
+    after = pc.if_else(is_first, nothing, twice["after"])
+    for name, column in (("op", op), ("before", before), ("after", after)):
+        twice = twice.set_column(twice.schema.get_field_index(name), name, column)
+    return twice, half
+
+
+def _with_place(rows: pa.Table, position: np.ndarray, logged_at: np.ndarray, schema: pa.Schema) -> pa.Table:
+    columns = [pa.array(position), pa.array(logged_at).cast(TIMESTAMP), *(rows[n] for n in schema.names[2:])]
+    return pa.table(columns, schema=schema)
+
+
+def _discarded_rows(entries: list[dict[str, Any]] | list[Mapping[str, Any]]) -> pa.Table:
+    return pa.table(
+        {
+            "position": [e["position"] for e in entries],
+            "logged_at": pa.array([datetime.fromisoformat(e["logged_at"]) for e in entries], TIMESTAMP),
+            "table": [e["table"] for e in entries],
+            "reason": [e["reason"] for e in entries],
+        },
+        schema=DISCARDED_SCHEMA,
+    )
+
+
+def _schemas() -> dict[str, pa.Schema]:
+    return {DISCARDED: DISCARDED_SCHEMA, **{name: log_schema(table) for name, table in TABLES.items()}}
+
+
+def _durable_parquet(rows: pa.Table, path: Path) -> None:
+    """Written under another name, fsynced, renamed: under its own name a file is always whole."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        pq.write_table(rows, file, compression="zstd", store_schema=False)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.rename(path)
+
+
+def durable_replace(path: Path, content: bytes) -> None:
+    """Replace `path` so that at any crash it holds either its old content or all of the new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    _fsync_directory(path.parent)
+
+
+def _fsync_directory(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _span(path: Path) -> tuple[int, int]:
+    """First and last position in a file's name. A half-written file (`.partial`) lies beyond every watermark."""
+    match = _FILE.fullmatch(path.name)
+    return (int(match[1]), int(match[2])) if match else (sys.maxsize, sys.maxsize)
+
+
+def _us(column: pa.ChunkedArray) -> np.ndarray:
+    values: np.ndarray = pc.fill_null(column.cast(TIMESTAMP).cast(pa.int64()), -1).to_numpy()
+    return values
+
+
+def _to_us(at: datetime) -> int:
+    return (at - datetime(1970, 1, 1)) // timedelta(microseconds=1)
+
+
+def _from_us(us: int) -> datetime:
+    return datetime(1970, 1, 1) + timedelta(microseconds=us)
+
+
+def _floor_hour(at: datetime) -> datetime:
+    return at.replace(minute=0, second=0, microsecond=0)
+
+
+def _later(a: datetime | None, b: datetime | None) -> datetime | None:
+    return max((x for x in (a, b) if x is not None), default=None)
+
+
+def _parse(text: str | None) -> datetime | None:
+    return datetime.fromisoformat(text) if text else None
+
+
+def _format(at: datetime | None) -> str | None:
+    return at.isoformat(timespec="microseconds") if at else None

@@ -1,0 +1,5 @@
+"""The one exception a user's mistake may raise: its text is shown, its stack trace is not."""
+
+
+class LockstepError(Exception):
+    """A problem the user can act on. The message names the file, row or setting, and the way out."""
