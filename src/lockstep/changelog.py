@@ -36,6 +36,7 @@ import pyarrow.parquet as pq
 
 from lockstep.errors import LockstepError
 from lockstep.lock import exclusive
+from lockstep.project import home
 from lockstep.schema import DISCARDED, DISCARDED_SCHEMA, TABLES, TIMESTAMP, Table, batch_schema, log_schema
 
 FORMAT = 1
@@ -62,11 +63,15 @@ class Watermark:
     resume: Mapping[str, Any] = field(default_factory=dict)
     landed_at: datetime | None = None
 
-    def sealed_until(self, tables: Iterable[str] = ()) -> datetime | None:
-        """The end of the last sealed hour for a reader of `tables` (all tables if none are named)."""
+    def closed_until(self) -> datetime | None:
+        """The end of the last hour that the log's clock has passed."""
+        return _floor_hour(self.logged_at) if self.logged_at else None
+
+    def sealed_until(self, tables: Iterable[str]) -> datetime | None:
+        """The end of the last sealed hour for a reader of `tables`."""
         if self.logged_at is None:
             return None
-        wanted = {*(tables or TABLES), ALL_TABLES}
+        wanted = {*tables, ALL_TABLES}
         ends = [self.logged_at, *(hour for table, hour in self.holds.items() if table in wanted)]
         return _floor_hour(min(ends))
 
@@ -182,7 +187,7 @@ class ChangeLog:
             path = self.root / name / "hour=1970-01-01T00" / "0-0.parquet"
             path.parent.mkdir(parents=True, exist_ok=True)
             _durable_parquet(schema.empty_table(), path)
-        self.quarantine.mkdir(parents=True, exist_ok=True)
+        durable_replace(self.quarantine / "0-0.jsonl", b"")
         self._replace_watermark(Watermark(source=source))
 
     def _remove_debris(self, watermark: Watermark) -> None:
@@ -379,6 +384,17 @@ class Writer:
         list(self._pool.map(lambda w: _durable_parquet(w[1], w[0]), writes))
         for directory in directories | {d.parent for d in directories}:
             _fsync_directory(directory)
+
+
+def first_hour() -> datetime:
+    """The first hour of the data home's log; midnight of today while there is none."""
+    log = ChangeLog(home())
+    started_at = log.watermark().started_at if log.exists() else None
+    return (
+        _floor_hour(started_at)
+        if started_at
+        else datetime.now(UTC).replace(tzinfo=None, hour=0, minute=0, second=0, microsecond=0)
+    )
 
 
 def _split_key_updates(table: Table, rows: pa.Table) -> tuple[pa.Table, np.ndarray]:

@@ -1,0 +1,128 @@
+AUDIT (
+  name hour_is_sealed
+);
+
+/* Signals keep unsealed hours away; this stands behind them, for a signal that was removed or a clock that was set back. An hour
+   folded while it could still receive changes would be marked as done for ever with part of them. */
+SELECT
+  *
+FROM @this_model
+WHERE
+  log_hour >= (
+    SELECT
+      MIN(sealed_until)
+    FROM changes.watermark
+    WHERE
+      source_table IN @tables
+  );
+
+AUDIT (
+  name hour_is_closed
+);
+
+/* As hour_is_sealed, for the log itself: by its clock alone, because a quarantined event keeps its place in the hour. */
+SELECT
+  *
+FROM @this_model
+WHERE
+  log_hour >= (
+    SELECT
+      MIN(clock_until)
+    FROM changes.watermark
+  );
+
+AUDIT (
+  name positions_gapless
+);
+
+/* Positions are 1, 2, 3, ... over all tables. A missing or doubled one is a change that was lost or landed twice, which no
+   other figure would show. */
+WITH hours AS (
+  SELECT
+    log_hour,
+    first_position,
+    last_position,
+    changes,
+    LAG(last_position) OVER (ORDER BY log_hour) AS previous_last_position
+  FROM @this_model
+)
+SELECT
+  *
+FROM hours
+WHERE
+  changes <> last_position - first_position + 1
+  OR first_position <> previous_last_position + 1;
+
+AUDIT (
+  name log_is_complete
+);
+
+/* The log up to the cut must still be what the hours were folded from. An hour whose changes were lost, doubled or moved
+   after it was folded is named here; without this the loss would only show as a divergence, and in no measure that is zero. */
+WITH positions AS (
+  SELECT
+    DATE_TRUNC('HOUR', logged_at) AS log_hour,
+    COUNT(*) AS changes,
+    COUNT(DISTINCT position) AS distinct_positions,
+    MIN(position) AS first_position,
+    MAX(position) AS last_position
+  FROM changes.all_positions
+  WHERE
+    logged_at < (
+      SELECT
+        cut
+      FROM @this_model
+    )
+  GROUP BY
+    1
+), folded AS (
+  SELECT
+    *
+  FROM hourly.log
+  WHERE
+    log_hour < (
+      SELECT
+        cut
+      FROM @this_model
+    )
+)
+SELECT
+  COALESCE(positions.log_hour, folded.log_hour) AS log_hour,
+  positions.changes,
+  folded.changes AS folded_changes
+FROM positions
+FULL JOIN folded
+  ON positions.log_hour = folded.log_hour
+WHERE
+  positions.changes IS DISTINCT FROM folded.changes
+  OR positions.distinct_positions <> positions.changes
+  OR positions.first_position IS DISTINCT FROM folded.first_position
+  OR positions.last_position IS DISTINCT FROM folded.last_position;
+
+AUDIT (
+  name image_chain_unbroken
+);
+
+/* The before image of each change must be the after image of the change before it on that key. A change that was lost,
+   doubled, reordered or altered breaks the chain even where every position is there. */
+WITH chain AS (
+  SELECT
+    position,
+    CASE WHEN NOT before IS NULL THEN HASH(before) END AS before_image,
+    LAG(CASE WHEN NOT after IS NULL THEN HASH(after) END) OVER (
+      PARTITION BY COALESCE(STRUCT_EXTRACT(after, @key), STRUCT_EXTRACT(before, @key))
+      ORDER BY position
+    ) AS previous_image
+  FROM @source_table
+  WHERE
+    logged_at < (
+      SELECT
+        cut
+      FROM rebuild.cut
+    )
+)
+SELECT
+  *
+FROM chain
+WHERE
+  before_image IS DISTINCT FROM previous_image

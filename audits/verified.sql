@@ -1,0 +1,68 @@
+AUDIT (
+  name live_equals_rebuild_at_its_cut
+);
+
+/* What live figures stood on until now, the generation before plus the increments since, must be the new generation at its cut.
+   Without this the live figures could have been wrong all day and be put right at night without anybody knowing. */
+WITH cuts AS (
+  SELECT
+    MAX(cut) AS cut,
+    MAX(CASE WHEN recency = 2 THEN cut END) AS previous_cut
+  FROM (
+    SELECT
+      cut,
+      DENSE_RANK() OVER (ORDER BY cut DESC) AS recency
+    FROM @this_model
+  ) AS generations
+), parts AS (
+  SELECT
+    @EACH(@cell, g -> g),
+    @EACH(@measures, m -> m)
+  FROM @this_model
+  WHERE
+    cut = (
+      SELECT
+        previous_cut
+      FROM cuts
+    )
+  UNION ALL
+  SELECT
+    @EACH(@cell, g -> g),
+    @EACH(@measures, m -> m)
+  FROM @increments
+  WHERE
+    log_hour >= (
+      SELECT
+        previous_cut
+      FROM cuts
+    )
+    AND log_hour < (
+      SELECT
+        cut
+      FROM cuts
+    )
+  UNION ALL
+  SELECT
+    @EACH(@cell, g -> g),
+    @EACH(@measures, m -> -m)
+  FROM @this_model
+  WHERE
+    cut = (
+      SELECT
+        cut
+      FROM cuts
+    )
+    AND NOT (
+      SELECT
+        previous_cut
+      FROM cuts
+    ) IS NULL
+)
+SELECT
+  @EACH(@cell, g -> g),
+  @EACH(@measures, m -> SUM(m) AS m)
+FROM parts
+GROUP BY
+  @EACH(@cell, g -> g)
+HAVING
+  @OR(@EACH(@measures, m -> SUM(m) <> 0))

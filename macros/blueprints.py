@@ -1,0 +1,37 @@
+"""Blueprints: what is the same for every domain is written once and stamped from the contracts."""
+
+from __future__ import annotations
+
+from sqlglot import exp, parse_one
+from sqlmesh import macro
+
+
+@macro()
+def each_domain(evaluator):
+    """One blueprint per contract: `MODEL (name hourly.@{domain}, blueprints @each_domain())`.
+
+    Gives the model the contract's @domain (@domain_name as text), @owner, @mode, @source_table and @source_key, and the lists @sources (text),
+    @grain and @sums (the measures that merge by `sum`).
+    """
+    from lockstep.contracts import load
+
+    return _blueprints(
+        f"(domain := {c.domain}, domain_name := '{c.domain}', owner := '{c.owner}', mode := '{c.mode}', "
+        f"source_table := {c.source_table}, source_key := {c.source_key}, "
+        f"sources := ({', '.join(repr(s) for s in c.sources)}), grain := ({', '.join(c.grain)}), "
+        f"sums := ({', '.join(c.measures('sum'))}))"
+        for c in load().values()
+    )
+
+
+@macro()
+def each_source_table(evaluator):
+    """One blueprint per table of the log: `MODEL (name changes.@{source_table}, blueprints @each_source_table())`."""
+    from lockstep.schema import TABLES
+
+    return _blueprints(f"(source_table := {name})" for name in TABLES)
+
+
+def _blueprints(texts):
+    """One tuple of all blueprints: SQLMesh takes a list of a single one for that one's variables."""
+    return exp.Tuple(expressions=[parse_one(text) for text in texts])

@@ -1,0 +1,34 @@
+"""Where the change log lies, and which tables it has."""
+
+from __future__ import annotations
+
+from sqlglot import exp
+from sqlmesh import macro
+
+
+@macro()
+def source_tables(evaluator):
+    """The tables of the change log as a list of text: `UNNEST(@source_tables())`."""
+    from lockstep.schema import TABLES
+
+    return exp.array(*(exp.Literal.string(name) for name in TABLES))
+
+
+@macro()
+def log_files(evaluator, source_table: exp.Expression):
+    """The glob over one table's files, relative to the data home: `READ_PARQUET(@log_files(orders))`."""
+    return exp.Literal.string(f"changelog/{source_table.name}/*/*.parquet")
+
+
+@macro()
+def union_of_source_tables(evaluator):
+    """Position, logged_at and source_table of every change of every table: `FROM (@union_of_source_tables())`."""
+    from lockstep.schema import TABLES
+
+    return exp.union(
+        *(
+            exp.select("position", "logged_at", exp.Literal.string(name).as_("source_table")).from_(f"changes.{name}")
+            for name in TABLES
+        ),
+        distinct=False,
+    )

@@ -1,0 +1,63 @@
+MODEL (
+  name diffs.orders,
+  kind VIEW,
+  grain (position, diff)
+);
+
+/* Signed images of orders: each change is minus its before image, plus its after image. Both images pass through the same
+   row-level rules, and a rule looks at nothing but the image itself, so that what an image once added is exactly what it
+   later subtracts. The measures are already signed: whoever sums them needs to know nothing of updates or deletes. */
+WITH images AS (
+  SELECT
+    position,
+    logged_at,
+    -1 AS diff,
+    before AS image
+  FROM changes.orders
+  WHERE
+    NOT before IS NULL
+  UNION ALL
+  SELECT
+    position,
+    logged_at,
+    1 AS diff,
+    after AS image
+  FROM changes.orders
+  WHERE
+    NOT after IS NULL
+), orders AS (
+  SELECT
+    position,
+    logged_at,
+    diff,
+    STRUCT_EXTRACT(image, 'order_id') AS order_id,
+    STRUCT_EXTRACT(image, 'product_id') AS product_id,
+    STRUCT_EXTRACT(image, 'region') AS region,
+    STRUCT_EXTRACT(image, 'quantity') AS quantity,
+    STRUCT_EXTRACT(image, 'amount_cents') AS amount_cents,
+    STRUCT_EXTRACT(image, 'status') AS spelling,
+    STRUCT_EXTRACT(image, 'ordered_at') AS ordered_at
+  FROM images
+)
+SELECT
+  orders.position::BIGINT AS position, /* Position of the change in the log */
+  orders.logged_at::TIMESTAMP AS logged_at, /* logged_at of the change */
+  orders.diff::INT AS diff, /* -1 for the image before the change, +1 for the one after */
+  orders.order_id::BIGINT AS order_id, /* Key of the order */
+  DATE_TRUNC('HOUR', orders.ordered_at)::TIMESTAMP AS ordered_hour, /* Hour of the event time */
+  orders.product_id::BIGINT AS product_id, /* Product ordered */
+  orders.region::TEXT AS region, /* Delivery region */
+  COALESCE(rules.status, 'unknown')::TEXT AS status, /* Status by the rule of the order's time; unknown if no rule knows its spelling */
+  orders.diff::BIGINT AS orders, /* Orders, signed */
+  (
+    orders.diff * orders.quantity
+  )::BIGINT AS units, /* Units, signed */
+  (
+    orders.diff * orders.amount_cents
+  )::BIGINT AS revenue_cents, /* Amount in cents, signed */
+  CASE WHEN @is_high_value(orders.amount_cents) THEN orders.diff ELSE 0 END::BIGINT AS high_value_orders /* Orders of high value, signed */
+FROM orders
+LEFT JOIN dims.order_status_rules AS rules
+  ON rules.spelling = LOWER(TRIM(orders.spelling))
+  AND rules.valid_from_at <= orders.ordered_at
+  AND orders.ordered_at < rules.valid_to_at

@@ -1,0 +1,71 @@
+MODEL (
+  name live.@{domain},
+  kind VIEW,
+  owner @owner,
+  blueprints @each_domain()
+);
+
+/* The figures of this second: the last verified rebuild, plus the increments since its cut, plus the signed images of the
+   log since the last folded hour. The three parts meet at cuts, so no change is counted twice or left out; without a
+   verified rebuild the increments since the log's start take its place. */
+WITH base AS (
+  SELECT
+    COALESCE(MAX(cut), '0001-01-01'::TIMESTAMP) AS cut
+  FROM verified.@{domain}
+), folded AS (
+  SELECT
+    COALESCE(MAX(log_hour) + INTERVAL '1' HOUR, '0001-01-01'::TIMESTAMP) AS folded_until
+  FROM hourly.@{domain}
+), readable AS (
+  SELECT
+    MIN(readable_until) AS readable_until
+  FROM changes.watermark
+  WHERE
+    source_table IN @sources
+), parts AS (
+  SELECT
+    @EACH(@grain, g -> g),
+    @EACH(@sums, m -> m)
+  FROM verified.@{domain}
+  WHERE
+    cut = (
+      SELECT
+        cut
+      FROM base
+    )
+  UNION ALL
+  SELECT
+    @EACH(@grain, g -> g),
+    @EACH(@sums, m -> m)
+  FROM hourly.@{domain}
+  WHERE
+    log_hour >= (
+      SELECT
+        cut
+      FROM base
+    )
+  UNION ALL
+  SELECT
+    @EACH(@grain, g -> g),
+    @EACH(@sums, m -> m)
+  FROM diffs.@{domain}
+  WHERE
+    logged_at >= (
+      SELECT
+        folded_until
+      FROM folded
+    )
+    AND logged_at <= (
+      SELECT
+        readable_until
+      FROM readable
+    )
+)
+SELECT
+  @EACH(@grain, g -> g),
+  @EACH(@sums, m -> SUM(m)::BIGINT AS m)
+FROM parts
+GROUP BY
+  @EACH(@grain, g -> g)
+HAVING
+  @OR(@EACH(@sums, m -> SUM(m) <> 0))

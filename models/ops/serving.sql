@@ -1,0 +1,62 @@
+MODEL (
+  name ops.serving,
+  kind VIEW,
+  grain domain
+);
+
+/* What the mart serves for each domain at this moment, and why. The contract's mode asks, the stored receipts decide: a
+   domain in live mode is served live only while its last receipt passed, else from its last verified rebuild. */
+WITH evidence AS (
+  SELECT
+    domain,
+    ARG_MAX(verdict, reconciled_at) AS last_verdict,
+    MAX(reconciled_at) AS last_reconciled_at,
+    MAX(CASE WHEN verdict = 'passed' THEN cut END) AS verified_cut
+  FROM reconcile.receipts
+  GROUP BY
+    domain
+), readable AS (
+  SELECT
+    contracts.domain,
+    MIN(watermark.readable_until) AS readable_until
+  FROM seeds.contracts AS contracts
+  JOIN changes.watermark AS watermark
+    ON watermark.source_table = contracts.source_table
+    OR ARRAY_CONTAINS(STR_SPLIT(contracts.joined_tables, ' '), watermark.source_table)
+  GROUP BY
+    contracts.domain
+), decided AS (
+  SELECT
+    contracts.domain,
+    contracts.mode,
+    evidence.last_verdict,
+    evidence.last_reconciled_at,
+    evidence.verified_cut,
+    readable.readable_until,
+    CASE
+      WHEN contracts.mode <> 'live'
+      THEN 'rebuild'
+      WHEN evidence.last_verdict = 'passed'
+      THEN 'live'
+      ELSE 'rebuild'
+    END AS served_from
+  FROM seeds.contracts AS contracts
+  LEFT JOIN evidence
+    ON evidence.domain = contracts.domain
+  LEFT JOIN readable
+    ON readable.domain = contracts.domain
+)
+SELECT
+  domain::TEXT AS domain, /* Domain */
+  mode::TEXT AS mode, /* Mode in the contract: batch, shadow or live */
+  served_from::TEXT AS served_from, /* live or rebuild */
+  CASE WHEN served_from = 'live' THEN readable_until ELSE verified_cut END::TIMESTAMP AS as_of, /* Figures include all changes logged up to then */
+  verified_cut::TIMESTAMP AS verified_cut, /* Cut of the last verified rebuild */
+  CASE
+    WHEN mode <> 'live'
+    THEN 'the contract''s mode is ' || mode
+    WHEN last_verdict IS NULL
+    THEN 'no receipt yet'
+    ELSE 'the receipt of ' || last_reconciled_at::TEXT || ' ' || last_verdict
+  END::TEXT AS reason /* Why it is served from there */
+FROM decided

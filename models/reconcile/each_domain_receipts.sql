@@ -1,0 +1,58 @@
+MODEL (
+  name reconcile.@{domain}_receipts,
+  kind INCREMENTAL_UNMANAGED (
+    forward_only TRUE
+  ),
+  cron '@daily',
+  start @log_eve(),
+  owner @owner,
+  grain reconciled_at,
+  audits (
+    rebuild_equals_increments(cells := reconcile.@{domain}_cells)
+  ),
+  blueprints @each_domain()
+);
+
+/* One receipt per reconciliation, and none is ever rewritten: the evidence on which the mart decides what to serve. A failed
+   one is kept as well, while its audit stops everything downstream of it. */
+WITH cells AS (
+  SELECT
+    *,
+    @fingerprint(@grain, @sums, 'rebuild_') AS rebuild_fingerprint,
+    @fingerprint(@grain, @sums, 'increments_') AS increments_fingerprint
+  FROM reconcile.@{domain}_cells
+), measured AS (
+  SELECT
+    COUNT(*) AS cells_compared,
+    COUNT_IF(class <> 'identical') AS cells_differing,
+    @divergence(@sums) AS divergence,
+    COALESCE(SUM(CASE WHEN class <> 'added' THEN rebuild_fingerprint END), 0) AS rebuild_fingerprint,
+    COALESCE(SUM(CASE WHEN class <> 'removed' THEN increments_fingerprint END), 0) AS increments_fingerprint
+  FROM cells
+)
+SELECT
+  @domain_name::TEXT AS domain, /* Domain reconciled */
+  (
+    SELECT
+      cut
+    FROM rebuild.cut
+  )::TIMESTAMP AS cut, /* Cut at which the paths were compared */
+  CURRENT_TIMESTAMP::TIMESTAMP AS reconciled_at, /* When they were compared */
+  (
+    SELECT
+      MAX(last_position)
+    FROM hourly.log
+    WHERE
+      log_hour < (
+        SELECT
+          cut
+        FROM rebuild.cut
+      )
+  )::BIGINT AS position, /* Last position of the log before the cut */
+  cells_compared::BIGINT AS cells_compared, /* Cells that either path knows */
+  cells_differing::BIGINT AS cells_differing, /* Cells that are not identical */
+  divergence::MAP(TEXT, BIGINT) AS divergence, /* Per measure: sum over the cells of the absolute difference */
+  rebuild_fingerprint::TEXT AS rebuild_fingerprint, /* Order-free fingerprint of the rebuild */
+  increments_fingerprint::TEXT AS increments_fingerprint, /* The same of the summed increments */
+  CASE WHEN cells_differing = 0 THEN 'passed' ELSE 'failed' END::TEXT AS verdict /* passed or failed */
+FROM measured

@@ -1,0 +1,21 @@
+MODEL (
+  name reconcile.receipts,
+  kind VIEW,
+  grain (domain, reconciled_at)
+);
+
+/* The receipts of all domains. */
+SELECT
+  domain::TEXT AS domain, /* Domain reconciled */
+  cut::TIMESTAMP AS cut, /* Cut at which the paths were compared */
+  reconciled_at::TIMESTAMP AS reconciled_at, /* When they were compared */
+  position::BIGINT AS position, /* Last position of the log before the cut */
+  cells_compared::BIGINT AS cells_compared, /* Cells that either path knows */
+  cells_differing::BIGINT AS cells_differing, /* Cells that are not identical */
+  divergence::MAP(TEXT, BIGINT) AS divergence, /* Per measure: sum over the cells of the absolute difference */
+  rebuild_fingerprint::TEXT AS rebuild_fingerprint, /* Order-free fingerprint of the rebuild */
+  increments_fingerprint::TEXT AS increments_fingerprint, /* The same of the summed increments */
+  verdict::TEXT AS verdict /* passed or failed */
+FROM (
+  @union_of_domains('reconcile.{domain}_receipts')
+) AS receipts

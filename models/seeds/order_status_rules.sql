@@ -1,0 +1,13 @@
+MODEL (
+  name seeds.order_status_rules,
+  kind SEED (
+    path '../../seeds/order_status_rules.csv'
+  ),
+  columns (
+    spelling TEXT,
+    status TEXT,
+    valid_from TEXT
+  ),
+  grain (spelling, valid_from),
+  description 'Which status a spelling means, from which order time on; the rule without valid_from holds from the beginning'
+)

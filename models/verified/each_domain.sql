@@ -1,0 +1,34 @@
+MODEL (
+  name verified.@{domain},
+  kind CUSTOM (
+    materialization 'atomic_by_value',
+    materialization_properties (key_column = cut, keep = 7)
+  ),
+  cron '@daily',
+  start @log_eve(),
+  owner @owner,
+  audits (
+    live_equals_rebuild_at_its_cut(increments := hourly.@{domain}, cell := @grain, measures := @sums)
+  ),
+  depends_on (
+    hourly.@{domain}
+  ),
+  blueprints @each_domain()
+);
+
+/* The last generations of rebuilds whose receipt passed: what is served as batch, and the base that live figures stand on. A
+   rebuild without a passed receipt never gets here, so a failed night leaves the last good one in its place. */
+SELECT
+  rebuild_cut.cut::TIMESTAMP AS cut, /* Cut of this generation */
+  @EACH(@grain, g -> rebuilt.g),
+  @EACH(@sums, m -> rebuilt.m)
+FROM rebuild.@{domain} AS rebuilt
+CROSS JOIN rebuild.cut AS rebuild_cut
+WHERE
+  (
+    SELECT
+      ARG_MAX(verdict, reconciled_at)
+    FROM reconcile.@{domain}_receipts AS receipts
+    WHERE
+      receipts.cut = rebuild_cut.cut
+  ) = 'passed'

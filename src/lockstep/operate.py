@@ -1,0 +1,151 @@
+"""Running the models and telling how things stand: `lockstep run`, `status` and `receipts`."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from lockstep import warehouse
+from lockstep.changelog import ChangeLog
+from lockstep.contracts import load
+from lockstep.errors import LockstepError
+from lockstep.lock import exclusive
+from lockstep.project import project
+from lockstep.warehouse import Row
+
+
+@dataclass
+class Run:
+    """What a run did. `failures` is what SQLMesh said of failed models and audits, one text each."""
+
+    planned: bool
+    seconds: float
+    failures: list[str] = field(default_factory=list)
+    receipts: list[Row] = field(default_factory=list)
+
+    @property
+    def agrees(self) -> bool:
+        """Whether every model ran, every audit passed and the last receipt of every domain did."""
+        domains = {r["domain"] for r in self.receipts if r["verdict"] == "passed"}
+        return not self.failures and domains == set(load())
+
+
+def run(home: Path, at: datetime | None = None, verbose: bool = False) -> Run:
+    """Bring the warehouse up to date: plan if the home has none yet, else run what is due; then read the receipts.
+
+    `at` is the time to run as of (UTC), for replays; None is now. One run at a time: a second one is refused with the
+    holder's name. A failed model or audit does not raise, it is in the result. Raises LockstepError without a log.
+    """
+    watermark = ChangeLog(home).watermark()
+    if watermark.started_at is None:
+        raise LockstepError(
+            f"The change log in {home} is empty: no change has landed yet, so there is nothing to compute."
+        )
+    started = time.monotonic()
+    with exclusive(home / "warehouse.lock", "running the models"):
+        planned = not warehouse.is_planned(home)
+        failures = _sqlmesh(planned, at, verbose)
+        receipts = last_receipts(home) if warehouse.is_planned(home) else []
+    return Run(planned, time.monotonic() - started, failures, receipts)
+
+
+def _sqlmesh(plan: bool, at: datetime | None, verbose: bool) -> list[str]:
+    # Imported here: SQLMesh takes a second to import, which no other command should wait for.
+    from sqlmesh import Context
+    from sqlmesh.core.console import NoopConsole, create_console, set_console
+    from sqlmesh.utils.errors import SQLMeshError
+
+    failures: list[str] = []
+
+    class Failures(NoopConsole):  # type: ignore[misc]
+        """Keeps quiet but for what failed."""
+
+        def log_failed_models(self, errors: list[Any]) -> None:
+            failures.extend(_describe(error) for error in errors)
+
+        def log_error(self, message: str) -> None:
+            failures.append(message)
+
+    if verbose:
+        console = create_console()
+        shown = console.log_failed_models
+
+        def log_failed_models(errors: list[Any]) -> None:
+            shown(errors)
+            failures.extend(_describe(error) for error in errors)
+
+        console.log_failed_models = log_failed_models
+    else:
+        console = Failures()
+    set_console(console)
+    context = Context(paths=str(project()))
+    try:
+        if plan:
+            context.plan(auto_apply=True, no_prompts=True, execution_time=at)
+        elif context.run(execution_time=at, end=at).is_failure and not failures:
+            failures.append("The run did not complete; `sqlmesh run` shows its output.")
+    except SQLMeshError as e:
+        if not failures:
+            failures.append(str(e))
+    finally:
+        context.close()
+    return failures
+
+
+def _describe(error: Any) -> str:
+    """A failed node as one line: its model and what it failed at."""
+    causes = getattr(error.__cause__, "errors", None) or [error.__cause__ or error]
+    model = getattr(error.node, "snapshot_name", str(error.node)).replace('"warehouse".', "").replace('"', "")
+    whats = []
+    for cause in causes:
+        name = getattr(cause, "audit_name", None)
+        whats.append(f"audit {name} found {cause.count} rows" if name else f"{type(cause).__name__}: {cause}")
+    return f"{model}: {'; '.join(whats)}"
+
+
+def last_receipts(home: Path) -> list[Row]:
+    """The last receipt of each domain."""
+    return receipts(home, "QUALIFY ROW_NUMBER() OVER (PARTITION BY domain ORDER BY reconciled_at DESC) = 1")
+
+
+def receipts(home: Path, condition: str = "", parameters: list[Any] | None = None) -> list[Row]:
+    """Receipts, oldest first, as rows of `reconcile.receipts`."""
+    with warehouse.reader(home) as connection:
+        query = f"SELECT * FROM reconcile.receipts {condition} ORDER BY reconciled_at, domain"
+        return warehouse.rows(connection, query, parameters)
+
+
+def status(home: Path) -> Row:
+    """How the home stands: watermark, lag, sealed and folded hours, quarantine, and what is served of each domain.
+
+    `lag_seconds` is the age of the watermark's `logged_at`: how long ago the source last committed something that
+    has landed. Times are UTC.
+    """
+    log = ChangeLog(home)
+    watermark = log.watermark()
+    now = datetime.now(UTC).replace(tzinfo=None)
+    result: Row = {
+        "home": str(home),
+        "source": watermark.source,
+        "position": watermark.position,
+        "logged_at": watermark.logged_at,
+        "lag_seconds": (now - watermark.logged_at).total_seconds() if watermark.logged_at else None,
+        "landed_at": watermark.landed_at,
+        "closed_until": watermark.closed_until(),
+        "quarantined": sum(e["state"] == "open" for e in log.quarantined()),
+        "holds": dict(watermark.holds),
+        "domains": [],
+    }
+    if warehouse.is_planned(home):
+        with warehouse.reader(home) as connection:
+            for contract in load().values():
+                [serving] = warehouse.rows(connection, "SELECT * FROM ops.serving WHERE domain = ?", [contract.domain])
+                [folded] = warehouse.rows(
+                    connection, "SELECT MAX(log_hour) + INTERVAL '1' HOUR AS folded_until FROM hourly.log"
+                )
+                sealed_until = watermark.sealed_until(contract.sources)
+                result["domains"].append({**serving, "sealed_until": sealed_until, **folded})
+    return result

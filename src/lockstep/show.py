@@ -1,0 +1,157 @@
+"""What commands print for people (tables) and for programs (JSON)."""
+
+from __future__ import annotations
+
+import json as json_module
+from datetime import date, datetime
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from lockstep.warehouse import Row
+
+if TYPE_CHECKING:
+    from lockstep.explain import Explanation
+    from lockstep.operate import Run
+
+console = Console(highlight=False, soft_wrap=True)
+if not console.is_terminal:
+    console.width = 200  # a pipe has no width; rich would fold every table to 80 columns
+
+
+def json(value: Any) -> None:
+    """Print as indented JSON; times in ISO format, UTC."""
+    print(json_module.dumps(value, indent=2, default=_plain))
+
+
+def _plain(value: Any) -> str:
+    return value.isoformat() if isinstance(value, (datetime, date)) else str(value)
+
+
+def _seconds(at: datetime | None) -> str:
+    return f"{at:%Y-%m-%d %H:%M:%S}" if at else "-"
+
+
+def _minutes(at: datetime | None) -> str:
+    return f"{at:%Y-%m-%d %H:%M}" if at else "-"
+
+
+def run(result: Run) -> None:
+    for failure in result.failures:
+        console.print(Text(f"FAILED  {failure}", style="red"))
+    if result.receipts:
+        receipts(result.receipts)
+    done = "Planned and ran" if result.planned else "Ran"
+    if result.agrees:
+        console.print(f"{done} in {result.seconds:.1f} s: all paths agree.")
+    else:
+        console.print(f"{done} in {result.seconds:.1f} s: not all is well. `lockstep explain` says why.")
+
+
+def receipts(rows: list[Row]) -> None:
+    if not rows:
+        console.print("No receipts.")
+        return
+    table = Table("domain", "cut", "reconciled at", box=None, pad_edge=False)
+    for name in ("position", "cells compared", "differing"):
+        table.add_column(name, justify="right")
+    table.add_column("rebuild = increments")
+    table.add_column("verdict")
+    for r in rows:
+        equal = r["rebuild_fingerprint"] == r["increments_fingerprint"]
+        divergence = ", ".join(f"{measure} {by}" for measure, by in r["divergence"].items() if by)
+        proof = f"{_short(r['rebuild_fingerprint'])} = {_short(r['increments_fingerprint'])}" if equal else divergence
+        table.add_row(
+            r["domain"],
+            _minutes(r["cut"]),
+            _seconds(r["reconciled_at"]),
+            f"{r['position'] or 0:,}",
+            f"{r['cells_compared']:,}",
+            f"{r['cells_differing']:,}",
+            proof,
+            Text(r["verdict"], style="green" if r["verdict"] == "passed" else "red"),
+        )
+    console.print(table)
+
+
+def _short(fingerprint: str) -> str:
+    return f"…{fingerprint[-8:]}"
+
+
+def status(result: Row) -> None:
+    lag = result["lag_seconds"]
+    facts = {
+        "home": result["home"],
+        "source": result["source"] or "-",
+        "watermark": f"position {result['position']:,}, logged at {_seconds(result['logged_at'])} UTC"
+        + (f" ({lag:,.0f} s ago)" if lag is not None else ""),
+        "hours closed": f"until {_minutes(result['closed_until'])}",
+        "quarantine": f"{result['quarantined']} open"
+        + "".join(f"; {t} held from {_minutes(h)}" for t, h in result["holds"].items()),
+    }
+    grid = Table.grid(padding=(0, 2))
+    for name, fact in facts.items():
+        grid.add_row(name, fact)
+    console.print(grid)
+    if not result["domains"]:
+        console.print("No warehouse yet: `lockstep run` builds it.")
+        return
+    table = Table(
+        "domain",
+        "mode",
+        "served from",
+        "as of",
+        "sealed until",
+        "folded until",
+        "verified cut",
+        "reason",
+        box=None,
+        pad_edge=False,
+    )
+    for d in result["domains"]:
+        table.add_row(
+            d["domain"],
+            d["mode"],
+            d["served_from"],
+            _seconds(d["as_of"]),
+            _minutes(d["sealed_until"]),
+            _minutes(d["folded_until"]),
+            _minutes(d["verified_cut"]),
+            d["reason"],
+        )
+    console.print(table)
+
+
+def explanation(e: Explanation) -> None:
+    from lockstep.explain import MEANING
+
+    if e.is_clean:
+        console.print(f"{e.domain}: nothing to explain, the paths agree at the cut {_minutes(e.cut)}.")
+        return
+    console.print(f"[bold]{e.domain}[/bold] at the cut {_minutes(e.cut)}")
+    if e.cells:
+        names = list(e.cells[0])
+        table = Table(
+            *(n for n in names if n != "cut"), box=None, pad_edge=False, title="cells that differ", title_justify="left"
+        )
+        for cell in e.cells:
+            table.add_row(*(str(cell[n]) for n in names if n != "cut"))
+        console.print(table)
+    for kind in dict.fromkeys(f.kind for f in e.findings):
+        console.print(Text(f"{kind.upper()}: {MEANING[kind]}", style="red"))
+        for finding in (f for f in e.findings if f.kind == kind):
+            console.print(f"  {finding.where}")
+            for event in finding.events:
+                console.print(f"    {event['position']} {_seconds(event['logged_at'])} {event['op']}  {_images(event)}")
+
+
+def _images(event: Row) -> str:
+    """The columns in which the two images differ, or the one image there is."""
+    before, after = event["before"], event["after"]
+    if before and after:
+        changed = [n for n in after if before[n] != after[n]]
+        return ", ".join(f"{n} {_plain(before[n])} -> {_plain(after[n])}" for n in changed) or "no column changed"
+    image = after or before or {}
+    return ", ".join(f"{n} {_plain(v)}" for n, v in image.items() if v is not None)

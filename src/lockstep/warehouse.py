@@ -1,0 +1,54 @@
+"""Reading the warehouse: the DuckDB file that SQLMesh builds in the data home."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from lockstep.errors import LockstepError
+
+Row = dict[str, Any]
+
+
+@contextmanager
+def reader(home: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A read-only connection that finds the change log's files, in UTC.
+
+    Raises LockstepError if there is no warehouse yet, or if a run has it open: DuckDB lets nobody in meanwhile.
+    """
+    path = home / "warehouse.duckdb"
+    if not path.exists():
+        raise LockstepError(f"There is no warehouse in {home} yet. Build it with `lockstep run`.")
+    try:
+        connection = duckdb.connect(str(path), read_only=True, config={"file_search_path": str(home)})
+    except duckdb.IOException as e:
+        raise LockstepError(
+            f"{path} is in use by another process, probably a run. Try again when it is done. ({e})"
+        ) from None
+    try:
+        connection.execute("SET TimeZone = 'UTC'")
+        yield connection
+    finally:
+        connection.close()
+
+
+def rows(connection: duckdb.DuckDBPyConnection, query: str, parameters: list[Any] | None = None) -> list[Row]:
+    """The result of a query as one dict a row."""
+    cursor = connection.execute(query, parameters or [])
+    names = [column[0] for column in cursor.description]
+    return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+
+
+def is_planned(home: Path) -> bool:
+    """Whether a plan has been carried through, so that the models can be queried by name."""
+    if not (home / "warehouse.duckdb").exists():
+        return False
+    with reader(home) as connection:
+        found = connection.execute(
+            "SELECT COUNT(*) FROM information_schema.tables WHERE table_schema = 'ops' AND table_name = 'serving'"
+        ).fetchone()
+    return bool(found and found[0])
