@@ -11,7 +11,7 @@ def each_domain(evaluator):
     """One blueprint per contract: `MODEL (name hourly.@{domain}, blueprints @each_domain())`.
 
     Gives the model the contract's @domain (@domain_name as text), @owner, @mode, @source_table and @source_key, and the lists @sources (text),
-    @grain and @sums (the measures that merge by `sum`).
+    @grain, @hourly_grain and @cut_grain (the same after log_hour or cut), and @sums (the measures that merge by `sum`).
     """
     from lockstep.contracts import load
 
@@ -19,6 +19,7 @@ def each_domain(evaluator):
         f"(domain := {c.domain}, domain_name := '{c.domain}', owner := '{c.owner}', mode := '{c.mode}', "
         f"source_table := {c.source_table}, source_key := {c.source_key}, "
         f"sources := ({', '.join(repr(s) for s in c.sources)}), grain := ({', '.join(c.grain)}), "
+        f"hourly_grain := ({', '.join(('log_hour', *c.grain))}), cut_grain := ({', '.join(('cut', *c.grain))}), "
         f"sums := ({', '.join(c.measures('sum'))}))"
         for c in load().values()
     )

@@ -7,6 +7,16 @@ from sqlmesh import macro
 
 
 @macro()
+def require_change_log(evaluator):
+    """Fails, with what to do, where no change has landed yet: `before_all: ['@require_change_log()']`."""
+    from lockstep.changelog import ChangeLog
+    from lockstep.project import home
+
+    ChangeLog(home()).require_changes()
+    return "SELECT 1"
+
+
+@macro()
 def source_tables(evaluator):
     """The tables of the change log as a list of text: `UNNEST(@source_tables())`."""
     from lockstep.schema import TABLES

@@ -67,5 +67,27 @@ class AtomicByValue(_Atomic, CustomMaterialization):
             self.adapter.delete_from(table_name, column < exp.paren(oldest_kept))
 
 
+class AppendOnly(_Atomic, CustomMaterialization):
+    """Adds the query's rows. A new version of the model begins with the rows of the version before it: a history goes on."""
+
+    NAME = "append_only"
+
+    def insert(self, table_name, query_or_df, model, is_first_insert, render_kwargs, **kwargs):
+        self._create_if_first(table_name, model, is_first_insert, render_kwargs, kwargs)
+        with self._transaction():
+            if is_first_insert:
+                self._carry_over(table_name, kwargs["snapshot"], model.columns_to_types)
+            self.adapter.insert_append(table_name, query_or_df, target_columns_to_types=model.columns_to_types)
+
+    def _carry_over(self, table_name, snapshot, columns):
+        for version in reversed(snapshot.previous_versions):
+            earlier = exp.to_table(table_name)
+            earlier.set("this", exp.to_identifier(earlier.name.replace(snapshot.version, version.version), quoted=True))
+            # The table is gone if nobody used that version for long, and useless if its columns were others.
+            if self.adapter.table_exists(earlier) and list(self.adapter.columns(earlier)) == list(columns):
+                self.adapter.insert_append(table_name, exp.select(*columns).from_(earlier), target_columns_to_types=columns)
+                return
+
+
 def _timestamp(at):
     return exp.cast(exp.Literal.string(str(to_datetime(at).replace(tzinfo=None))), "timestamp")

@@ -1,11 +1,11 @@
+/* Every position of the log over all tables, without images: what completeness is counted on. A quarantined event counts
+   at the position kept for it until something fills that position, so that resolving it changes no count. */
 MODEL (
   name changes.all_positions,
   kind VIEW,
   grain position
 );
 
-/* Every position of the log over all tables, without images: what completeness is counted on. A quarantined event counts
-   at the position kept for it until something fills that position, so that resolving it changes no count. */
 WITH filled AS (
   @union_of_source_tables()
   UNION ALL

@@ -1,11 +1,11 @@
+/* Events given up for good: discarded from quarantine by somebody, or skipped by the rule of their table. They have a
+   position but no images; without them the log would have gaps that nobody could tell from losses. */
 MODEL (
   name changes.discarded,
   kind VIEW,
   grain position
 );
 
-/* Events given up for good: discarded from quarantine by somebody, or skipped by the rule of their table. They have a
-   position but no images; without them the log would have gaps that nobody could tell from losses. */
 SELECT
   position::BIGINT AS position, /* Position kept for the event */
   logged_at::TIMESTAMP AS logged_at, /* logged_at of that position */

@@ -1,3 +1,5 @@
+/* The typed change log of one source table up to the watermark, one row per change. `before` and `after` are whole images
+   of the source row; columns that the log's schema does not name travel in their `extra` as JSON. */
 MODEL (
   name changes.@{source_table},
   kind VIEW,
@@ -5,8 +7,6 @@ MODEL (
   blueprints @each_source_table()
 );
 
-/* The typed change log of one source table up to the watermark, one row per change. `before` and `after` are whole images
-   of the source row; columns that the log's schema does not name travel in their `extra` as JSON. */
 SELECT
   position::BIGINT AS position, /* Place in the one total order over all tables; gapless over all of them together */
   logged_at::TIMESTAMP AS logged_at, /* Running maximum of committed_at in position order: the clock that cuts */

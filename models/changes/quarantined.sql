@@ -1,11 +1,11 @@
+/* Every event that ever broke the landing contract, whole, with the position kept for it. It is open until a change
+   or a discarded event fills that position. */
 MODEL (
   name changes.quarantined,
   kind VIEW,
   grain position
 );
 
-/* Every event that ever broke the landing contract, whole, with the position kept for it. It is open until a change
-   or a discarded event fills that position. */
 SELECT
   position::BIGINT AS position, /* Position kept for the event */
   logged_at::TIMESTAMP AS logged_at, /* logged_at of that position */

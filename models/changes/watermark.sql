@@ -1,3 +1,6 @@
+/* The point up to which each table of the change log has landed, one row per table. It is read from the log's own
+   watermark file whenever it is queried, so every model sees a batch of changes wholly or not at all. An hour is sealed
+   once it ends at or before `sealed_until`; an unresolved quarantined event keeps its table from sealing past it. */
 MODEL (
   name changes.watermark,
   kind VIEW,
@@ -7,9 +10,6 @@ MODEL (
   )
 );
 
-/* The point up to which each table of the change log has landed, one row per table. It is read from the log's own
-   watermark file whenever it is queried, so every model sees a batch of changes wholly or not at all. An hour is sealed
-   once it ends at or before `sealed_until`; an unresolved quarantined event keeps its table from sealing past it. */
 WITH watermark AS (
   SELECT
     position,

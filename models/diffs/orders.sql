@@ -1,12 +1,13 @@
-MODEL (
-  name diffs.orders,
-  kind VIEW,
-  grain (position, diff)
-);
-
 /* Signed images of orders: each change is minus its before image, plus its after image. Both images pass through the same
    row-level rules, and a rule looks at nothing but the image itself, so that what an image once added is exactly what it
    later subtracts. The measures are already signed: whoever sums them needs to know nothing of updates or deletes. */
+MODEL (
+  name diffs.orders,
+  kind VIEW,
+  owner 'commerce-analytics',
+  grain (position, diff)
+);
+
 WITH images AS (
   SELECT
     position,

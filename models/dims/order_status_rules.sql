@@ -1,6 +1,9 @@
+/* What each spelling of a status means, and when. A spelling's rule holds for orders placed from `valid_from_at` until
+   its next rule, so that old orders keep the meaning of their time and no moment ever has two rules. */
 MODEL (
   name dims.order_status_rules,
   kind VIEW,
+  owner 'commerce-analytics',
   grain (spelling, valid_from_at),
   audits (
     UNIQUE_COMBINATION_OF_COLUMNS(columns := (spelling, valid_from_at)),
@@ -8,8 +11,6 @@ MODEL (
   )
 );
 
-/* What each spelling of a status means, and when. A spelling's rule holds for orders placed from `valid_from_at` until
-   its next rule, so that old orders keep the meaning of their time and no moment ever has two rules. */
 SELECT
   LOWER(TRIM(spelling))::TEXT AS spelling, /* Spelling in the source, without case and outer spaces */
   status::TEXT AS status, /* Status it means */

@@ -1,12 +1,13 @@
-MODEL (
-  name dims.products,
-  kind VIEW,
-  grain (product_id, valid_from_at)
-);
-
 /* Versions of the products, from the same log, by the time at which the source changed them. A product's first known version
    holds for all time before it, so that an order placed before the log began finds its product. Facts join it as of event
    time, at the end: a version that arrives late changes no increment. */
+MODEL (
+  name dims.products,
+  kind VIEW,
+  owner 'commerce-analytics',
+  grain (product_id, valid_from_at)
+);
+
 WITH images AS (
   SELECT
     STRUCT_EXTRACT(after, 'product_id') AS product_id,

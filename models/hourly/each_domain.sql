@@ -1,3 +1,5 @@
+/* Increments: the sum of the signed images of each hour of the log, at the domain's grain. A sealed hour never changes, so
+   it is computed once and needs no lookback; a correction of an old order lands in the hour in which it was made. */
 MODEL (
   name hourly.@{domain},
   kind CUSTOM (
@@ -8,6 +10,7 @@ MODEL (
   cron '@hourly',
   start @log_start(),
   owner @owner,
+  grain @hourly_grain,
   depends_on (hourly.log, changes.watermark),
   signals (
     hour_is_sealed(sources := @sources)
@@ -18,8 +21,6 @@ MODEL (
   blueprints @each_domain()
 );
 
-/* Increments: the sum of the signed images of each hour of the log, at the domain's grain. A sealed hour never changes, so
-   it is computed once and needs no lookback; a correction of an old order lands in the hour in which it was made. */
 SELECT
   DATE_TRUNC('HOUR', logged_at)::TIMESTAMP AS log_hour, /* Hour of logged_at in which the changes lie */
   @EACH(@grain, g -> g AS g),

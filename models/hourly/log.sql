@@ -1,3 +1,5 @@
+/* The hours of the log itself: which positions each holds. An hour without changes has no row. It is what completeness is
+   counted against, and the domains' increments wait for it: nothing is summed over an hour whose positions have a gap. */
 MODEL (
   name hourly.log,
   kind CUSTOM (
@@ -17,8 +19,6 @@ MODEL (
   audits (hour_is_closed, positions_gapless)
 );
 
-/* The hours of the log itself: which positions each holds. An hour without changes has no row. It is what completeness is
-   counted against, and the domains' increments wait for it: nothing is summed over an hour whose positions have a gap. */
 SELECT
   DATE_TRUNC('HOUR', logged_at)::TIMESTAMP AS log_hour, /* Hour of logged_at */
   MIN(position)::BIGINT AS first_position, /* First position in the hour */

@@ -1,13 +1,14 @@
+/* The figures of this second: the last verified rebuild, plus the increments since its cut, plus the signed images of the
+   log since the last folded hour. The three parts meet at cuts, so no change is counted twice or left out; without a
+   verified rebuild the increments since the log's start take its place. */
 MODEL (
   name live.@{domain},
   kind VIEW,
   owner @owner,
+  grain @grain,
   blueprints @each_domain()
 );
 
-/* The figures of this second: the last verified rebuild, plus the increments since its cut, plus the signed images of the
-   log since the last folded hour. The three parts meet at cuts, so no change is counted twice or left out; without a
-   verified rebuild the increments since the log's start take its place. */
 WITH base AS (
   SELECT
     COALESCE(MAX(cut), '0001-01-01'::TIMESTAMP) AS cut

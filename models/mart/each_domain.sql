@@ -1,11 +1,12 @@
+/* The domain's cells as its mode and its evidence serve them: live figures or the last verified rebuild, never a mixture. */
 MODEL (
   name mart.@{domain},
   kind VIEW,
   owner @owner,
+  grain @grain,
   blueprints @each_domain()
 );
 
-/* The domain's cells as its mode and its evidence serve them: live figures or the last verified rebuild, never a mixture. */
 WITH serving AS (
   SELECT
     served_from,

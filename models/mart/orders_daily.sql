@@ -1,3 +1,5 @@
+/* Orders by the day on which they were placed. Sums are as fresh as `as_of`; the batch measures need every order of the day
+   at once, come from the last verified rebuild and are as of `batch_as_of`. A cell that did not exist then has none yet. */
 MODEL (
   name mart.orders_daily,
   kind VIEW,
@@ -5,8 +7,6 @@ MODEL (
   grain (ordered_date, category, region, status)
 );
 
-/* Orders by the day on which they were placed. Sums are as fresh as `as_of`; the batch measures need every order of the day
-   at once, come from the last verified rebuild and are as of `batch_as_of`. A cell that did not exist then has none yet. */
 WITH days AS (
   SELECT
     ordered_hour::DATE AS ordered_date,

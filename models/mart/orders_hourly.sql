@@ -1,3 +1,4 @@
+/* Orders by the hour in which they were placed. The category is the one in effect at the beginning of that hour. */
 MODEL (
   name mart.orders_hourly,
   kind VIEW,
@@ -5,7 +6,6 @@ MODEL (
   grain (ordered_hour, category, region, status)
 );
 
-/* Orders by the hour in which they were placed. The category is the one in effect at the beginning of that hour. */
 SELECT
   orders.ordered_hour::TIMESTAMP AS ordered_hour, /* Hour of the event time, UTC */
   COALESCE(products.category, 'unknown')::TEXT AS category, /* Category as of that hour; unknown if the product is */

@@ -1,11 +1,11 @@
+/* What the mart serves for each domain at this moment, and why. The contract's mode asks, the stored receipts decide: a
+   domain in live mode is served live only while its last receipt passed, else from its last verified rebuild. */
 MODEL (
   name ops.serving,
   kind VIEW,
   grain domain
 );
 
-/* What the mart serves for each domain at this moment, and why. The contract's mode asks, the stored receipts decide: a
-   domain in live mode is served live only while its last receipt passed, else from its last verified rebuild. */
 WITH evidence AS (
   SELECT
     domain,

@@ -1,3 +1,5 @@
+/* The cut of the day's rebuilds, the same for all domains: the midnight that began the day of execution, or the end of the last
+   sealed hour if the log has not come that far. One row. */
 MODEL (
   name rebuild.cut,
   kind FULL,
@@ -8,8 +10,6 @@ MODEL (
   audits (NUMBER_OF_ROWS(threshold := 0), log_is_complete)
 );
 
-/* The cut of the day's rebuilds, the same for all domains: the midnight that began the day of execution, or the end of the last
-   sealed hour if the log has not come that far. One row. */
 SELECT
   LEAST(@execution_ds::DATE::TIMESTAMP, MIN(sealed_until))::TIMESTAMP AS cut /* First instant of logged_at that is not in the rebuilds */
 FROM changes.watermark

@@ -1,3 +1,5 @@
+/* The latest image of every order that lives at the cut, with the row-level rules applied: what each order
+   contributes to its cell. No arithmetic over changes: a row is here as the source last had it. */
 MODEL (
   name rebuild.latest_orders,
   kind VIEW,
@@ -5,8 +7,6 @@ MODEL (
   grain order_id
 );
 
-/* The latest image of every order that lives at the cut, with the row-level rules applied: what each order
-   contributes to its cell. No arithmetic over changes: a row is here as the source last had it. */
 WITH changes AS (
   SELECT
     after,

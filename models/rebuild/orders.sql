@@ -1,3 +1,5 @@
+/* The authority: orders at the cut, aggregated from the latest image of every key. It shares the row-level rules with
+   diffs.orders and, on purpose, not one line of aggregation: if the two paths agree, both are right. */
 MODEL (
   name rebuild.orders,
   kind FULL,
@@ -15,8 +17,6 @@ MODEL (
   )
 );
 
-/* The authority: orders at the cut, aggregated from the latest image of every key. It shares the row-level rules with
-   diffs.orders and, on purpose, not one line of aggregation: if the two paths agree, both are right. */
 SELECT
   ordered_hour::TIMESTAMP AS ordered_hour, /* Hour of the event time */
   product_id::BIGINT AS product_id, /* Product ordered */

@@ -1,3 +1,5 @@
+/* The measures of orders that need every order of a day at once and so cannot be added up from changes. They are as of the
+   cut, and the mart says so beside each of them. */
 MODEL (
   name rebuild.orders_daily,
   kind FULL,
@@ -11,8 +13,6 @@ MODEL (
   )
 );
 
-/* The measures of orders that need every order of a day at once and so cannot be added up from changes. They are as of the
-   cut, and the mart says so beside each of them. */
 SELECT
   orders.ordered_hour::DATE AS ordered_date, /* Day of the event time */
   COALESCE(products.category, 'unknown')::TEXT AS category, /* Category as of the hour of the order */

@@ -1,13 +1,14 @@
+/* The rebuild and the sum of all increments up to its cut, side by side, one row per cell that either path knows. The sum runs
+   from the log's start and not from the last verified generation: so it covers everything that was served since, and a fault
+   in an old increment cannot hide behind a base that was right when it was taken. */
 MODEL (
   name reconcile.@{domain}_cells,
   kind VIEW,
   owner @owner,
+  grain @grain,
   blueprints @each_domain()
 );
 
-/* The rebuild and the sum of all increments up to its cut, side by side, one row per cell that either path knows. The sum runs
-   from the log's start and not from the last verified generation: so it covers everything that was served since, and a fault
-   in an old increment cannot hide behind a base that was right when it was taken. */
 WITH sides AS (
   SELECT
     @EACH(@grain, g -> g),

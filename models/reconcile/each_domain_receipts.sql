@@ -1,7 +1,9 @@
+/* One receipt per reconciliation, and none is ever rewritten: the evidence on which the mart decides what to serve. A failed
+   one is kept as well, while its audit stops everything downstream of it. */
 MODEL (
   name reconcile.@{domain}_receipts,
-  kind INCREMENTAL_UNMANAGED (
-    forward_only TRUE
+  kind CUSTOM (
+    materialization 'append_only'
   ),
   cron '@daily',
   start @log_eve(),
@@ -13,8 +15,6 @@ MODEL (
   blueprints @each_domain()
 );
 
-/* One receipt per reconciliation, and none is ever rewritten: the evidence on which the mart decides what to serve. A failed
-   one is kept as well, while its audit stops everything downstream of it. */
 WITH cells AS (
   SELECT
     *,
@@ -24,7 +24,7 @@ WITH cells AS (
 ), measured AS (
   SELECT
     COUNT(*) AS cells_compared,
-    COUNT_IF(class <> 'identical') AS cells_differing,
+    COUNT(CASE WHEN class <> 'identical' THEN 1 END) AS cells_differing,
     @divergence(@sums) AS divergence,
     COALESCE(SUM(CASE WHEN class <> 'added' THEN rebuild_fingerprint END), 0) AS rebuild_fingerprint,
     COALESCE(SUM(CASE WHEN class <> 'removed' THEN increments_fingerprint END), 0) AS increments_fingerprint

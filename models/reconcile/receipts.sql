@@ -1,10 +1,10 @@
+/* The receipts of all domains. */
 MODEL (
   name reconcile.receipts,
   kind VIEW,
   grain (domain, reconciled_at)
 );
 
-/* The receipts of all domains. */
 SELECT
   domain::TEXT AS domain, /* Domain reconciled */
   cut::TIMESTAMP AS cut, /* Cut at which the paths were compared */

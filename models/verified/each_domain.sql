@@ -1,3 +1,5 @@
+/* The last generations of rebuilds whose receipt passed: what is served as batch, and the base that live figures stand on. A
+   rebuild without a passed receipt never gets here, so a failed night leaves the last good one in its place. */
 MODEL (
   name verified.@{domain},
   kind CUSTOM (
@@ -7,6 +9,7 @@ MODEL (
   cron '@daily',
   start @log_eve(),
   owner @owner,
+  grain @cut_grain,
   audits (
     live_equals_rebuild_at_its_cut(increments := hourly.@{domain}, cell := @grain, measures := @sums)
   ),
@@ -16,8 +19,6 @@ MODEL (
   blueprints @each_domain()
 );
 
-/* The last generations of rebuilds whose receipt passed: what is served as batch, and the base that live figures stand on. A
-   rebuild without a passed receipt never gets here, so a failed night leaves the last good one in its place. */
 SELECT
   rebuild_cut.cut::TIMESTAMP AS cut, /* Cut of this generation */
   @EACH(@grain, g -> rebuilt.g),

@@ -1,3 +1,4 @@
+/* The batch measures of orders, of the rebuilds whose receipt passed. */
 MODEL (
   name verified.orders_daily,
   kind CUSTOM (
@@ -10,7 +11,6 @@ MODEL (
   grain (cut, ordered_date, category, region, status)
 );
 
-/* The batch measures of orders, of the rebuilds whose receipt passed. */
 SELECT
   rebuild_cut.cut::TIMESTAMP AS cut, /* Cut of this generation */
   daily.ordered_date::DATE AS ordered_date, /* Day of the event time */

@@ -122,6 +122,11 @@ class ChangeLog:
             landed_at=_parse(raw["landed_at"]),
         )
 
+    def require_changes(self) -> None:
+        """Raise LockstepError unless a change has landed: models planned before would start at the wrong hour."""
+        if self.watermark().started_at is None:
+            raise LockstepError(f"The change log in {self.home} is still empty: there is nothing to compute yet.")
+
     def files(self, table: str) -> list[Path]:
         """The visible files of one table (or of `_discarded`) in position order, without the empty schema file."""
         limit = self.watermark().position
@@ -387,14 +392,14 @@ class Writer:
 
 
 def first_hour() -> datetime:
-    """The first hour of the data home's log; midnight of today while there is none."""
+    """The first hour of the data home's log; midnight of today while there is none.
+
+    Makes the data home: SQLMesh asks this while it loads the models, just before it opens its databases in there.
+    """
+    home().mkdir(parents=True, exist_ok=True)
     log = ChangeLog(home())
     started_at = log.watermark().started_at if log.exists() else None
-    return (
-        _floor_hour(started_at)
-        if started_at
-        else datetime.now(UTC).replace(tzinfo=None, hour=0, minute=0, second=0, microsecond=0)
-    )
+    return _floor_hour(started_at or datetime.now(UTC).replace(tzinfo=None, hour=0))
 
 
 def _split_key_updates(table: Table, rows: pa.Table) -> tuple[pa.Table, np.ndarray]:

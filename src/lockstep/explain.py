@@ -68,6 +68,7 @@ def explain(home: Path, contract: Contract, limit: int = 20) -> Explanation:
 
     Raises LockstepError if no plan of the project's files has come as far as a rebuild.
     """
+    warehouse.require(home)
     tables = _physical_tables(contract)
     with warehouse.reader(home) as connection:
         existing = {

@@ -11,7 +11,6 @@ from typing import Any
 from lockstep import warehouse
 from lockstep.changelog import ChangeLog
 from lockstep.contracts import load
-from lockstep.errors import LockstepError
 from lockstep.lock import exclusive
 from lockstep.project import project
 from lockstep.warehouse import Row
@@ -37,13 +36,9 @@ def run(home: Path, at: datetime | None = None, verbose: bool = False) -> Run:
     """Bring the warehouse up to date: plan if the home has none yet, else run what is due; then read the receipts.
 
     `at` is the time to run as of (UTC), for replays; None is now. One run at a time: a second one is refused with the
-    holder's name. A failed model or audit does not raise, it is in the result. Raises LockstepError without a log.
+    holder's name. A failed model or audit does not raise, it is in the result. Raises LockstepError without a change.
     """
-    watermark = ChangeLog(home).watermark()
-    if watermark.started_at is None:
-        raise LockstepError(
-            f"The change log in {home} is empty: no change has landed yet, so there is nothing to compute."
-        )
+    ChangeLog(home).require_changes()
     started = time.monotonic()
     with exclusive(home / "warehouse.lock", "running the models"):
         planned = not warehouse.is_planned(home)

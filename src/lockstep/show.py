@@ -131,20 +131,25 @@ def explanation(e: Explanation) -> None:
         console.print(f"{e.domain}: nothing to explain, the paths agree at the cut {_minutes(e.cut)}.")
         return
     console.print(f"[bold]{e.domain}[/bold] at the cut {_minutes(e.cut)}")
-    if e.cells:
-        names = list(e.cells[0])
-        table = Table(
-            *(n for n in names if n != "cut"), box=None, pad_edge=False, title="cells that differ", title_justify="left"
-        )
-        for cell in e.cells:
-            table.add_row(*(str(cell[n]) for n in names if n != "cut"))
-        console.print(table)
+    for cell in e.cells:
+        console.print(f"  {cell['class']:9} {_cell(cell)}")
     for kind in dict.fromkeys(f.kind for f in e.findings):
         console.print(Text(f"{kind.upper()}: {MEANING[kind]}", style="red"))
         for finding in (f for f in e.findings if f.kind == kind):
             console.print(f"  {finding.where}")
             for event in finding.events:
                 console.print(f"    {event['position']} {_seconds(event['logged_at'])} {event['op']}  {_images(event)}")
+
+
+def _cell(cell: Row) -> str:
+    """A cell of `reconcile`: its grain, and the measures in which the paths differ."""
+    measures = [name.removeprefix("rebuild_") for name in cell if name.startswith("rebuild_")]
+    sides = {f"{side}_{m}" for m in measures for side in ("rebuild", "increments")}
+    grain = ", ".join(f"{n} {_plain(v)}" for n, v in cell.items() if n not in sides | {"cut", "class"})
+    apart = [m for m in measures if cell[f"rebuild_{m}"] != cell[f"increments_{m}"]]
+    return f"{grain}: " + ", ".join(
+        f"{m} {cell[f'rebuild_{m}']:,} rebuilt, {cell[f'increments_{m}']:,} added up" for m in apart
+    )
 
 
 def _images(event: Row) -> str:

@@ -8,21 +8,28 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+from duckdb import DuckDBPyConnection
 
 from lockstep.errors import LockstepError
 
 Row = dict[str, Any]
 
 
+def require(home: Path) -> Path:
+    """The warehouse file of a home. Raises LockstepError if there is none yet."""
+    path = home / "warehouse.duckdb"
+    if not path.exists():
+        raise LockstepError(f"There is no warehouse in {home} yet. Build it with `lockstep run`.")
+    return path
+
+
 @contextmanager
-def reader(home: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+def reader(home: Path) -> Iterator[DuckDBPyConnection]:
     """A read-only connection that finds the change log's files, in UTC.
 
     Raises LockstepError if there is no warehouse yet, or if a run has it open: DuckDB lets nobody in meanwhile.
     """
-    path = home / "warehouse.duckdb"
-    if not path.exists():
-        raise LockstepError(f"There is no warehouse in {home} yet. Build it with `lockstep run`.")
+    path = require(home)
     try:
         connection = duckdb.connect(str(path), read_only=True, config={"file_search_path": str(home)})
     except duckdb.IOException as e:
@@ -36,7 +43,7 @@ def reader(home: Path) -> Iterator[duckdb.DuckDBPyConnection]:
         connection.close()
 
 
-def rows(connection: duckdb.DuckDBPyConnection, query: str, parameters: list[Any] | None = None) -> list[Row]:
+def rows(connection: DuckDBPyConnection, query: str, parameters: list[Any] | None = None) -> list[Row]:
     """The result of a query as one dict a row."""
     cursor = connection.execute(query, parameters or [])
     names = [column[0] for column in cursor.description]

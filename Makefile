@@ -1,0 +1,37 @@
+# `make help` lists the targets. Everything is installed into .venv, by name, from the package index.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check bench clean
+
+help: ## Show this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+$(INSTALLED): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	touch $@
+
+demo: $(INSTALLED) ## Three simulated days, half a minute live, and the proof that all figures agree
+	$(BIN)/python -m lockstep.demo
+
+check: $(INSTALLED) ## Formatting, linting and types of Python and SQL
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/sqlmesh format --check
+	$(BIN)/sqlmesh lint
+
+test: check ## Every test: the checks, SQLMesh's unit tests, pytest
+	$(BIN)/sqlmesh test
+	$(BIN)/pytest
+
+bench: $(INSTALLED) ## Measure landing, hourly, rebuild and live beside bare DuckDB
+	$(BIN)/python bench/bench.py
+
+clean: ## Remove the virtual environment and the demo's data
+	rm -rf $(VENV) data .cache logs

@@ -1,0 +1,67 @@
+"""The project's own lint rules. Each holds for every model; whoever is excepted stands in EXCEPTIONS with the reason."""
+
+from __future__ import annotations
+
+from sqlmesh.core.linter.rule import Rule
+from sqlmesh.core.linter.rules.builtin import AmbiguousOrInvalidColumn
+
+FILES_OF_THE_LOG = "reads files of the change log, whose columns SQLMesh cannot know"
+BLUEPRINT = "stamps one model per domain or source table, so its file cannot have the name of one of them"
+
+# Rule -> what is excepted from it and why. A name that ends with `.` stands for a whole schema.
+EXCEPTIONS = {
+    "columnsresolve": {"changes.": FILES_OF_THE_LOG},
+    "namedasitsfile": {"each_": BLUEPRINT},  # by the beginning of the file's name
+}
+
+
+def excepted(rule: Rule, name: str) -> bool:
+    """Whether a name begins with one of a rule's exceptions."""
+    return name.startswith(tuple(EXCEPTIONS.get(rule.name, ())))
+
+
+class HasGrain(Rule):
+    """Every model says what one of its rows is: `grain` names columns that it has."""
+
+    def check_model(self, model):
+        if not model.grains:
+            return self.violation(f"{model.name} has no grain: name the columns that make a row of it unique.")
+        columns = {column.name for grain in model.grains for column in getattr(grain, "expressions", None) or [grain]}
+        unknown = columns - set(model.columns_to_types or columns)
+        if unknown:
+            return self.violation(f"The grain of {model.name} names {', '.join(sorted(unknown))}, which it lacks.")
+        return None
+
+
+class HasDescription(Rule):
+    """Every model opens with a block comment before `MODEL`, or has a `description`: it is stored in the warehouse."""
+
+    def check_model(self, model):
+        if not (model.description or "").strip():
+            return self.violation(f"{model.name} has no description: open its file with a block comment.")
+        return None
+
+
+class HasOwner(Rule):
+    """Every model has an owner, its own or the default of config.yaml."""
+
+    def check_model(self, model):
+        return None if model.owner else self.violation(f"{model.name} has no owner.")
+
+
+class NamedAsItsFile(Rule):
+    """A model lies in the folder of its schema, in a file of its own name, so that either is found from the other."""
+
+    def check_model(self, model):
+        schema, name = model.name.split(".")[-2:]
+        folder, file = model._path.parent.name, model._path.stem
+        if schema != folder or (name != file and not excepted(self, file)):
+            return self.violation(f"{model.name} lies in {folder}/{file}.sql, expected {schema}/{name}.sql.")
+        return None
+
+
+class ColumnsResolve(AmbiguousOrInvalidColumn):
+    """Every column that a model names exists in exactly one of the tables it reads."""
+
+    def check_model(self, model):
+        return None if excepted(self, model.name) else super().check_model(model)

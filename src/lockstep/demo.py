@@ -1,0 +1,160 @@
+"""`make demo`: a simulated company, its hourly, daily and live figures, and the proof that they agree.
+
+Everything lies in `data/demo`, which each demo makes anew; a home of the user's own is never touched.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from duckdb import DuckDBPyConnection
+from rich.live import Live
+from rich.table import Table
+
+from lockstep import operate, show, warehouse
+from lockstep.changelog import ChangeLog
+from lockstep.errors import LockstepError
+from lockstep.show import console
+from lockstep.warehouse import Row
+
+DAYS = 3
+LIVE_SECONDS = 30
+CHANGES_PER_SECOND = 200
+
+# One figure of each path. The last reads nothing but the log: it is the witness that the others do not know of.
+FIGURES = {
+    "hourly": """SELECT SUM(orders) AS orders, SUM(revenue_cents) AS revenue_cents,
+        (SELECT MAX(log_hour) + INTERVAL '1' HOUR FROM hourly.log) AS as_of FROM hourly.orders""",
+    "rebuild": """SELECT SUM(orders) AS orders, SUM(revenue_cents) AS revenue_cents,
+        (SELECT cut FROM rebuild.cut) AS as_of FROM rebuild.orders""",
+    "live": "SELECT SUM(orders) AS orders, SUM(revenue_cents) AS revenue_cents, MAX(as_of) AS as_of FROM mart.orders_hourly",
+    "recount": """SELECT COUNT(after) AS orders, SUM(after.amount_cents) AS revenue_cents, MAX(logged_at) AS as_of FROM (
+        SELECT after, logged_at, ROW_NUMBER() OVER (
+            PARTITION BY COALESCE(after.order_id, before.order_id) ORDER BY position DESC) AS recency
+        FROM changes.orders WHERE logged_at < ?) WHERE recency = 1""",
+}
+
+
+def main() -> None:
+    started = time.monotonic()
+    home = Path("data/demo").resolve()
+    shutil.rmtree(home, ignore_errors=True)
+    os.environ["LOCKSTEP_HOME"] = str(home)
+
+    _say(f"A company with {DAYS} days of history: every change of its eight tables, as its database would tell them")
+    _lockstep("simulate", "--days", str(DAYS))
+
+    yesterday = datetime.now(UTC).replace(tzinfo=None, hour=0, minute=30) - timedelta(days=1)
+    _say(f"The models as of {yesterday:%Y-%m-%d %H:%M}: hourly increments, the nightly rebuild, and its first receipt")
+    _run(home, yesterday)
+
+    _say("The same, now: the hours since then, tonight's rebuild, and the second receipt")
+    _run(home, None)
+
+    _say(f"{LIVE_SECONDS} seconds of live changes, {CHANGES_PER_SECOND} a second")
+    _watch_live(home)
+
+    _say("The hours that have closed meanwhile, and the receipts of all reconciliations")
+    _run(home, None)
+    show.receipts(operate.receipts(home))
+
+    _say("The proof: each figure beside a recount of the log up to the same moment")
+    agree = _prove(home)
+    console.print(
+        f"\nDone in {time.monotonic() - started:.0f} s. Look around with LOCKSTEP_HOME=data/demo, for example"
+    )
+    console.print("  LOCKSTEP_HOME=data/demo .venv/bin/lockstep status")
+    if not agree:
+        raise LockstepError("The figures of the demo do not agree.")
+
+
+def _say(text: str) -> None:
+    console.print(f"\n[bold]{text}[/bold]")
+
+
+def _lockstep(*arguments: str) -> None:
+    subprocess.run([sys.executable, "-m", "lockstep.cli", *arguments], check=True)
+
+
+def _run(home: Path, at: datetime | None) -> None:
+    result = operate.run(home, at)
+    show.run(result)
+    if not result.agrees:
+        raise LockstepError("The demo's run did not agree; see above.")
+
+
+def _watch_live(home: Path) -> None:
+    """Land changes in another process and show, once a second, what an analyst would see."""
+    arguments = ["simulate", "--live", "--rate", str(CHANGES_PER_SECOND), "--for", str(LIVE_SECONDS)]
+    source = subprocess.Popen(
+        [sys.executable, "-m", "lockstep.cli", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    log = ChangeLog(home)
+    shown = None
+    with Live(console=console, auto_refresh=False) as live:
+        while source.poll() is None:
+            with warehouse.reader(home) as connection:
+                figures = {name: _figure(connection, name) for name in ("rebuild", "hourly", "live")}
+            watermark = log.watermark()
+            shown = _live_table(figures, watermark.position)
+            if console.is_terminal:
+                live.update(shown, refresh=True)
+            time.sleep(1)
+        if shown is not None and not console.is_terminal:
+            live.update(shown, refresh=True)
+    if source.returncode:
+        raise LockstepError(f"The live simulation failed: {source.stderr.read() if source.stderr else ''}")
+
+
+def _live_table(figures: dict[str, Row], position: int) -> Table:
+    now = datetime.now(UTC).replace(tzinfo=None)
+    table = Table("", box=None, pad_edge=False, caption=f"log position {position:,}", caption_justify="left")
+    for name in ("orders", "revenue", "as of", "freshness"):
+        table.add_column(name, justify="right")
+    for name, figure in figures.items():
+        age = (now - figure["as_of"]).total_seconds()
+        fresh = f"{age:.1f} s" if age < 120 else f"{age / 3600:.1f} h"
+        table.add_row(name, *_amounts(figure), f"{figure['as_of']:%m-%d %H:%M:%S}", fresh)
+    return table
+
+
+def _prove(home: Path) -> bool:
+    agree = True
+    table = Table("", box=None, pad_edge=False)
+    for name in ("as of", "orders", "revenue", "recounted orders", "recounted revenue", ""):
+        table.add_column(name, justify="right")
+    with warehouse.reader(home) as connection:
+        for name in ("hourly", "rebuild", "live"):
+            figure = _figure(connection, name)
+            before = figure["as_of"] + timedelta(microseconds=1) if name == "live" else figure["as_of"]
+            recount = _figure(connection, "recount", before)
+            same = all(figure[m] == recount[m] for m in ("orders", "revenue_cents"))
+            agree = agree and same
+            verdict = "[green]equal[/green]" if same else "[red]DIFFERENT[/red]"
+            table.add_row(name, f"{figure['as_of']:%Y-%m-%d %H:%M:%S}", *_amounts(figure), *_amounts(recount), verdict)
+    console.print(table)
+    return agree
+
+
+def _figure(connection: DuckDBPyConnection, name: str, *parameters: datetime) -> Row:
+    [row] = warehouse.rows(connection, FIGURES[name], list(parameters))
+    return row
+
+
+def _amounts(figure: Row) -> tuple[str, str]:
+    return f"{figure['orders'] or 0:,}", f"{(figure['revenue_cents'] or 0) / 100:,.2f}"
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except LockstepError as e:
+        sys.exit(f"Error: {e}")
+    except KeyboardInterrupt:
+        sys.exit(130)
