@@ -22,7 +22,7 @@ MERGES = ("sum", "batch")
 
 @dataclass(frozen=True)
 class Measure:
-    """A measure of a domain. `merge` is `sum` (signed arithmetic, exact at any time) or `batch` (the rebuild's only)."""
+    """A measure of a domain. `merge` is `sum` (signed arithmetic, always exact) or `batch` (the rebuild's only)."""
 
     name: str
     merge: str

@@ -33,9 +33,10 @@ FIGURES = {
         (SELECT MAX(log_hour) + INTERVAL '1' HOUR FROM hourly.log) AS as_of FROM hourly.orders""",
     "rebuild": """SELECT SUM(orders) AS orders, SUM(revenue_cents) AS revenue_cents,
         (SELECT cut FROM rebuild.cut) AS as_of FROM rebuild.orders""",
-    "live": "SELECT SUM(orders) AS orders, SUM(revenue_cents) AS revenue_cents, MAX(as_of) AS as_of FROM mart.orders_hourly",
-    "recount": """SELECT COUNT(after) AS orders, SUM(after.amount_cents) AS revenue_cents, MAX(logged_at) AS as_of FROM (
-        SELECT after, logged_at, ROW_NUMBER() OVER (
+    "live": """SELECT SUM(orders) AS orders, SUM(revenue_cents) AS revenue_cents, MAX(as_of) AS as_of
+        FROM mart.orders_hourly""",
+    "recount": """SELECT COUNT(after) AS orders, SUM(after.amount_cents) AS revenue_cents FROM (
+        SELECT after, ROW_NUMBER() OVER (
             PARTITION BY COALESCE(after.order_id, before.order_id) ORDER BY position DESC) AS recency
         FROM changes.orders WHERE logged_at < ?) WHERE recency = 1""",
 }

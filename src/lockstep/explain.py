@@ -1,4 +1,4 @@
-"""Why the two paths disagree: `lockstep explain` goes from a cell to its keys, to their change events, to a class of fault.
+"""Why the two paths disagree: from a cell to its keys, to their change events, to a class of fault.
 
 The diagnosis looks at the change log and at what was folded from it, so it also explains what an audit stopped before
 any receipt was written. It reads the tables of the project's files as they are now, which are those of the last plan,
@@ -51,7 +51,7 @@ class Finding:
 
 @dataclass
 class Explanation:
-    """All that is wrong with a domain at its last cut. `cells` are those that differ, as `reconcile` classified them."""
+    """All that is wrong with a domain at its last cut. `cells` are those that differ, as `reconcile` classes them."""
 
     domain: str
     cut: datetime | None
@@ -145,7 +145,7 @@ class _Diagnosis:
         return self._rows(f"SELECT * FROM {self._cells} WHERE class <> 'identical' ORDER BY ALL LIMIT {self._limit}")
 
     def positions(self) -> list[Finding]:
-        """Holes and doubles in the positions of the whole log, hours folded from fewer or more positions than it has."""
+        """Positions of the log that are missing or stand twice."""
         doubled = self._rows(
             f"""SELECT position, logged_at, LIST(source_table) AS tables FROM {self._positions}
             GROUP BY 1, 2 HAVING COUNT(*) > 1 ORDER BY 1 LIMIT {self._limit}"""
@@ -224,7 +224,7 @@ class _Diagnosis:
         return [
             Finding(
                 FOLDED_EARLY if r["folded"] < (r["changes"] or 0) else CHANGED_LATER,
-                f"log hour {r['log_hour']}: {r['cells']} cells; {r['folded']} changes when folded, {r['changes'] or 0} now",
+                f"log hour {r['log_hour']}: {r['cells']} cells, folded from {r['folded']} changes of {r['changes'] or 0}",
             )
             for r in hours
         ]
