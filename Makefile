@@ -34,4 +34,4 @@ bench: $(INSTALLED) ## Measure landing, hourly, rebuild and live beside bare Duc
 	$(BIN)/python bench/bench.py
 
 clean: ## Remove the virtual environment and the demo's data
-	rm -rf $(VENV) data .cache logs
+	rm -rf $(VENV) data logs

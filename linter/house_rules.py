@@ -1,4 +1,4 @@
-"""The project's own lint rules. Each holds for every model; whoever is excepted stands in EXCEPTIONS with the reason."""
+"""The project's own lint rules. Each holds for every model; the exceptions stand in one list, with their reasons."""
 
 from __future__ import annotations
 

@@ -10,8 +10,9 @@ from sqlmesh import macro
 def each_domain(evaluator):
     """One blueprint per contract: `MODEL (name hourly.@{domain}, blueprints @each_domain())`.
 
-    Gives the model the contract's @domain (@domain_name as text), @owner, @mode, @source_table and @source_key, and the lists @sources (text),
-    @grain, @hourly_grain and @cut_grain (the same after log_hour or cut), and @sums (the measures that merge by `sum`).
+    Gives the model the contract's @domain (@domain_name as text), @owner, @mode, @source_table and @source_key, and the
+    lists @sources (text), @grain, @hourly_grain and @cut_grain (the same after log_hour or cut), and @sums (the
+    measures that merge by `sum`).
     """
     from lockstep.contracts import load
 

@@ -25,6 +25,14 @@ def source_tables(evaluator):
 
 
 @macro()
+def contract_sources(evaluator):
+    """The tables that any domain's numbers need, as texts: `source_table IN (@contract_sources())`."""
+    from lockstep.contracts import load
+
+    return [exp.Literal.string(name) for name in sorted({name for c in load().values() for name in c.sources})]
+
+
+@macro()
 def log_files(evaluator, source_table: exp.Expression):
     """The glob over one table's files, relative to the data home: `READ_PARQUET(@log_files(orders))`."""
     return exp.Literal.string(f"changelog/{source_table.name}/*/*.parquet")

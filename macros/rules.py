@@ -10,4 +10,3 @@ from sqlmesh import macro
 def is_high_value(evaluator, amount_cents: exp.Expression):
     """An order over 1 000.00: `@is_high_value(amount_cents)`."""
     return exp.GT(this=amount_cents, expression=exp.Literal.number(100_000))
-

@@ -18,7 +18,9 @@ class _Atomic:  # SQLMesh finds direct subclasses of CustomMaterialization only,
     def _create_if_first(self, table_name, model, is_first_insert, render_kwargs, kwargs):
         # SQLMesh creates the table beforehand only for models with a batch size.
         if is_first_insert:
-            self.create(table_name, model, kwargs["is_snapshot_deployable"], render_kwargs, skip_grants=True, dry_run=False)
+            self.create(
+                table_name, model, kwargs["is_snapshot_deployable"], render_kwargs, skip_grants=True, dry_run=False
+            )
 
     @contextmanager
     def _transaction(self):
@@ -68,7 +70,7 @@ class AtomicByValue(_Atomic, CustomMaterialization):
 
 
 class AppendOnly(_Atomic, CustomMaterialization):
-    """Adds the query's rows. A new version of the model begins with the rows of the version before it: a history goes on."""
+    """Adds the query's rows. A new version of the model begins with those of the version before: a history goes on."""
 
     NAME = "append_only"
 
@@ -85,7 +87,9 @@ class AppendOnly(_Atomic, CustomMaterialization):
             earlier.set("this", exp.to_identifier(earlier.name.replace(snapshot.version, version.version), quoted=True))
             # The table is gone if nobody used that version for long, and useless if its columns were others.
             if self.adapter.table_exists(earlier) and list(self.adapter.columns(earlier)) == list(columns):
-                self.adapter.insert_append(table_name, exp.select(*columns).from_(earlier), target_columns_to_types=columns)
+                self.adapter.insert_append(
+                    table_name, exp.select(*columns).from_(earlier), target_columns_to_types=columns
+                )
                 return
 
 

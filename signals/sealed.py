@@ -7,11 +7,13 @@ from sqlmesh import signal
 
 @signal()
 def hour_is_sealed(batch, sources):
-    """The part of a batch of hours that can never change again for a reader of `sources`; a later run takes the rest."""
+    """The part of a batch of hours that can never change again for a reader of `sources`; later runs take the rest."""
     from lockstep.changelog import ChangeLog
     from lockstep.project import home
 
-    return _ended(batch, ChangeLog(home()).watermark().sealed_until(sources))
+    # What SQLMesh hands over is SQL: a tuple of literals, or one literal in parentheses.
+    tables = [table.name for table in sources.expressions or [sources.unnest()]]
+    return _ended(batch, ChangeLog(home()).watermark().sealed_until(tables))
 
 
 @signal()

@@ -1,6 +1,7 @@
 /* Signed images of orders: each change is minus its before image, plus its after image. Both images pass through the same
    row-level rules, and a rule looks at nothing but the image itself, so that what an image once added is exactly what it
-   later subtracts. The measures are already signed: whoever sums them needs to know nothing of updates or deletes. */
+   later subtracts. The measures are already signed: whoever sums them needs to know nothing of updates or deletes.
+   The log is read once, so that both images of a change come from the same moment. */
 MODEL (
   name diffs.orders,
   kind VIEW,
@@ -12,20 +13,12 @@ WITH images AS (
   SELECT
     position,
     logged_at,
-    -1 AS diff,
-    before AS image
+    signs.diff,
+    CASE WHEN signs.diff = 1 THEN after ELSE before END AS image
   FROM changes.orders
-  WHERE
-    NOT before IS NULL
-  UNION ALL
-  SELECT
-    position,
-    logged_at,
-    1 AS diff,
-    after AS image
-  FROM changes.orders
-  WHERE
-    NOT after IS NULL
+  CROSS JOIN (VALUES
+    (-1),
+    (1)) AS signs(diff)
 ), orders AS (
   SELECT
     position,
@@ -39,6 +32,8 @@ WITH images AS (
     STRUCT_EXTRACT(image, 'status') AS spelling,
     STRUCT_EXTRACT(image, 'ordered_at') AS ordered_at
   FROM images
+  WHERE
+    NOT image IS NULL
 )
 SELECT
   orders.position::BIGINT AS position, /* Position of the change in the log */

@@ -27,7 +27,7 @@ SELECT
   @EACH(@sums, m -> SUM(m)::BIGINT AS m)
 FROM diffs.@{domain}
 WHERE
-  logged_at BETWEEN @start_dt AND @end_dt
+  logged_at BETWEEN @start_ts::TIMESTAMP AND @end_ts::TIMESTAMP
 GROUP BY
   DATE_TRUNC('HOUR', logged_at),
   @EACH(@grain, g -> g)

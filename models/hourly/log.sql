@@ -26,6 +26,6 @@ SELECT
   COUNT(*)::BIGINT AS changes /* Positions in the hour, over all tables */
 FROM changes.all_positions
 WHERE
-  logged_at BETWEEN @start_dt AND @end_dt
+  logged_at BETWEEN @start_ts::TIMESTAMP AND @end_ts::TIMESTAMP
 GROUP BY
   1

@@ -8,13 +8,25 @@ MODEL (
 
 WITH evidence AS (
   SELECT
-    domain,
-    ARG_MAX(verdict, reconciled_at) AS last_verdict,
-    MAX(reconciled_at) AS last_reconciled_at,
-    MAX(CASE WHEN verdict = 'passed' THEN cut END) AS verified_cut
-  FROM reconcile.receipts
+    receipts.domain,
+    ARG_MAX(receipts.verdict, receipts.reconciled_at) AS last_verdict,
+    MAX(receipts.reconciled_at) AS last_reconciled_at,
+    MAX(
+      CASE
+        WHEN receipts.verdict = 'passed'
+        AND (
+          receipts.cells_compared = 0 OR NOT generations.cut IS NULL
+        )
+        THEN receipts.cut
+      END
+    ) AS verified_cut /* a run that died after the receipt has not stored its generation yet */
+  FROM reconcile.receipts AS receipts
+  LEFT JOIN (
+    @verified_cuts()
+  ) AS generations
+    ON generations.domain = receipts.domain AND generations.cut = receipts.cut
   GROUP BY
-    domain
+    receipts.domain
 ), readable AS (
   SELECT
     contracts.domain,

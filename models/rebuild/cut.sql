@@ -13,3 +13,5 @@ MODEL (
 SELECT
   LEAST(@execution_ds::DATE::TIMESTAMP, MIN(sealed_until))::TIMESTAMP AS cut /* First instant of logged_at that is not in the rebuilds */
 FROM changes.watermark
+WHERE
+  source_table IN (@contract_sources())

@@ -27,19 +27,28 @@ DAYS = 3
 LIVE_SECONDS = 30
 CHANGES_PER_SECOND = 200
 
-# One figure of each path. The last reads nothing but the log: it is the witness that the others do not know of.
-FIGURES = {
-    "hourly": """SELECT SUM(orders) AS orders, SUM(revenue_cents) AS revenue_cents,
-        (SELECT MAX(log_hour) + INTERVAL '1' HOUR FROM hourly.log) AS as_of FROM hourly.orders""",
-    "rebuild": """SELECT SUM(orders) AS orders, SUM(revenue_cents) AS revenue_cents,
-        (SELECT cut FROM rebuild.cut) AS as_of FROM rebuild.orders""",
-    "live": """SELECT SUM(orders) AS orders, SUM(revenue_cents) AS revenue_cents, MAX(as_of) AS as_of
-        FROM mart.orders_hourly""",
-    "recount": """SELECT COUNT(after) AS orders, SUM(after.amount_cents) AS revenue_cents FROM (
-        SELECT after, ROW_NUMBER() OVER (
-            PARTITION BY COALESCE(after.order_id, before.order_id) ORDER BY position DESC) AS recency
-        FROM changes.orders WHERE logged_at < ?) WHERE recency = 1""",
+_SUMS = "SUM(orders) AS orders, SUM(revenue_cents) AS revenue_cents"
+
+# What each path says now, and at a cut.
+NOW = {
+    "rebuild": f"SELECT {_SUMS}, (FROM rebuild.cut) AS as_of FROM rebuild.orders",
+    "hourly": f"SELECT {_SUMS}, (SELECT MAX(log_hour) + INTERVAL '1' HOUR FROM hourly.log) AS as_of FROM hourly.orders",
+    "live": f"SELECT {_SUMS}, MAX(as_of) AS as_of FROM mart.orders_hourly",
 }
+AT_CUT = {
+    "rebuild": f"SELECT {_SUMS} FROM rebuild.orders, rebuild.cut WHERE cut = $cut",
+    "hourly": f"SELECT {_SUMS} FROM hourly.orders WHERE log_hour < $cut",
+    "live": f"""SELECT {_SUMS} FROM (
+        SELECT orders, revenue_cents FROM verified.orders WHERE cut = $cut - INTERVAL '1' DAY
+        UNION ALL
+        SELECT orders, revenue_cents FROM hourly.orders
+        WHERE log_hour >= $cut - INTERVAL '1' DAY AND log_hour < $cut)""",
+}
+# A witness that knows none of the paths: it reads nothing but the log.
+RECOUNT = """SELECT COUNT(after) AS orders, SUM(after.amount_cents) AS revenue_cents FROM (
+    SELECT after, ROW_NUMBER() OVER (
+        PARTITION BY COALESCE(after.order_id, before.order_id) ORDER BY position DESC) AS recency
+    FROM changes.orders WHERE logged_at < $until) WHERE recency = 1"""
 
 
 def main() -> None:
@@ -65,7 +74,7 @@ def main() -> None:
     _run(home, None)
     show.receipts(operate.receipts(home))
 
-    _say("The proof: each figure beside a recount of the log up to the same moment")
+    _say("The proof: the three paths at the last cut, and live now, beside a recount of the log itself")
     agree = _prove(home)
     console.print(
         f"\nDone in {time.monotonic() - started:.0f} s. Look around with LOCKSTEP_HOME=data/demo, for example"
@@ -101,7 +110,7 @@ def _watch_live(home: Path) -> None:
     with Live(console=console, auto_refresh=False) as live:
         while source.poll() is None:
             with warehouse.reader(home) as connection:
-                figures = {name: _figure(connection, name) for name in ("rebuild", "hourly", "live")}
+                figures = {name: _figure(connection, query) for name, query in NOW.items()}
             watermark = log.watermark()
             shown = _live_table(figures, watermark.position)
             if console.is_terminal:
@@ -109,6 +118,7 @@ def _watch_live(home: Path) -> None:
             time.sleep(1)
         if shown is not None and not console.is_terminal:
             live.update(shown, refresh=True)
+    console.print()
     if source.returncode:
         raise LockstepError(f"The live simulation failed: {source.stderr.read() if source.stderr else ''}")
 
@@ -126,25 +136,31 @@ def _live_table(figures: dict[str, Row], position: int) -> Table:
 
 
 def _prove(home: Path) -> bool:
-    agree = True
-    table = Table("", box=None, pad_edge=False)
-    for name in ("as of", "orders", "revenue", "recounted orders", "recounted revenue", ""):
-        table.add_column(name, justify="right")
+    """The three paths at the last cut, and live now, each beside the recount; whether all are equal."""
     with warehouse.reader(home) as connection:
-        for name in ("hourly", "rebuild", "live"):
-            figure = _figure(connection, name)
-            before = figure["as_of"] + timedelta(microseconds=1) if name == "live" else figure["as_of"]
-            recount = _figure(connection, "recount", before)
-            same = all(figure[m] == recount[m] for m in ("orders", "revenue_cents"))
-            agree = agree and same
-            verdict = "[green]equal[/green]" if same else "[red]DIFFERENT[/red]"
-            table.add_row(name, f"{figure['as_of']:%Y-%m-%d %H:%M:%S}", *_amounts(figure), *_amounts(recount), verdict)
+        [cut] = connection.execute("FROM rebuild.cut").fetchone() or [None]
+        at_cut = {name: _figure(connection, query, cut=cut) for name, query in AT_CUT.items()}
+        live = _figure(connection, NOW["live"])
+        now = live["as_of"]
+        recount_at_cut = _figure(connection, RECOUNT, until=cut)
+        recount_now = _figure(connection, RECOUNT, until=now + timedelta(microseconds=1))
+    table = Table("", box=None, pad_edge=False)
+    for name in ("as of", "orders", "revenue", ""):
+        table.add_column(name, justify="right")
+    agree = True
+    rows = [(name, cut, figure, recount_at_cut) for name, figure in at_cut.items()]
+    rows.append(("live", now, live, recount_now))
+    for name, as_of, figure, recount in rows:
+        same = _amounts(figure) == _amounts(recount)
+        agree = agree and same
+        verdict = "[green]= recount of the log[/green]" if same else f"[red]but the log has {_amounts(recount)}[/red]"
+        table.add_row(name, f"{as_of:%Y-%m-%d %H:%M:%S}", *_amounts(figure), verdict)
     console.print(table)
     return agree
 
 
-def _figure(connection: DuckDBPyConnection, name: str, *parameters: datetime) -> Row:
-    [row] = warehouse.rows(connection, FIGURES[name], list(parameters))
+def _figure(connection: DuckDBPyConnection, query: str, **parameters: datetime) -> Row:
+    [row] = warehouse.rows(connection, query, parameters)
     return row
 
 

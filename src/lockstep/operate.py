@@ -79,7 +79,7 @@ def _sqlmesh(plan: bool, at: datetime | None, verbose: bool) -> list[str]:
     context = Context(paths=str(project()))
     try:
         if plan:
-            context.plan(auto_apply=True, no_prompts=True, execution_time=at)
+            context.plan(auto_apply=True, no_prompts=True, skip_tests=True, execution_time=at)
         elif context.run(execution_time=at, end=at).is_failure and not failures:
             failures.append("The run did not complete; `sqlmesh run` shows its output.")
     except SQLMeshError as e:
@@ -109,6 +109,7 @@ def last_receipts(home: Path) -> list[Row]:
 def receipts(home: Path, condition: str = "", parameters: list[Any] | None = None) -> list[Row]:
     """Receipts, oldest first, as rows of `reconcile.receipts`."""
     with warehouse.reader(home) as connection:
+        warehouse.require_planned(connection)
         query = f"SELECT * FROM reconcile.receipts {condition} ORDER BY reconciled_at, domain"
         return warehouse.rows(connection, query, parameters)
 

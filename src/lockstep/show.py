@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_module
+import sys
 from datetime import date, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +14,12 @@ from rich.text import Text
 from lockstep.warehouse import Row
 
 if TYPE_CHECKING:
+    from lockstep.capture import Captured
+    from lockstep.changelog import Watermark
     from lockstep.explain import Explanation
+    from lockstep.ingest import Summary
     from lockstep.operate import Run
+    from lockstep.quarantine import Entry, Retry
 
 console = Console(highlight=False, soft_wrap=True)
 if not console.is_terminal:
@@ -160,3 +165,91 @@ def _images(event: Row) -> str:
         return ", ".join(f"{n} {_plain(before[n])} -> {_plain(after[n])}" for n in changed) or "no column changed"
     image = after or before or {}
     return ", ".join(f"{n} {_plain(v)}" for n, v in image.items() if v is not None)
+
+
+def progress(records: int, bytes_read: int) -> None:
+    """A line on standard error that replaces itself; none if that is no terminal."""
+    if sys.stderr.isatty():
+        print(f"\r{records:,} records, {bytes_read / 1e6:,.0f} MB", end="\r", file=sys.stderr, flush=True)
+
+
+def ingested(summary: Summary) -> None:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_row("read", f"{summary.read:,} records")
+    landed = ", ".join(f"{table} {n:,}" for table, n in summary.landed.most_common())
+    grid.add_row("landed", f"{summary.landed.total():,} changes" + (f": {landed}" if landed else ""))
+    grid.add_row("known already", f"{summary.known:,}")
+    grid.add_row(
+        "no changes",
+        f"{summary.boundaries:,} transaction marks, {summary.heartbeats:,} heartbeats, {summary.tombstones:,} "
+        f"tombstones, {summary.others:,} schema changes and messages",
+    )
+    if summary.ignored:
+        ignored = ", ".join(f"{table} {n:,}" for table, n in summary.ignored.most_common())
+        grid.add_row("ignored", f"{summary.ignored.total():,} of tables the project does not know: {ignored}")
+    if summary.quarantined:
+        grid.add_row("quarantined", Text(f"{summary.quarantined:,}", style="red"))
+    grid.add_row("watermark", f"{_point(summary.before)} -> {_point(summary.after)}")
+    console.print(grid)
+    if summary.unfinished:
+        behind = summary.kept - summary.unfinished_events
+        console.print(
+            f"{_count(summary.unfinished, 'unfinished transaction')} with {_count(summary.unfinished_events, 'event')} "
+            + (f"and {_count(behind, 'event')} behind " if behind else "")
+            + f"{'is' if summary.unfinished == 1 else 'are'} kept for the next delivery."
+        )
+
+
+def quarantined(entries: list[Entry]) -> None:
+    if not entries:
+        console.print("No events.")
+        return
+    table = Table("position", "logged at", "table", "state", "reason", box=None, pad_edge=False)
+    for e in entries:
+        table.add_row(
+            f"{e['position']}", e["logged_at"][:19].replace("T", " "), e["table"], e["state"], Text(e["reason"])
+        )
+    console.print(table)
+
+
+def quarantined_event(entry: Entry) -> None:
+    grid = Table.grid(padding=(0, 2))
+    for name in ("position", "logged_at", "table", "state", "reason", "event"):
+        grid.add_row(name.replace("_", " "), Text(str(entry[name])))
+    console.print(grid)
+
+
+def retried(result: Retry) -> None:
+    console.print(f"{_count(len(result.landed), 'event')} landed.")
+    for position, reason in result.failed.items():
+        console.print(Text(f"{position} still fails: {reason}", style="red"))
+
+
+def _point(watermark: Watermark) -> str:
+    return f"{watermark.position:,} ({_seconds(watermark.logged_at)})"
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
+
+
+def status_line(text: str) -> None:
+    """A line on standard error that replaces itself; none if that is no terminal."""
+    if sys.stderr.isatty():
+        print(f"\r{text}\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def simulation(result: Row) -> None:
+    print(
+        f"Simulated {result['changes']:,} changes in {result['transactions']:,} transactions, up to "
+        f"{_seconds(result['logged_at'])} UTC, in {result['seconds']:.1f} s. "
+        f"The log ends at position {result['position']:,}."
+    )
+
+
+def captured(s: Captured) -> None:
+    snapshot = f"Snapshot: {s.snapshot:,} changes. " if s.snapshot else ""
+    print(
+        f"{snapshot}Captured {s.changes:,} changes in {s.batches:,} batches, {s.quarantined:,} events to quarantine, "
+        f"{s.reconnects:,} reconnects. Position {s.position:,}, continues from {s.lsn}."
+    )

@@ -43,7 +43,7 @@ def reader(home: Path) -> Iterator[DuckDBPyConnection]:
         connection.close()
 
 
-def rows(connection: DuckDBPyConnection, query: str, parameters: list[Any] | None = None) -> list[Row]:
+def rows(connection: DuckDBPyConnection, query: str, parameters: list[Any] | Row | None = None) -> list[Row]:
     """The result of a query as one dict a row."""
     cursor = connection.execute(query, parameters or [])
     names = [column[0] for column in cursor.description]
@@ -55,7 +55,18 @@ def is_planned(home: Path) -> bool:
     if not (home / "warehouse.duckdb").exists():
         return False
     with reader(home) as connection:
-        found = connection.execute(
-            "SELECT COUNT(*) FROM information_schema.tables WHERE table_schema = 'ops' AND table_name = 'serving'"
-        ).fetchone()
-    return bool(found and found[0])
+        return _has_marts(connection)
+
+
+def require_planned(connection: DuckDBPyConnection) -> None:
+    """Raise LockstepError unless a plan has been carried through."""
+    if not _has_marts(connection):
+        raise LockstepError("No plan has been carried through yet: the last one failed. `lockstep run` tries again.")
+
+
+def _has_marts(connection: DuckDBPyConnection) -> bool:
+    # The names of models are the last thing that a plan makes.
+    query = "SELECT COUNT(*) FROM information_schema.tables WHERE table_schema IN ('ops', 'reconcile')"
+    query += " AND table_name IN ('serving', 'receipts')"
+    found = connection.execute(query).fetchone()
+    return bool(found and found[0] == 2)

@@ -1,0 +1,164 @@
+"""The conventions of the project hold, and what checks them fails where they do not."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from sqlmesh import Context
+from sqlmesh.utils.yaml import load as load_yaml
+
+from lockstep.contracts import load
+
+PROJECT = Path(__file__).parents[1]
+FOLDERS = ("models", "audits", "macros", "signals", "materializations", "linter", "seeds")
+
+# Schemas whose models need no unit test.
+UNTESTED = {
+    "changes.": "reads files of the change log, for which a unit test has no fixture; the landing tests cover them",
+    "seeds.": "holds the rows of a file and no logic",
+}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOCKSTEP_HOME", str(tmp_path_factory.mktemp("home")))
+        context = Context(paths=str(PROJECT))
+        yield context
+        context.close()
+
+
+@pytest.fixture
+def sqlmesh(tmp_path):
+    """Runs sqlmesh in a project, with a data home of its own."""
+
+    def run(*arguments, project=PROJECT):
+        environment = {**os.environ, "LOCKSTEP_HOME": str(tmp_path / "home"), "COLUMNS": "400"}
+        command = [str(Path(sys.executable).parent / "sqlmesh"), *arguments]
+        return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True)
+
+    return run
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """A copy of the project to plant violations in."""
+    for folder in FOLDERS:
+        shutil.copytree(PROJECT / folder, tmp_path / "copy" / folder)
+    shutil.copy(PROJECT / "config.yaml", tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def test_lint_passes(sqlmesh):
+    result = sqlmesh("lint")
+    assert result.returncode == 0, result.stdout
+
+
+def test_format_passes(sqlmesh):
+    result = sqlmesh("format", "--check")
+    assert result.returncode == 0, result.stdout
+
+
+PLANTED = {
+    "no_grain": ("hasgrain", "/* D. */ MODEL (name mart.no_grain, kind VIEW); SELECT 1::INT AS a"),
+    "bad_grain": ("hasgrain", "/* D. */ MODEL (name mart.bad_grain, kind VIEW, grain b); SELECT 1::INT AS a"),
+    "no_comment": ("hasdescription", "MODEL (name mart.no_comment, kind VIEW, grain a); SELECT 1::INT AS a"),
+    "no_owner": ("hasowner", "/* D. */ MODEL (name mart.no_owner, kind VIEW, grain a); SELECT 1::INT AS a"),
+    "misnamed": ("namedasitsfile", "/* D. */ MODEL (name mart.other, kind VIEW, grain a); SELECT 1::INT AS a"),
+    "each_misplaced": ("namedasitsfile", "/* D. */ MODEL (name ops.other, kind VIEW, grain a); SELECT 1::INT AS a"),
+    "no_column": (
+        "columnsresolve",
+        "/* D. */ MODEL (name mart.no_column, kind VIEW, grain a); SELECT no_such AS a FROM seeds.contracts",
+    ),
+    "star": ("noselectstar", "/* D. */ MODEL (name mart.star, kind VIEW, grain domain); SELECT * FROM seeds.contracts"),
+    "twice": (
+        "noambiguousprojections",
+        "/* D. */ MODEL (name mart.twice, kind VIEW, grain a); SELECT domain AS a, owner AS a FROM seeds.contracts",
+    ),
+    "no_model": (
+        "nomissingexternalmodels",
+        "/* D. */ MODEL (name mart.no_model, kind VIEW, grain a); SELECT a::INT AS a FROM seeds.no_such",
+    ),
+}
+
+
+def test_lint_fails_on_each_planted_violation(sqlmesh, copy):
+    config = copy / "config.yaml"
+    config.write_text(re.sub(r"\n *owner: .*", "", config.read_text()))
+    for file, (_, model) in PLANTED.items():
+        (copy / "models" / "mart" / f"{file}.sql").write_text(model)
+    result = sqlmesh("lint", project=copy)
+    assert result.returncode != 0
+    found = dict(re.findall(r"/(\w+)\.sql`:\n(.*?)(?=\n\n|$)", result.stdout, re.DOTALL))
+    assert [file for file, (rule, _) in PLANTED.items() if f"{rule}:" not in found.get(file, "")] == [], result.stdout
+
+
+def test_format_fails_on_another_style(sqlmesh, copy):
+    path = copy / "audits" / "reconcile.sql"
+    path.write_text(path.read_text().replace("SELECT\n", "select ", 1))
+    assert sqlmesh("format", "--check", project=copy).returncode != 0
+
+
+def test_every_rule_of_our_own_is_in_force():
+    rules = re.findall(r"^class (\w+)", (PROJECT / "linter" / "house_rules.py").read_text(), re.MULTILINE)
+    assert {rule.lower() for rule in rules} <= set(load_yaml(PROJECT / "config.yaml")["linter"]["rules"])
+
+
+def test_every_file_opens_with_a_comment():
+    for path in [*PROJECT.glob("models/[!s]*/*.sql")]:
+        assert path.read_text().startswith("/* "), path
+    for path in PROJECT.glob("audits/*.sql"):
+        for audit in re.split(r"^AUDIT ", path.read_text(), flags=re.MULTILINE)[1:]:
+            assert re.match(r"\(\n.*?\n\);\n\n/\* [A-Z]", audit, re.DOTALL), f"{path}: {audit[:60]}"
+
+
+def test_every_model_with_logic_has_a_unit_test(project):
+    tested = project.models_with_tests
+    untested = {m.name for m in project.models.values() if m.name not in tested}
+    assert {name for name in untested if not name.startswith(tuple(UNTESTED))} == set()
+
+
+def test_every_unit_test_is_named_after_its_model_and_described():
+    tests = {name: test for path in PROJECT.glob("tests/test_*.yaml") for name, test in load_yaml(path).items()}
+    assert len(tests) > 80
+    for name, test in tests.items():
+        assert re.fullmatch(rf"test_{test['model'].replace('.', '_')}__[a-z0-9_]+", name), name
+        assert test.get("description"), name
+
+
+def test_every_test_file_opens_by_listing_its_awkward_cases():
+    for path in PROJECT.glob("tests/test_*.yaml"):
+        comment = path.read_text().split("\n\n")[0]
+        assert comment.startswith("# ") and "Awkward cases:" in comment, path
+
+
+def test_every_column_is_described(project):
+    """But for the columns of seeds, and for those that are stamped from a contract, whose grain has no descriptions."""
+    stamped = {column for c in load(PROJECT / "seeds").values() for column in (*c.grain, *c.measures("sum"))}
+    stamped |= {f"{side}_{column}" for side in ("rebuild", "increments") for column in stamped}
+    missing = {}
+    for model in project.models.values():
+        columns = set(model.columns_to_types) - set(model.column_descriptions)
+        if model._path.stem.startswith("each_domain"):
+            columns -= stamped
+        if columns and not model.name.startswith("seeds."):
+            missing[model.name] = columns
+    assert missing == {}
+
+
+def test_every_type_is_known(project):
+    """A column whose type SQLMesh cannot tell is created with whatever type the first rows happen to have."""
+    unknown = {
+        f"{model.name}.{column}"
+        for model in project.models.values()
+        for column, kind in (model.columns_to_types or {}).items()
+        if kind.is_type("unknown")
+    }
+    images = {name for name in unknown if re.fullmatch(r"changes\.\w+\.(before|after)", name)}
+    assert unknown - images == set()  # images have the struct type of the log's files
