@@ -76,7 +76,8 @@ def _sqlmesh(plan: bool, at: datetime | None, verbose: bool) -> list[str]:
     else:
         console = Failures()
     set_console(console)
-    context = Context(paths=str(project()))
+    # A run computes what was planned, from SQLMesh's state: it need not load the project's files, which takes a second.
+    context = Context(paths=str(project()), load=plan)
     try:
         if plan:
             context.plan(auto_apply=True, no_prompts=True, skip_tests=True, execution_time=at)
