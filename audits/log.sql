@@ -58,7 +58,9 @@ AUDIT (
 );
 
 /* The log up to the cut must still be what the hours were folded from. An hour whose changes were lost, doubled or moved
-   after it was folded is named here; without this the loss would only show as a divergence, and in no measure that is zero. */
+   after it was folded is named here; without this the loss would only show as a divergence, and in no measure that is zero.
+   And it must reach the position at which it stood when the cut was made: its last changes have nothing after them that
+   would show their loss. */
 WITH positions AS (
   SELECT
     DATE_TRUNC('HOUR', logged_at) AS log_hour,
@@ -97,7 +99,29 @@ WHERE
   positions.changes IS DISTINCT FROM folded.changes
   OR positions.distinct_positions <> positions.changes
   OR positions.first_position IS DISTINCT FROM folded.first_position
-  OR positions.last_position IS DISTINCT FROM folded.last_position;
+  OR positions.last_position IS DISTINCT FROM folded.last_position
+UNION ALL
+SELECT
+  DATE_TRUNC('HOUR', MAX(logged_at)) AS log_hour,
+  MAX(position) AS changes,
+  (
+    SELECT
+      position
+    FROM @this_model
+  ) AS folded_changes
+FROM changes.all_positions
+WHERE
+  position <= (
+    SELECT
+      position
+    FROM @this_model
+  )
+HAVING
+  MAX(position) IS DISTINCT FROM (
+    SELECT
+      position
+    FROM @this_model
+  );
 
 AUDIT (
   name image_chain_unbroken

@@ -78,7 +78,7 @@ class Watermark:
 
 @dataclass(frozen=True)
 class Landed:
-    """What one call of `Writer.land` made visible. `changes` counts rows after a key update became two."""
+    """What one batch made visible. `changes` counts rows after a key update became two."""
 
     changes: int
     quarantined: int
@@ -233,16 +233,74 @@ class Writer:
         reached: datetime | None = None,
         resume: Mapping[str, Any] | None = None,
     ) -> Landed:
-        """Append one batch, durably, and make it visible; it is visible wholly or not at all.
+        """Append one batch of one part, durably, and make it visible; see `Batch.add` and `Batch.land`."""
+        with self.batch() as batch:
+            batch.add(changes, rejected)
+            return batch.land(reached=reached, resume=resume)
+
+    @contextmanager
+    def batch(self) -> Iterator[Batch]:
+        """A batch to add parts to and then to land. If it is left without landing, nothing remains of it."""
+        batch = Batch(self, self._log, self._pool)
+        try:
+            yield batch
+        finally:
+            if not batch.is_landed:
+                # By the watermark on disk: whatever failed may have failed just after replacing it.
+                self._log._remove_debris(self._log.watermark())
+
+    def resolve(self, landed: Mapping[str, pa.Table], discarded: Iterable[Mapping[str, Any]]) -> Watermark:
+        """Fill the positions kept for quarantined events, and lift the holds that nothing justifies any more.
+
+        `landed` maps a table's name to rows of `schema.log_schema` whose positions and `logged_at` are those kept;
+        `discarded` are entries of `ChangeLog.quarantined` to be given up for good.
+        """
+        writes: list[tuple[Path, pa.Table]] = []
+        for name, rows in landed.items():
+            for i in range(rows.num_rows):  # kept positions lie anywhere in the log: one file each
+                writes += self._one(name, rows.slice(i, 1))
+        for entry in discarded:
+            writes += self._one(DISCARDED, _discarded_rows([entry]))
+        _write(self._pool, writes)
+        holds: dict[str, datetime] = {}
+        for entry in self._log.quarantined():
+            if entry["state"] == "open":
+                hour = _floor_hour(datetime.fromisoformat(entry["logged_at"]))
+                holds[entry["table"]] = min(hour, holds.get(entry["table"], hour))
+        self.watermark = replace(self.watermark, holds=holds, landed_at=datetime.now(UTC).replace(tzinfo=None))
+        self._log._replace_watermark(self.watermark)
+        return self.watermark
+
+    def _one(self, name: str, row: pa.Table) -> list[tuple[Path, pa.Table]]:
+        position = row["position"].to_numpy()
+        return _by_hour(self._log.root, name, row, position, _us(row["logged_at"]))
+
+
+class Batch:
+    """Parts that become visible together, or not at all. Made by `Writer.batch`.
+
+    Each part is durable, beyond the watermark, when `add` returns, so no more than one need be in memory however large
+    the batch is. `watermark` is where the log will be when the batch has landed.
+    """
+
+    def __init__(self, writer: Writer, log: ChangeLog, pool: ThreadPoolExecutor) -> None:
+        self._writer = writer
+        self._log = log
+        self._pool = pool
+        self._changes = 0
+        self._quarantined = 0
+        self._files: dict[str, list[Path]] = {}
+        self.watermark = writer.watermark
+        self.is_landed = False
+
+    def add(self, changes: Mapping[str, pa.Table], rejected: pa.Table | None = None) -> None:
+        """Append one part, durably; it is not visible yet.
 
         `changes` maps a table's name to rows of `schema.batch_schema`. `rejected` holds the events that broke the
         landing contract, with columns `ordinal`, `committed_at` (may be null), `table` (`*` if unknown), `reason`
-        and `event` (the raw text); each keeps the position of its ordinal. `reached` is a source clock that the
-        source has promised to be past (an idle keep-alive, a transaction's end): it moves `logged_at` without a
-        change. `resume` replaces the watermark's resume state; None keeps it.
+        and `event` (the raw text); each keeps the position of its ordinal. Ordinals order the changes of one part.
 
-        An update that changes the primary key becomes a delete and an insert. The batch must end at a transaction
-        boundary: the watermark after it is what readers see.
+        An update that changes the primary key becomes a delete and an insert.
         """
         parts = {name: _split_key_updates(TABLES[name], rows) for name, rows in changes.items() if rows.num_rows}
         part_of = {name: rows for name, (rows, _) in parts.items()}
@@ -263,57 +321,53 @@ class Writer:
         writes: list[tuple[Path, pa.Table]] = []
         for name, position, logged_at in zip(names, positions, logged, strict=False):
             rows = _with_place(part_of[name], position, logged_at, log_schema(TABLES[name]))
-            writes += self._by_hour(name, rows, position, logged_at)
+            writes += _by_hour(self._log.root, name, rows, position, logged_at)
         holds = dict(self.watermark.holds)
         if bad is not None:
             held, skipped = self._quarantine(bad, positions[-1], logged[-1], total)
             for table, hour in held.items():
                 holds[table] = min(hour, holds.get(table, hour))
             writes += skipped
-        self._write(writes)
+        _write(self._pool, writes)
+        for name in names:
+            self._files.setdefault(name, []).extend(path for path, _ in writes if path.parent.parent.name == name)
 
         started = self.watermark.started_at
         if started is None and total:
             started = _from_us(min(int(a.min()) for a in logged if len(a)))
-        moved = replace(
+        self.watermark = replace(
             self.watermark,
             position=self.watermark.position + total,
-            logged_at=_later(logged_until, reached if started or total else None),
+            logged_at=_later(logged_until, self.watermark.logged_at),
             started_at=started,
             holds=holds,
+        )
+        quarantined = bad.num_rows if bad is not None else 0
+        self._quarantined += quarantined
+        self._changes += total - quarantined
+
+    def files(self, table: str) -> list[Path]:
+        """The files of one table in position order: the visible ones and those of this batch."""
+        return [*self._log.files(table), *self._files.get(table, [])]
+
+    def land(self, *, reached: datetime | None = None, resume: Mapping[str, Any] | None = None) -> Landed:
+        """Make every part visible at once; the last thing to do with a batch.
+
+        `reached` is a source clock that the source has promised to be past (an idle keep-alive, a transaction's end):
+        it moves `logged_at` without a change. `resume` replaces the watermark's resume state; None keeps it.
+
+        The batch must end at a transaction boundary: the watermark after it is what readers see.
+        """
+        moved = replace(
+            self.watermark,
+            logged_at=_later(self.watermark.logged_at, reached if self.watermark.started_at else None),
             resume=self.watermark.resume if resume is None else resume,
             landed_at=datetime.now(UTC).replace(tzinfo=None),
         )
         self._log._replace_watermark(moved)
-        self.watermark = moved
-        quarantined = bad.num_rows if bad is not None else 0
-        return Landed(total - quarantined, quarantined, moved)
-
-    def resolve(self, landed: Mapping[str, pa.Table], discarded: Iterable[Mapping[str, Any]]) -> Watermark:
-        """Fill the positions kept for quarantined events, and lift the holds that nothing justifies any more.
-
-        `landed` maps a table's name to rows of `schema.log_schema` whose positions and `logged_at` are those kept;
-        `discarded` are entries of `ChangeLog.quarantined` to be given up for good.
-        """
-        writes: list[tuple[Path, pa.Table]] = []
-        for name, rows in landed.items():
-            for i in range(rows.num_rows):  # kept positions lie anywhere in the log: one file each
-                writes += self._one(name, rows.slice(i, 1))
-        for entry in discarded:
-            writes += self._one(DISCARDED, _discarded_rows([entry]))
-        self._write(writes)
-        holds: dict[str, datetime] = {}
-        for entry in self._log.quarantined():
-            if entry["state"] == "open":
-                hour = _floor_hour(datetime.fromisoformat(entry["logged_at"]))
-                holds[entry["table"]] = min(hour, holds.get(entry["table"], hour))
-        self.watermark = replace(self.watermark, holds=holds, landed_at=datetime.now(UTC).replace(tzinfo=None))
-        self._log._replace_watermark(self.watermark)
-        return self.watermark
-
-    def _one(self, name: str, row: pa.Table) -> list[tuple[Path, pa.Table]]:
-        position = row["position"].to_numpy()
-        return self._by_hour(name, row, position, _us(row["logged_at"]))
+        self._writer.watermark = moved
+        self.is_landed = True
+        return Landed(self._changes, self._quarantined, moved)
 
     def _place(
         self, ordinals: list[pa.ChunkedArray], halves: list[np.ndarray], clocks: list[pa.ChunkedArray]
@@ -342,19 +396,6 @@ class Writer:
         cuts = np.cumsum(sizes)[:-1]
         return np.split(position, cuts), np.split(logged_at, cuts)
 
-    def _by_hour(
-        self, name: str, rows: pa.Table, position: np.ndarray, logged_at: np.ndarray
-    ) -> list[tuple[Path, pa.Table]]:
-        """One file per hour of `logged_at`; rows are in position order, so an hour is a slice."""
-        hours = logged_at // _HOUR_US
-        edges = [0, *(np.flatnonzero(np.diff(hours)) + 1).tolist(), len(hours)]
-        out = []
-        for a, b in itertools.pairwise(edges):
-            hour = f"hour={_from_us(int(hours[a]) * _HOUR_US):%Y-%m-%dT%H}"
-            path = self._log.root / name / hour / f"{position[a]}-{position[b - 1]}.parquet"
-            out.append((path, rows.slice(a, b - a)))
-        return out
-
     def _quarantine(
         self, bad: pa.Table, position: np.ndarray, logged_at: np.ndarray, total: int
     ) -> tuple[dict[str, datetime], list[tuple[Path, pa.Table]]]:
@@ -380,15 +421,30 @@ class Writer:
         if not skipped:
             return holds, []
         rows = _discarded_rows(sorted(skipped, key=lambda e: e["position"]))
-        return holds, self._by_hour(DISCARDED, rows, rows["position"].to_numpy(), _us(rows["logged_at"]))
+        return holds, _by_hour(self._log.root, DISCARDED, rows, rows["position"].to_numpy(), _us(rows["logged_at"]))
 
-    def _write(self, writes: list[tuple[Path, pa.Table]]) -> None:
-        directories = {path.parent for path, _ in writes}
-        for directory in directories:
-            directory.mkdir(parents=True, exist_ok=True)
-        list(self._pool.map(lambda w: _durable_parquet(w[1], w[0]), writes))
-        for directory in directories | {d.parent for d in directories}:
-            _fsync_directory(directory)
+
+def _by_hour(
+    root: Path, name: str, rows: pa.Table, position: np.ndarray, logged_at: np.ndarray
+) -> list[tuple[Path, pa.Table]]:
+    """One file per hour of `logged_at`; rows are in position order, so an hour is a slice."""
+    hours = logged_at // _HOUR_US
+    edges = [0, *(np.flatnonzero(np.diff(hours)) + 1).tolist(), len(hours)]
+    out = []
+    for a, b in itertools.pairwise(edges):
+        hour = f"hour={_from_us(int(hours[a]) * _HOUR_US):%Y-%m-%dT%H}"
+        path = root / name / hour / f"{position[a]}-{position[b - 1]}.parquet"
+        out.append((path, rows.slice(a, b - a)))
+    return out
+
+
+def _write(pool: ThreadPoolExecutor, writes: list[tuple[Path, pa.Table]]) -> None:
+    directories = {path.parent for path, _ in writes}
+    for directory in directories:
+        directory.mkdir(parents=True, exist_ok=True)
+    list(pool.map(lambda w: _durable_parquet(w[1], w[0]), writes))
+    for directory in directories | {d.parent for d in directories}:
+        _fsync_directory(directory)
 
 
 def first_hour() -> datetime:

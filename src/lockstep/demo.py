@@ -31,7 +31,7 @@ _SUMS = "SUM(orders) AS orders, SUM(revenue_cents) AS revenue_cents"
 
 # What each path says now, and at a cut.
 NOW = {
-    "rebuild": f"SELECT {_SUMS}, (FROM rebuild.cut) AS as_of FROM rebuild.orders",
+    "rebuild": f"SELECT {_SUMS}, (SELECT cut FROM rebuild.cut) AS as_of FROM rebuild.orders",
     "hourly": f"SELECT {_SUMS}, (SELECT MAX(log_hour) + INTERVAL '1' HOUR FROM hourly.log) AS as_of FROM hourly.orders",
     "live": f"SELECT {_SUMS}, MAX(as_of) AS as_of FROM mart.orders_hourly",
 }
@@ -138,7 +138,7 @@ def _live_table(figures: dict[str, Row], position: int) -> Table:
 def _prove(home: Path) -> bool:
     """The three paths at the last cut, and live now, each beside the recount; whether all are equal."""
     with warehouse.reader(home) as connection:
-        [cut] = connection.execute("FROM rebuild.cut").fetchone() or [None]
+        [cut] = connection.execute("SELECT cut FROM rebuild.cut").fetchone() or [None]
         at_cut = {name: _figure(connection, query, cut=cut) for name, query in AT_CUT.items()}
         live = _figure(connection, NOW["live"])
         now = live["as_of"]

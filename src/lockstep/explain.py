@@ -8,7 +8,7 @@ in whatever environment it failed.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +26,20 @@ OUT_OF_ORDER = "out of order"
 ALTERED = "altered"
 FOLDED_EARLY = "folded too early"
 CHANGED_LATER = "changed after it was folded"
+BASE_ALTERED = "verified generation altered"
 RULES_DIFFER = "rule differs between the paths"
 
 MEANING = {
-    LOST: "the log has a hole: restore the file from a backup, or ingest the recording again, then restate the hours",
-    DUPLICATED: "a change stands in the log twice: remove the copy, then restate the hours",
-    OUT_OF_ORDER: "changes of a key stand in another order than the source made them: land them again in order",
-    ALTERED: "an image is not what the change before it left: restore the file from a backup",
+    LOST: "the log has a hole: restore the file from a backup, then restate the hours",
+    DUPLICATED: "a change stands in the log twice: restore the file if it holds a position twice, else restore the "
+    "log to before the copy landed and land again from there; then restate the hours",
+    OUT_OF_ORDER: "changes of a key stand in another order than the source made them: restore the log to before they "
+    "landed and land them again in order, then restate the hours",
+    ALTERED: "an image is not what the change before it left: restore the file from a backup, then restate the hours",
     FOLDED_EARLY: "the hour was summed before all its changes had landed: restate it (`sqlmesh plan --restate-model`)",
-    CHANGED_LATER: "the log of the hour is not what was summed: restore it, or restate the hour if the log is right",
+    CHANGED_LATER: "the log of the hour is not what was summed: restore it unless it is right, then restate the hour",
+    BASE_ALTERED: "a verified generation is no longer the sum of the increments up to its cut, and live figures stood "
+    "on it: find out who wrote to the warehouse; the next day's run stands on a generation of its own",
     RULES_DIFFER: "the two paths give the same row another cell or value: make the same change in both",
 }
 
@@ -69,7 +74,7 @@ def explain(home: Path, contract: Contract, limit: int = 20) -> Explanation:
     Raises LockstepError if no plan of the project's files has come as far as a rebuild.
     """
     warehouse.require(home)
-    tables = _physical_tables(contract)
+    tables, folded_until = _physical_tables(contract)
     with warehouse.reader(home) as connection:
         existing = {
             f"{schema}.{name}"
@@ -77,21 +82,28 @@ def explain(home: Path, contract: Contract, limit: int = 20) -> Explanation:
                 "SELECT table_schema, table_name FROM information_schema.tables"
             ).fetchall()
         }
-        missing = [model for model, table in tables.items() if table not in existing and "cells" not in model]
+        cells_model, verified_model = f"reconcile.{contract.domain}_cells", f"verified.{contract.domain}"
+        absent = {model for model, table in tables.items() if table not in existing}
+        missing = sorted(absent - {cells_model, verified_model})  # a fault may have stopped the plan before these two
         if missing:
             raise LockstepError(
                 f"{', '.join(missing)} of the project's files has not been computed in {home}. "
                 "Run `sqlmesh plan` (or `lockstep run`) first."
             )
-        diagnosis = _Diagnosis(connection, contract, tables, limit)
-        cells = diagnosis.differing_cells() if tables[f"reconcile.{contract.domain}_cells"] in existing else []
+        diagnosis = _Diagnosis(connection, contract, tables, folded_until, limit)
+        cells = diagnosis.differing_cells() if cells_model not in absent else []
         findings = diagnosis.positions() + diagnosis.broken_chains()
         findings += diagnosis.stale_hours() or ([] if findings else diagnosis.differing_rules())
+        if not findings and verified_model not in absent:
+            findings = diagnosis.altered_generations()
         return Explanation(contract.domain, diagnosis.cut, cells, findings)
 
 
-def _physical_tables(contract: Contract) -> dict[str, str]:
-    """Model name -> the schema and table that hold it for the project's files as they are now."""
+def _physical_tables(contract: Contract) -> tuple[dict[str, str], datetime]:
+    """Model name -> the schema and table that hold it for the project's files as they are now.
+
+    The second result is the end of the last hour that counts as folded into the domain's increments.
+    """
     from sqlglot import exp
     from sqlmesh import Context
     from sqlmesh.core.console import NoopConsole, set_console
@@ -110,23 +122,32 @@ def _physical_tables(contract: Contract) -> dict[str, str]:
             f"hourly.{domain}",
             f"rebuild.latest_{domain}",
             f"reconcile.{domain}_cells",
+            f"verified.{domain}",
         ):
             snapshot = context.get_snapshot(model, raise_if_missing=True)
             if not snapshot.version:
                 raise LockstepError(f"{model} was edited and not planned since. Run `sqlmesh plan dev` first.")
             table = exp.to_table(snapshot.table_name())
             tables[model] = f"{table.db}.{table.name}"
-        return tables
+        folded = context.get_snapshot(f"hourly.{domain}", raise_if_missing=True).intervals
+        ends = [datetime.fromtimestamp(end / 1000, UTC).replace(tzinfo=None) for _, end in folded]
+        return tables, max(ends, default=datetime.min)
     finally:
         context.close()
 
 
 class _Diagnosis:
     def __init__(
-        self, connection: duckdb.DuckDBPyConnection, contract: Contract, tables: dict[str, str], limit: int
+        self,
+        connection: duckdb.DuckDBPyConnection,
+        contract: Contract,
+        tables: dict[str, str],
+        folded_until: datetime,
+        limit: int,
     ) -> None:
         self._connection = connection
         self._contract = contract
+        self._folded_until = folded_until
         self._limit = limit
         self._source = tables[f"changes.{contract.source_table}"]
         self._positions = tables["changes.all_positions"]
@@ -135,7 +156,9 @@ class _Diagnosis:
         self._hourly = tables[f"hourly.{contract.domain}"]
         self._latest = tables[f"rebuild.latest_{contract.domain}"]
         self._cells = tables[f"reconcile.{contract.domain}_cells"]
-        found = connection.execute(f"SELECT cut FROM {tables['rebuild.cut']}").fetchone()
+        self._verified = tables[f"verified.{contract.domain}"]
+        self._cut = tables["rebuild.cut"]
+        found = connection.execute(f"SELECT cut FROM {self._cut}").fetchone()
         self.cut: datetime | None = found[0] if found else None
 
     def _rows(self, query: str, *parameters: Any) -> list[Row]:
@@ -153,13 +176,20 @@ class _Diagnosis:
         holes = self._rows(
             f"""SELECT * FROM (
                 SELECT position, logged_at, LAG(position, 1, 0) OVER (ORDER BY position) AS previous
-                FROM {self._positions}
+                FROM (
+                    SELECT position, logged_at FROM {self._positions}
+                    UNION ALL SELECT position + 1, NULL FROM {self._cut}
+                )
             ) WHERE position > previous + 1 ORDER BY 1 LIMIT {self._limit}"""
         )
         return [
             Finding(DUPLICATED, f"position {r['position']} stands in {' and '.join(r['tables'])}") for r in doubled
         ] + [
-            Finding(LOST, f"positions {r['previous'] + 1} to {r['position'] - 1}, just before {r['logged_at']}")
+            Finding(
+                LOST,
+                f"positions {r['previous'] + 1} to {r['position'] - 1}, "
+                + (f"just before {r['logged_at']}" if r["logged_at"] else "at the end of the log"),
+            )
             for r in holes
         ]
 
@@ -207,7 +237,7 @@ class _Diagnosis:
         hours = self._rows(
             f"""WITH sides AS (
                 SELECT DATE_TRUNC('hour', logged_at) AS log_hour, {columns}, {", ".join(sums)}
-                FROM {self._diffs} WHERE logged_at < (SELECT MAX(log_hour) + INTERVAL '1' HOUR FROM {self._log})
+                FROM {self._diffs} WHERE logged_at < ?
                 UNION ALL
                 SELECT log_hour, {columns}, {", ".join(f"-{m}" for m in sums)} FROM {self._hourly}
             ), apart AS (
@@ -219,15 +249,36 @@ class _Diagnosis:
             SELECT apart.log_hour, COUNT(*) AS cells, ANY_VALUE(landed.changes) AS changes,
                 COALESCE(ANY_VALUE(folded.changes), 0) AS folded
             FROM apart LEFT JOIN landed USING (log_hour) LEFT JOIN {self._log} AS folded USING (log_hour)
-            GROUP BY 1 ORDER BY 1 LIMIT {self._limit}"""
+            GROUP BY 1 ORDER BY 1 LIMIT {self._limit}""",
+            self._folded_until,
         )
         return [
             Finding(
                 FOLDED_EARLY if r["folded"] < (r["changes"] or 0) else CHANGED_LATER,
-                f"log hour {r['log_hour']}: {r['cells']} cells, folded from {r['folded']} changes of {r['changes'] or 0}",
+                f"log hour {r['log_hour']}: {r['cells']} cells, "
+                f"folded from {r['folded']} changes of {r['changes'] or 0}",
             )
             for r in hours
         ]
+
+    def altered_generations(self) -> list[Finding]:
+        """Verified generations that are not the sum of the increments up to their cut, as they were when verified."""
+        columns, sums = ", ".join(self._contract.grain), self._contract.measures("sum")
+        generations = self._rows(
+            f"""WITH generations AS (
+                SELECT DISTINCT cut FROM {self._verified}
+            ), sides AS (
+                SELECT cut, {columns}, {", ".join(sums)} FROM {self._verified}
+                UNION ALL
+                SELECT cut, {columns}, {", ".join(f"-{m}" for m in sums)}
+                FROM {self._hourly} JOIN generations ON log_hour < cut
+            ), apart AS (
+                SELECT cut, {columns} FROM sides GROUP BY cut, {columns}
+                HAVING {" OR ".join(f"SUM({m}) <> 0" for m in sums)}
+            )
+            SELECT cut, COUNT(*) AS cells FROM apart GROUP BY cut ORDER BY cut"""
+        )
+        return [Finding(BASE_ALTERED, f"cut {g['cut']}: {g['cells']} cells") for g in generations]
 
     def differing_rules(self) -> list[Finding]:
         """Keys whose one net image lies in another cell, or counts otherwise, than their latest image."""

@@ -31,7 +31,7 @@ SCHEMA = pa.schema(
 
 _GZIP = b"\x1f\x8b"
 _DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile)
-_BLOCK = 1 << 24
+_BLOCK = 1 << 22
 _HEAD = 4096
 _BOM = b"\xef\xbb\xbf"
 _Stream: TypeAlias = "io.BufferedReader | gzip.GzipFile"
@@ -104,7 +104,8 @@ class LineReader:
 
 def _stdin() -> io.BufferedReader:
     buffer = sys.stdin.buffer
-    return buffer if isinstance(buffer, io.BufferedReader) else io.BufferedReader(buffer)  # type: ignore[type-var]
+    # In a test it may be any stream, without `peek`.
+    return buffer if isinstance(buffer, io.BufferedReader) else io.BufferedReader(buffer)  # type: ignore[arg-type]
 
 
 def _check_readable(name: str) -> None:

@@ -11,8 +11,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lockstep.warehouse import Row
-
 if TYPE_CHECKING:
     from lockstep.capture import Captured
     from lockstep.changelog import Watermark
@@ -20,6 +18,7 @@ if TYPE_CHECKING:
     from lockstep.ingest import Summary
     from lockstep.operate import Run
     from lockstep.quarantine import Entry, Retry
+    from lockstep.warehouse import Row
 
 console = Console(highlight=False, soft_wrap=True)
 if not console.is_terminal:

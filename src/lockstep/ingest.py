@@ -1,0 +1,471 @@
+"""Landing of Debezium change events: exactly once, whole transactions, in the order in which they first arrived.
+
+An event that has landed or was seen earlier in the input is passed over, so a source may send again from any earlier
+point. An event that breaks the landing contract goes to quarantine whole; the same event sent again does not go there
+twice. A transaction lands wholly or not at all: where the source marks transactions (BEGIN and END records, or the
+`transaction` block they come with), one whose END has not come is kept in `<home>/unfinished.jsonl` and read first by
+the next ingest, together with whatever came after its first event, which must not overtake it. Without marks the end
+of the input ends the last transaction. Snapshot rows (op `r`) belong to no transaction.
+
+After a crash the same input has to be given again, as Kafka does whose offsets were not committed.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import Enum, auto
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from lockstep import debezium
+from lockstep.changelog import ALL_TABLES, ChangeLog, Watermark, Writer, durable_replace
+from lockstep.errors import LockstepError
+from lockstep.lines import LineReader
+from lockstep.lock import exclusive
+from lockstep.schema import TABLES, Table, batch_schema
+
+CHUNK_BYTES = 128 << 20
+_NAMELESS = "debezium"  # the source of events that do not name their connector, in a log that has no source yet
+_REMEMBERED_TRUNCATES = 1000  # a TRUNCATE of an empty table leaves no change by which it would be known again
+
+_RAW = "rtrim(line, chr(13) || chr(10))"
+_IS_MARK = "kind IN ('begin', 'end')"
+_IS_UNREAD = "kind IN ('unreadable', 'unknown')"
+_IS_TRUNCATE = f"kind = 'change' AND op = 't' AND committed_at IS NOT NULL AND \"table\" IN {tuple(TABLES)}"
+_UNREAD = f"""
+SELECT ordinal, committed_at, CASE WHEN {_IS_UNREAD} THEN '{ALL_TABLES}' ELSE "table" END AS "table",
+  {debezium.unread_reason()} AS reason
+FROM records WHERE reason IS NOT NULL AND ({_IS_UNREAD} OR "table" IN {tuple(TABLES)})
+"""
+
+
+@dataclass
+class Summary:
+    """What one ingest did. Counts are of records read; `landed` is of changes by table, with a TRUNCATE's deletes.
+
+    `unfinished` is the number of transactions that wait for their end, with `unfinished_events`; `kept` counts all
+    events kept for the next ingest, these and those that came behind them. `problem` says why the input was not read
+    to its end, if it was not.
+    """
+
+    read: int = 0
+    landed: Counter[str] = field(default_factory=Counter)
+    known: int = 0
+    quarantined: int = 0
+    tombstones: int = 0
+    heartbeats: int = 0
+    boundaries: int = 0
+    others: int = 0
+    ignored: Counter[str] = field(default_factory=Counter)
+    unfinished: int = 0
+    unfinished_events: int = 0
+    kept: int = 0
+    before: Watermark = field(default_factory=Watermark)
+    after: Watermark = field(default_factory=Watermark)
+    problem: str | None = None
+
+    def as_row(self) -> dict[str, Any]:
+        """For JSON: the watermarks as position and `logged_at`."""
+        row = {name: value for name, value in vars(self).items() if name not in ("before", "after")}
+        for name, watermark in (("before", self.before), ("after", self.after)):
+            row[name] = {"position": watermark.position, "logged_at": watermark.logged_at}
+        return {**row, "source": self.after.source}
+
+
+def ingest(
+    home: Path,
+    files: Sequence[str],
+    *,
+    ends_transactions: bool = False,
+    chunk_bytes: int = CHUNK_BYTES,
+    progress: Callable[[int, int], None] = lambda records, bytes_read: None,
+) -> Summary:
+    """Land the change events of `files`, read as one stream (`-` is standard input).
+
+    `ends_transactions` takes the input for whole: its end ends every transaction. `progress` is called after every
+    chunk with the records and bytes read so far. Raises LockstepError for a file that cannot be read and for events
+    of another database than the log's; what landed before that stays landed.
+    """
+    unfinished = home / "unfinished.jsonl"
+    with ExitStack() as stack:
+        # Another lock than the log's, which waits for the source's name: what was kept is read before that.
+        stack.enter_context(exclusive(home / "ingest.lock", "ingesting change events"))
+        reader = LineReader([*([str(unfinished)] if unfinished.exists() else []), *files])
+        work = _Ingest(ChangeLog(home), stack)
+        rest: pa.Table | None = None
+        chunks = reader.chunks(chunk_bytes)
+        chunk = next(chunks, None)
+        while chunk is not None:
+            # A transaction longer than a chunk: twice as much each time, so that it is not parsed over and over.
+            while rest is not None and chunk.nbytes < rest.nbytes and (more := next(chunks, None)) is not None:
+                chunk = pa.concat_tables([chunk, more])
+            following = next(chunks, None)
+            chunk = pa.concat_tables([rest, chunk]) if rest is not None else chunk
+            end = _End.MORE
+            if following is None:
+                # An input that was cut off ends in the middle of something, also where nothing marks transactions.
+                end = _End.CUT if reader.problem else _End.WHOLE if ends_transactions else _End.INPUT
+            rest = work.chunk(chunk, end)
+            progress(work.summary.read, reader.bytes_read)
+            chunk = following
+        # Only now: until the input has landed as far as it can, what was kept before may be needed again.
+        if rest is not None and rest.num_rows:
+            durable_replace(unfinished, "".join(rest["line"].to_pylist()).encode())
+        else:
+            unfinished.unlink(missing_ok=True)
+        work.summary.problem = reader.problem
+        return work.summary
+
+
+class _End(Enum):
+    """What follows a chunk: more, nothing for now, nothing because the input was cut off, or nothing for good."""
+
+    MORE = auto()
+    INPUT = auto()
+    CUT = auto()
+    WHOLE = auto()
+
+
+class _Ingest:
+    """The state of one ingest: the connection that parses chunks and, once the source is known, the log's writer."""
+
+    def __init__(self, log: ChangeLog, stack: ExitStack) -> None:
+        self._log = log
+        self._stack = stack
+        self._con = debezium.connect()
+        self._writer: Writer | None = None
+        self._source: str | None = None
+        self._has_marks = False
+        self._con.execute("CREATE TABLE quarantined (fingerprint VARCHAR)")
+        before = log.watermark() if log.exists() else Watermark()
+        self.summary = Summary(before=before, after=before)
+
+    def chunk(self, lines: pa.Table, end: _End) -> pa.Table:
+        """Land what is complete; return the lines that have to be read again before whatever follows."""
+        tables = debezium.parse(self._con, lines)
+        self._open_writer(lines)
+        self._find_fresh(tables)
+        kept = self._keep_unfinished(tables, end)
+        for name in ("rejected", "truncates", *(f"fresh_{table.name}" for table in tables)):
+            self._con.execute(f"DELETE FROM {name} WHERE ordinal IN (SELECT ordinal FROM kept)")
+        self._count(tables, 0 if end is _End.MORE else kept.num_rows)
+        if self._writer:
+            self._land(self._writer, tables, lines)
+        return lines.take(pc.divide(kept["ordinal"], debezium.STRIDE))
+
+    def _open_writer(self, lines: pa.Table) -> None:
+        """Open the log for the source of the first event; refuse events of another."""
+        sources = self._con.execute(
+            "SELECT source, MIN(ordinal) FROM records WHERE source IS NOT NULL GROUP BY source ORDER BY MIN(ordinal)"
+        ).fetchall()
+        for source, ordinal in sources:
+            self._source = self._source or source
+            if source != self._source:
+                line = lines.slice(ordinal // debezium.STRIDE, 1).to_pylist()[0]
+                raise LockstepError(
+                    f"Line {line['number']} of {line['file']} is a change of {source}, those before it are of "
+                    f"{self._source}. One data home holds one source: ingest each into a LOCKSTEP_HOME of its own."
+                )
+        has_changes = self._has("kind = 'change'")
+        if self._writer is not None or not (has_changes or self._has(f"{_IS_UNREAD} OR kind = 'end'")):
+            return
+        source = self._source or self.summary.before.source or (_NAMELESS if has_changes else None)
+        if source is None:
+            if self._has(_IS_UNREAD):
+                raise LockstepError(
+                    f"There is no change event in {lines['file'][0].as_py()}. "
+                    f"It begins: {lines['line'][0].as_py()[:200]}"
+                )
+            return
+        self._writer = self._stack.enter_context(self._log.writer(source, "ingesting change events"))
+        self.summary.before = self.summary.after = self._writer.watermark
+        self._con.register("before", _fingerprints([e["event"] for e in self._log.quarantined()]))
+        self._con.execute("INSERT INTO quarantined SELECT fingerprint FROM before")
+
+    def _has(self, condition: str) -> bool:
+        return bool(self._con.execute(f"SELECT 1 FROM records WHERE {condition} LIMIT 1").fetchall())
+
+    def _find_fresh(self, tables: list[Table]) -> None:
+        """Leave in `fresh_<table>`, `truncates` and `rejected` what neither landed nor is in quarantine, once each."""
+        con = self._con
+        for table in tables:
+            con.execute(f"CREATE OR REPLACE TABLE fresh_{table.name} AS {_fresh(con, self._log, table)}")
+        broken = [
+            f"SELECT ordinal, committed_at, '{table.name}' AS \"table\", reason FROM parsed_{table.name} "
+            "WHERE reason IS NOT NULL"
+            for table in tables
+        ]
+        con.execute(f"CREATE OR REPLACE TABLE broken AS {' UNION ALL '.join([_UNREAD, *broken])}")
+        con.execute(
+            f"""
+            CREATE OR REPLACE TABLE rejected AS
+            SELECT broken.*, {debezium.fingerprint(_RAW)} AS fingerprint
+            FROM broken
+            JOIN (SELECT ordinal, kind, op, tx_id, lsn, doc FROM records) USING (ordinal)
+            JOIN (SELECT ordinal, line FROM lines) USING (ordinal)
+            WHERE fingerprint NOT IN (SELECT fingerprint FROM quarantined)
+            QUALIFY ROW_NUMBER() OVER (PARTITION BY fingerprint ORDER BY ordinal) = 1
+            """
+        )
+        resume = self._writer.watermark.resume if self._writer else {}
+        remembered = {tuple(t) for t in resume.get("truncates", ())}
+        truncates = con.execute(
+            f'SELECT "table", tx_id, lsn, MIN(ordinal) FROM records WHERE {_IS_TRUNCATE} GROUP BY ALL'
+        )
+        fresh = [ordinal for *identity, ordinal in truncates.fetchall() if tuple(identity) not in remembered]
+        con.execute(
+            "CREATE OR REPLACE TABLE truncates AS "
+            'SELECT ordinal, committed_at, "table", tx_id, lsn FROM records WHERE list_contains(?, ordinal)',
+            [fresh],
+        )
+
+    def _keep_unfinished(self, tables: list[Table], end: _End) -> pa.Table:
+        """Register and return as `kept` the ordinals of what must wait for the end of its transaction.
+
+        That is each event from the first one of an open transaction on, with the transaction marks that go with them.
+        """
+        con = self._con
+        self._has_marks |= self._has(_IS_MARK)
+        is_open = "FALSE" if end is _End.WHOLE else f"(is_bounded OR {self._has_marks})"
+        if end in (_End.MORE, _End.CUT):
+            is_open += " OR transaction = (SELECT arg_max(transaction, ordinal) FROM records WHERE kind = 'change')"
+        pending = " UNION ALL ".join(
+            f"SELECT ordinal FROM {name}" for name in ("rejected", "truncates", *(f"fresh_{t.name}" for t in tables))
+        )
+        con.execute(
+            f"""
+            CREATE OR REPLACE TABLE pending AS
+            SELECT
+              ordinal, transaction,
+              COALESCE(({is_open}) AND transaction NOT IN (SELECT transaction FROM records WHERE kind = 'end'), FALSE)
+                AS is_open
+            FROM ({pending}) JOIN records USING (ordinal)
+            """
+        )
+        kept = con.execute(
+            f"""
+            WITH first AS (SELECT MIN(ordinal) AS ordinal FROM pending WHERE is_open)
+            SELECT ordinal FROM pending WHERE ordinal >= (FROM first)
+            UNION ALL
+            SELECT ordinal FROM records WHERE {_IS_MARK} AND (
+              ordinal >= (FROM first)
+              OR kind = 'begin' AND transaction IN (SELECT transaction FROM pending WHERE is_open)
+            )
+            ORDER BY ordinal
+            """
+        ).to_arrow_table()
+        con.register("kept", kept)
+        return kept
+
+    def _count(self, tables: list[Table], kept: int) -> None:
+        con, summary = self._con, self.summary
+        kinds: Counter[str] = Counter()
+        events: Counter[str] = Counter()
+        counted = con.execute(
+            """
+            SELECT kind, "table", COUNT(*) FROM records WHERE ordinal NOT IN (SELECT ordinal FROM kept) GROUP BY ALL
+            """
+        )
+        for kind, table, n in counted.fetchall():
+            kinds[kind] += n
+            if kind == "change":
+                events[table] += n
+        fresh = con.execute(
+            " UNION ALL ".join(
+                f"SELECT COUNT(*) FROM {name}"
+                for name in ("rejected", "truncates", *(f"fresh_{t.name}" for t in tables))
+            )
+        )
+        summary.read += kinds.total() + kept
+        summary.known += sum(events[t] for t in TABLES) + kinds["unreadable"] + kinds["unknown"]
+        summary.known -= sum(n for (n,) in fresh.fetchall())
+        summary.tombstones += kinds["tombstone"]
+        summary.heartbeats += kinds["heartbeat"]
+        summary.boundaries += kinds["begin"] + kinds["end"]
+        summary.others += kinds["message"] + kinds["schema_change"]
+        summary.ignored.update({t: n for t, n in events.items() if t not in TABLES})
+        if kept:
+            counts = "COUNT(DISTINCT transaction) FILTER (is_open), COUNT(*) FILTER (is_open), COUNT(*)"
+            row = con.execute(f"SELECT {counts} FROM pending WHERE ordinal IN (SELECT ordinal FROM kept)").fetchall()[0]
+            summary.unfinished, summary.unfinished_events, summary.kept = row
+
+    def _land(self, writer: Writer, tables: list[Table], lines: pa.Table) -> None:
+        con = self._con
+        resume = self._expand_truncates(writer, tables)
+        changes = {}
+        for table in tables:
+            link_snapshot(con, self._log, table)
+            self.summary.known += _drop_repeated_snapshot(con, table)
+            rows = con.execute(f"SELECT * FROM fresh_{table.name} ORDER BY ordinal").to_arrow_table()
+            if rows.num_rows:
+                changes[table.name] = rows
+        rejected = con.execute(
+            'SELECT ordinal, committed_at, "table", reason FROM rejected ORDER BY ordinal'
+        ).to_arrow_table()
+        texts = lines["line"].take(pc.divide(rejected["ordinal"], debezium.STRIDE))
+        rejected = rejected.append_column("event", pc.utf8_rtrim(texts, characters="\r\n"))
+        con.execute("INSERT INTO quarantined SELECT fingerprint FROM rejected")
+        ended: datetime | None = con.execute(
+            "SELECT MAX(ended_at) FROM records WHERE ordinal NOT IN (SELECT ordinal FROM kept)"
+        ).fetchall()[0][0]
+        was = writer.watermark.logged_at
+        is_later = was is not None and ended is not None and ended > was
+        if changes or rejected.num_rows or resume is not None or is_later:
+            landed = writer.land(changes, rejected, reached=ended, resume=resume)
+            self.summary.quarantined += landed.quarantined
+            self.summary.landed.update({name: rows.num_rows for name, rows in changes.items()})
+            self.summary.after = writer.watermark
+
+    def _expand_truncates(self, writer: Writer, tables: list[Table]) -> Mapping[str, Any] | None:
+        """Turn each TRUNCATE into deletes of the keys that live at its place; return the resume state that knows it."""
+        con = self._con
+        truncates = con.execute(
+            'SELECT ordinal, committed_at, "table", tx_id, lsn FROM truncates ORDER BY ordinal'
+        ).fetchall()
+        if not truncates:
+            return None
+        for ordinal, committed_at, name, tx_id, lsn in truncates:
+            table = TABLES[name]
+            if table not in tables:
+                con.register("nothing", batch_schema(table).empty_table())
+                con.execute(f"CREATE OR REPLACE TABLE fresh_{name} AS FROM nothing")
+                tables.append(table)
+            changes = _changes(self._log, table)
+            con.execute(
+                f"""
+                INSERT INTO fresh_{name}
+                SELECT ? + ROW_NUMBER() OVER (ORDER BY ordinal), ?, 'd', after, NULL, ?, ?
+                FROM ({changes}) WHERE op <> 'd' AND ordinal IN (
+                  SELECT MAX(ordinal) FROM ({_lives(table, changes)}) WHERE ordinal < ?
+                  GROUP BY key HAVING NOT arg_max(is_end, ordinal)
+                )
+                """,
+                [ordinal, committed_at, tx_id, lsn, ordinal],
+            )
+        resume = writer.watermark.resume
+        remembered = [*resume.get("truncates", ()), *([name, tx, lsn] for _, _, name, tx, lsn in truncates)]
+        return {**resume, "truncates": remembered[-_REMEMBERED_TRUNCATES:]}
+
+
+def _fingerprints(events: Sequence[str]) -> pa.Table:
+    """A column `fingerprint` of these raw events, by which the same event sent again is known."""
+    con = debezium.connect()
+    debezium.parse(con, debezium.as_lines(events))
+    return con.execute(
+        f"""
+        SELECT {debezium.fingerprint(_RAW)} AS fingerprint
+        FROM records JOIN (SELECT ordinal, line FROM lines) USING (ordinal)
+        """
+    ).to_arrow_table()
+
+
+def _fresh(con: duckdb.DuckDBPyConnection, log: ChangeLog, table: Table) -> str:
+    """SELECT from `parsed_<table>`, with the columns of `schema.batch_schema`, what is sound and new, once each."""
+    conditions = ["reason IS NULL"]
+    if con.execute("SELECT 1 FROM quarantined LIMIT 1").fetchall():
+        conditions.append(
+            f"""
+            ordinal NOT IN (
+              SELECT ordinal FROM records
+              WHERE kind = 'change' AND "table" = '{table.name}'
+                AND {debezium.fingerprint()} IN (SELECT fingerprint FROM quarantined)
+            )
+            """
+        )
+    low, high = con.execute(f"SELECT MIN(lsn), MAX(lsn) FROM parsed_{table.name}").fetchall()[0]
+    landed = _log_rows(log, table, "lsn, tx_id, op, before, after", f"lsn BETWEEN {low} AND {high}")
+    if landed:
+        key = ", ".join(f"{k} := CASE WHEN op = 'd' THEN before.{k} ELSE after.{k} END" for k in table.key)
+        conditions.append(
+            f"""
+            NOT EXISTS (
+              SELECT 1 FROM (SELECT lsn, tx_id, op, struct_pack({key}) AS key FROM ({landed})) AS l
+              WHERE l.lsn = p.lsn AND l.tx_id IS NOT DISTINCT FROM p.tx_id AND l.op = p.same_op AND l.key = p.same_key
+            )
+            """
+        )
+    return f"""
+    SELECT ordinal, committed_at, op, before, after, tx_id, lsn
+    FROM parsed_{table.name} AS p
+    WHERE {" AND ".join(conditions)}
+    QUALIFY ROW_NUMBER() OVER (PARTITION BY tx_id, lsn, same_op, same_key ORDER BY ordinal) = 1
+    """
+
+
+def _log_rows(log: ChangeLog, table: Table, columns: str, condition: str = "TRUE") -> str:
+    """SELECT from the table's visible files; empty if it has none."""
+    files = [str(f) for f in log.files(table.name)] if log.exists() else []
+    if not files:
+        return ""
+    return f"SELECT {columns} FROM read_parquet({files!r}, hive_partitioning = FALSE) WHERE {condition}"
+
+
+def _changes(log: ChangeLog, table: Table, until: int | None = None) -> str:
+    """SELECT ordinal, op, before, after: the log (before position `until`) and then `fresh_<table>`.
+
+    The log's ordinals are negative, in order.
+    """
+    condition = "TRUE" if until is None else f"position < {until}"
+    landed = _log_rows(log, table, f"position - {1 << 62} AS ordinal, op, before, after", condition)
+    fresh = f"SELECT ordinal, op, before, after FROM fresh_{table.name}"
+    return f"{landed} UNION ALL {fresh}" if landed else fresh
+
+
+def _lives(table: Table, changes: str) -> str:
+    """SELECT ordinal, key, is_end: at each change, the key that it gives an image or whose life it ends."""
+    before, after = _key(table, "before"), _key(table, "after")
+    return f"""
+    SELECT ordinal, {after} AS key, FALSE AS is_end FROM ({changes}) WHERE op <> 'd'
+    UNION ALL
+    SELECT ordinal, {before}, TRUE FROM ({changes}) WHERE op = 'd' OR op = 'u' AND {before} <> {after}
+    """
+
+
+def _key(table: Table, image: str) -> str:
+    return f"struct_pack({', '.join(f'{k} := {image}.{k}' for k in table.key)})"
+
+
+def link_snapshot(con: duckdb.DuckDBPyConnection, log: ChangeLog, table: Table, *, until: int | None = None) -> None:
+    """Give each snapshot row in `fresh_<table>` as `before` the live image that it replaces, if there is one.
+
+    So its signed images sum to the difference. `until` looks only at the log before that position.
+    """
+    fresh = f"fresh_{table.name}"
+    if not con.execute(f"SELECT 1 FROM {fresh} WHERE op = 'r' LIMIT 1").fetchall():
+        return
+    changes = _changes(log, table, until)
+    con.execute(
+        f"""
+        CREATE OR REPLACE TABLE replaced AS
+        SELECT ordinal, was
+        FROM (
+          SELECT ordinal, LAG(CASE WHEN NOT is_end THEN ordinal END) OVER (PARTITION BY key ORDER BY ordinal) AS was
+          FROM ({_lives(table, changes)}) WHERE key IN (SELECT {_key(table, "after")} FROM {fresh} WHERE op = 'r')
+        )
+        WHERE was IS NOT NULL AND ordinal IN (SELECT ordinal FROM {fresh} WHERE op = 'r')
+        """
+    )
+    if con.execute("SELECT 1 FROM replaced LIMIT 1").fetchall():
+        con.execute(
+            f"""
+            CREATE OR REPLACE TABLE {fresh} AS
+            SELECT f.* REPLACE (COALESCE(f.before, p.image) AS before)
+            FROM {fresh} AS f LEFT JOIN (
+              SELECT r.ordinal, c.after AS image FROM replaced AS r JOIN ({changes}) AS c ON c.ordinal = r.was
+            ) AS p ON f.ordinal = p.ordinal
+            """
+        )
+
+
+def _drop_repeated_snapshot(con: duckdb.DuckDBPyConnection, table: Table) -> int:
+    """Remove from `fresh_<table>` the snapshot rows that tell nothing new; return how many."""
+    repeated: int = con.execute(f"DELETE FROM fresh_{table.name} WHERE op = 'r' AND before = after").fetchall()[0][0]
+    return repeated

@@ -1,0 +1,83 @@
+"""The latest images of a table's keys, set-wise in DuckDB over files of the change log."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from lockstep.schema import Table
+
+if TYPE_CHECKING:
+    import duckdb
+
+_CHUNK = 20_000  # rows
+
+
+@contextmanager
+def _database(scratch: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+    """An in-memory database that spills into the directory `scratch` rather than grow."""
+    import duckdb  # only here: a capture that needs none of this saves 40 MB
+
+    with duckdb.connect(
+        ":memory:",
+        config={
+            "memory_limit": "128MB",
+            "threads": 1,
+            "temp_directory": str(scratch),
+            "preserve_insertion_order": False,
+        },
+    ) as connection:
+        yield connection
+
+
+def live_images(table: Table, files: Sequence[Path], scratch: Path) -> Iterator[pa.Array]:
+    """The image of every key that is live at the end of `files`, in chunks of `table.image`, in no order."""
+    if not files:
+        return
+    with _database(scratch) as connection:
+        for chunk in _chunks(connection, _live(table, files)):
+            yield chunk["image"].cast(table.image)
+
+
+def differences(
+    table: Table, files: Sequence[Path], snapshot: Path, scratch: Path
+) -> Iterator[tuple[pa.Array, pa.Array]]:
+    """How a snapshot differs from the log: the live image and the snapshot's of each key where they are not equal.
+
+    `snapshot` is a Parquet file with one column `image`. Either side is null where the key is only on the other.
+    Chunks of `table.image` pairs, in no order.
+    """
+    same_key = " AND ".join(f"live.image.{k} = new.image.{k}" for k in table.key)
+    live = _live(table, files) if files else f"SELECT image FROM read_parquet('{_quoted(snapshot)}') LIMIT 0"
+    query = f"""
+    SELECT live.image AS before, new.image AS after
+    FROM ({live}) AS live
+    FULL JOIN read_parquet('{_quoted(snapshot)}') AS new ON {same_key}
+    WHERE live.image IS DISTINCT FROM new.image
+    """
+    with _database(scratch) as connection:
+        for chunk in _chunks(connection, query):
+            yield chunk["before"].cast(table.image), chunk["after"].cast(table.image)
+
+
+def _live(table: Table, files: Sequence[Path]) -> str:
+    paths = ", ".join(f"'{_quoted(f)}'" for f in files)
+    changes = f"read_parquet([{paths}], hive_partitioning = false)"
+    keys = ", ".join(f"COALESCE(after.{k}, before.{k})" for k in table.key)
+    # By position and not by an aggregate over the images: a hash table of numbers stays small, one of images does not.
+    return f"""
+    SELECT after AS image FROM {changes}
+    WHERE op <> 'd' AND position IN (SELECT MAX(position) FROM {changes} GROUP BY {keys})
+    """
+
+
+def _chunks(connection: duckdb.DuckDBPyConnection, query: str) -> Iterator[pa.RecordBatch]:
+    yield from connection.execute(query).to_arrow_reader(_CHUNK)
+
+
+def _quoted(path: Path) -> str:
+    return str(path).replace("'", "''")

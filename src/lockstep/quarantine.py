@@ -1,0 +1,120 @@
+"""What to do with quarantined events: land them at the positions kept for them, or give them up."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from lockstep import debezium
+from lockstep.changelog import ChangeLog, Watermark
+from lockstep.errors import LockstepError
+from lockstep.ingest import link_snapshot
+from lockstep.schema import TIMESTAMP, Table, log_schema
+
+Entry = dict[str, Any]  # as `ChangeLog.quarantined` returns it
+
+
+@dataclass(frozen=True)
+class Retry:
+    """`landed` are the positions that were filled, `failed` maps the others to why the event still cannot land."""
+
+    landed: list[int]
+    failed: dict[int, str]
+    watermark: Watermark
+
+
+def entries(home: Path, positions: Collection[int] = (), state: str | None = None) -> list[Entry]:
+    """Quarantined events in position order: those at `positions` if any are given, in `state` if one is given.
+
+    Raises LockstepError if there is no log, or no quarantined event at one of the positions.
+    """
+    found = sorted(ChangeLog(home).quarantined(), key=lambda e: int(e["position"]))
+    missing = sorted(set(positions) - {e["position"] for e in found})
+    if missing:
+        raise LockstepError(
+            f"No event was quarantined at position {', '.join(map(str, missing))}. "
+            "`lockstep quarantine list --state all` shows those that were."
+        )
+    return [e for e in found if (not positions or e["position"] in positions) and state in (None, e["state"])]
+
+
+def retry(home: Path, positions: Collection[int]) -> Retry:
+    """Read the open events at `positions` again by the rules of today; land those that pass at their kept positions."""
+    log = ChangeLog(home)
+    with log.writer(_source(log), "retrying quarantined events") as writer:
+        events = _open(home, positions)
+        landed: dict[str, list[pa.Table]] = {}
+        failed: dict[int, str] = {}
+        for event in events:
+            outcome = _read(log, event)
+            if isinstance(outcome, str):
+                failed[event["position"]] = outcome
+            else:
+                table, row = outcome
+                landed.setdefault(table.name, []).append(row)
+        if landed:
+            writer.resolve({name: pa.concat_tables(rows) for name, rows in landed.items()}, ())
+        passed = [e["position"] for e in events if e["position"] not in failed]
+        return Retry(passed, failed, writer.watermark)
+
+
+def discard(home: Path, positions: Collection[int]) -> Watermark:
+    """Give up the open events at `positions` for good: their positions are filled, and their hours can seal."""
+    log = ChangeLog(home)
+    with log.writer(_source(log), "discarding quarantined events") as writer:
+        return writer.resolve({}, _open(home, positions))
+
+
+def _source(log: ChangeLog) -> str:
+    source = log.watermark().source
+    if source is None:
+        raise LockstepError(f"The change log in {log.home} belongs to no source yet: nothing is quarantined.")
+    return source
+
+
+def _open(home: Path, positions: Collection[int]) -> list[Entry]:
+    found = entries(home, positions)
+    closed = [e for e in found if e["state"] != "open"]
+    if closed:
+        raise LockstepError(f"The event at position {closed[0]['position']} is {closed[0]['state']} already.")
+    return found
+
+
+def _read(log: ChangeLog, event: Entry) -> tuple[Table, pa.Table] | str:
+    """The event as a row of `schema.log_schema`, or why it cannot be one."""
+    con = debezium.connect()
+    tables = debezium.parse(con, debezium.as_lines([event["event"]]))
+    unread: list[tuple[str | None, str]] = con.execute(
+        f"SELECT {debezium.unread_reason()}, kind FROM records"
+    ).fetchall()
+    if not unread or not tables:
+        reason, kind = unread[0] if unread else (None, "empty")
+        return reason or f"it is no change of a table that the project knows (a {kind} record)"
+    table = tables[0]
+    op, same_op, reason = con.execute(f"SELECT op, same_op, reason FROM parsed_{table.name}").fetchall()[0]
+    if reason:
+        return str(reason)
+    if op != same_op:
+        return "it changes the primary key, which makes a delete and an insert, but only one position is kept for it"
+    return table, _row(con, log, table, event)
+
+
+def _row(con: duckdb.DuckDBPyConnection, log: ChangeLog, table: Table, event: Entry) -> pa.Table:
+    con.execute(
+        f"CREATE TABLE fresh_{table.name} AS SELECT * EXCLUDE (same_op, same_key, reason) FROM parsed_{table.name}"
+    )
+    link_snapshot(con, log, table, until=event["position"])
+    rows = con.execute(f"SELECT * EXCLUDE (ordinal) FROM fresh_{table.name}").to_arrow_table()
+    place = [
+        pa.array([event["position"]], pa.int64()),
+        pa.array([datetime.fromisoformat(event["logged_at"])], TIMESTAMP),
+    ]
+    schema = log_schema(table)
+    columns: Sequence[Any] = [*place, *(rows[name].cast(schema.field(name).type) for name in schema.names[2:])]
+    return pa.table(columns, schema=schema)
