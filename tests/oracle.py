@@ -30,13 +30,18 @@ def floor_hour(at: datetime) -> datetime:
 
 
 class Oracle:
-    """Answers for the changes landed so far. `cut` is exclusive, as everywhere; None means all that has landed."""
+    """Answers for the changes landed so far. `cut` is exclusive, as everywhere; None means all that has landed.
 
-    def __init__(self, changes: Iterable[Change], rules: Path = RULES) -> None:
+    `reached` says up to when the source's clock had been moved, by a keep-alive, when so many changes had landed.
+    """
+
+    def __init__(self, changes: Iterable[Change], reached: Mapping[int, datetime], rules: Path = RULES) -> None:
         self.changes = list(changes)
         self.logged_at: list[datetime] = []
-        for change in self.changes:
-            self.logged_at.append(max([change.committed_at, *self.logged_at[-1:]]))
+        clock = datetime.min
+        for landed, change in enumerate(self.changes):
+            clock = max(clock, reached.get(landed, clock), change.committed_at)
+            self.logged_at.append(clock)
         with rules.open(newline="", encoding="utf-8") as file:
             self._rules = list(csv.DictReader(file))
 

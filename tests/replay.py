@@ -1,4 +1,4 @@
-"""A data home beside the shop it is fed from: lands, runs the real models, and compares every figure with the oracle."""
+"""A data home and the shop it is fed from: lands, runs the real models, compares every figure with the oracle."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 from lockstep import operate, warehouse
 from lockstep.changelog import ChangeLog
-from oracle import HOUR, Batch, MartCell, Oracle, floor_hour
-from shop import Change, Shop, land
+from oracle import Batch, MartCell, Oracle, floor_hour
+from shop import Change, Shop, deliver, land
 
 MEASURES = "orders, units, revenue_cents, high_value_orders"
 CELL = "ordered_hour, product_id, region, status"
@@ -28,29 +28,39 @@ class Replay:
         self.shop = shop
         self.cuts: list[datetime] = []
         self._landed = 0
+        self._reached: dict[int, datetime] = {}  # how many changes had landed -> where the source's clock was moved
         self._batches: dict[datetime, dict[MartCell, Batch]] = {}  # as they must have been stored, by cut
 
     @property
     def oracle(self) -> Oracle:
-        return Oracle(self.landed)
+        return Oracle(self.landed, self._reached)
 
     @property
     def landed(self) -> list[Change]:
         return self.shop.changes[: self._landed]
 
-    def land(self, *, sizes: Iterable[int] = (), reached: datetime | None = None) -> None:
-        """Land what happened since, in batches of `sizes` changes that are rounded up to whole transactions."""
+    def land(self, *, sizes: Iterable[int] = (), again: int | None = None, reached: datetime | None = None) -> None:
+        """Land what happened since, in batches of `sizes` changes that are rounded up to whole transactions.
+
+        With `again` they come as Debezium's events, each batch twice and after so many changes that were sent before.
+        """
         sizes = iter(sizes)
         pending = self.shop.changes[self._landed :]
         while pending:
             size = min(next(sizes, len(pending)), len(pending))
             while size < len(pending) and pending[size].tx_id == pending[size - 1].tx_id:
                 size += 1
-            land(self.home, pending[:size])
+            if again is None:
+                land(self.home, pending[:size])
+            else:
+                sent = len(self.shop.changes) - len(pending)
+                batch = [*self.shop.changes[max(sent - again, 0) : sent], *pending[:size] * 2]
+                deliver(self.home, batch)
             pending = pending[size:]
+        self._landed = len(self.shop.changes)
         if reached:
             land(self.home, [], reached=reached)
-        self._landed = len(self.shop.changes)
+            self._reached[self._landed] = reached
         if warehouse.is_planned(self.home):
             self._compare_what_analysts_see()
 
@@ -82,7 +92,7 @@ class Replay:
     def _compare_increments(self, until: datetime) -> None:
         found: dict[datetime, dict[Any, Any]] = {}
         for log_hour, cells in _grouped(
-            self._rows(
+            self.query(
                 f"SELECT log_hour, {CELL}, {MEASURES} FROM hourly.orders "
                 "WHERE orders <> 0 OR units <> 0 OR revenue_cents <> 0 OR high_value_orders <> 0"
             )
@@ -92,22 +102,22 @@ class Replay:
         assert found == expected
 
     def _compare_generations(self, receipt: dict[str, Any]) -> None:
-        [(cut,)] = self._rows("SELECT cut FROM rebuild.cut")
+        [(cut,)] = self.query("SELECT cut FROM rebuild.cut")
         assert cut == receipt["cut"]
-        rebuilt = _cells(self._rows(f"SELECT {CELL}, {MEASURES} FROM rebuild.orders"))
+        rebuilt = _cells(self.query(f"SELECT {CELL}, {MEASURES} FROM rebuild.orders"))
         assert rebuilt == self.oracle.cells(cut)
         assert receipt["verdict"] == "passed"
         assert receipt["cells_compared"] == len(rebuilt)
         assert receipt["rebuild_fingerprint"] == receipt["increments_fingerprint"]
 
-        verified = _grouped(self._rows(f"SELECT cut, {CELL}, {MEASURES} FROM verified.orders"))
+        verified = _grouped(self.query(f"SELECT cut, {CELL}, {MEASURES} FROM verified.orders"))
         expected = {cut: self.oracle.cells(cut) for cut in sorted(self.cuts)}
         expected = dict([(cut, cells) for cut, cells in expected.items() if cells][-7:])  # seven generations are kept
         assert {cut: _cells(cells) for cut, cells in verified.items()} == expected
 
         self._batches.setdefault(cut, self.oracle.batch(cut))
         stored = _grouped(
-            self._rows(
+            self.query(
                 "SELECT cut, ordered_date, category, region, status, "
                 "distinct_customers, median_amount_cents, p95_amount_cents FROM verified.orders_daily"
             )
@@ -119,12 +129,12 @@ class Replay:
     def _compare_what_analysts_see(self) -> None:
         oracle = self.oracle
         watermark = ChangeLog(self.home).watermark().logged_at
-        assert _cells(self._rows(f"SELECT {CELL}, {MEASURES} FROM live.orders")) == oracle.cells()
+        assert _cells(self.query(f"SELECT {CELL}, {MEASURES} FROM live.orders")) == oracle.cells()
 
         hourly = f"SELECT ordered_hour, category, region, status, {MEASURES} FROM mart.orders_hourly"
-        assert _cells(self._rows(hourly)) == oracle.hourly()
+        assert _cells(self.query(hourly)) == oracle.hourly()
 
-        daily = self._rows(
+        daily = self.query(
             f"SELECT ordered_date, category, region, status, {MEASURES}, "
             "distinct_customers, median_amount_cents, p95_amount_cents FROM mart.orders_daily"
         )
@@ -132,13 +142,13 @@ class Replay:
         expected = {cell: sums + batch.get(cell, (None, None, None)) for cell, sums in oracle.daily().items()}
         assert _cells(daily) == expected
 
-        served = self._rows(
+        served = self.query(
             "SELECT DISTINCT served_from, as_of FROM mart.orders_hourly "
             "UNION SELECT DISTINCT served_from, as_of FROM mart.orders_daily"
         )
         assert served in ([], [("live", watermark)])
 
-    def _rows(self, query: str) -> list[tuple[Any, ...]]:
+    def query(self, query: str) -> list[tuple[Any, ...]]:
         with warehouse.reader(self.home) as connection:
             return connection.execute(query).fetchall()
 
@@ -157,6 +167,3 @@ def _grouped(rows: Iterable[tuple[Any, ...]]) -> dict[Any, list[tuple[Any, ...]]
     for first, *rest in rows:
         groups.setdefault(first, []).append(tuple(rest))
     return groups
-
-
-__all__ = ["HOUR", "Replay", "midnight"]

@@ -1,19 +1,22 @@
 """A source database of two tables in plain Python: it makes change events with correct images, as PostgreSQL would.
 
-Tests say what happens in the shop (`order`, `change`, `delete`, `rekey`); `land` puts the changes into a change log.
+Tests say what happens in the shop (`order`, `change`, `delete`, `rekey`); `land` puts the changes into a change log,
+`deliver` does so by way of Debezium's JSON.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from lockstep import ingest
 from lockstep.changelog import ChangeLog, Landed
 from lockstep.schema import TABLES, batch_schema
 
@@ -32,6 +35,7 @@ class Change:
     after: Image | None
     committed_at: datetime
     tx_id: int
+    lsn: int
 
 
 @dataclass
@@ -75,16 +79,18 @@ class Shop:
         image = {"product_id": product_id, "name": "a product", "category": category, "price_cents": 500}
         self._emit("products", "u" if before else op, before, image | {"updated_at": self.now} | columns)
 
-    def change(self, order_id: int, **columns: Any) -> None:
+    def change(self, order_id: int, *, op: str = "u", **columns: Any) -> None:
+        """An update, or with `op='r'` what a later snapshot found in place of the image known so far."""
         before = self.rows["orders"][order_id]
-        self._emit("orders", "u", before, before | {"updated_at": self.now} | columns)
+        self._emit("orders", op, before, before | {"updated_at": self.now} | columns)
 
     def delete(self, key: int, table: str = "orders") -> None:
         self._emit(table, "d", self.rows[table][key], None)
 
     def rekey(self, order_id: int, new_id: int, **columns: Any) -> None:
         """An update of the primary key."""
-        self.change(order_id, order_id=new_id, **columns)
+        before = self.rows["orders"][order_id]
+        self._emit("orders", "u", before, before | {"updated_at": self.now} | columns | {"order_id": new_id})
 
     def _emit(self, table: str, op: str, before: Image | None, after: Image | None) -> None:
         key = KEY[table]
@@ -95,7 +101,7 @@ class Shop:
             self.rows[table][after[key]] = after
         if not self._is_open:
             self._transaction += 1
-        self.changes.append(Change(table, op, before, after, self.now, self._transaction))
+        self.changes.append(Change(table, op, before, after, self.now, self._transaction, len(self.changes) + 1))
 
 
 def land(home: Path, changes: Sequence[Change], *, reached: datetime | None = None) -> Landed:
@@ -110,15 +116,51 @@ def land(home: Path, changes: Sequence[Change], *, reached: datetime | None = No
                 "before": _with_extra(change.before),
                 "after": _with_extra(change.after),
                 "tx_id": change.tx_id,
-                "lsn": None,
+                "lsn": change.lsn,
             }
             for ordinal, change in enumerate(changes)
             if change.table == name
         ]
         if rows:
             tables[name] = pa.Table.from_pylist(rows, schema=batch_schema(TABLES[name]))
-    with ChangeLog(home).writer(SOURCE) as writer:
+    log = ChangeLog(home)
+    source = log.watermark().source if log.exists() else SOURCE
+    assert source
+    with log.writer(source) as writer:
         return writer.land(tables, reached=reached)
+
+
+def deliver(home: Path, changes: Sequence[Change]) -> ingest.Summary:
+    """Land `changes` as Debezium sends them; those that landed before are passed over."""
+    path = home / "delivery.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(line + "\n" for change in changes for line in debezium_lines(change)), encoding="utf-8")
+    return ingest.ingest(home, [str(path)])
+
+
+def debezium_lines(change: Change) -> Iterator[str]:
+    """The events that Debezium makes of a change: two where the primary key changed."""
+    key = KEY[change.table]
+    if change.before and change.after and change.before[key] != change.after[key]:
+        yield _event(change, "d", change.before, None)
+        yield _event(change, "c", None, change.after)
+    else:
+        yield _event(change, change.op, change.before if change.op != "r" else None, change.after)
+
+
+def _event(change: Change, op: str, before: Image | None, after: Image | None) -> str:
+    source = {
+        "connector": "postgresql",
+        "db": SOURCE,
+        "schema": "public",
+        "table": change.table,
+        "txId": change.tx_id,
+        "lsn": change.lsn,
+        "snapshot": str(op == "r").lower(),
+        "ts_us": epoch_us(change.committed_at),
+    }
+    event = {"op": op, "before": before, "after": after, "source": source, "ts_ms": source["ts_us"] // 1000}
+    return json.dumps(event, default=lambda at: at.isoformat(timespec="microseconds") + "Z")
 
 
 def _with_extra(image: Image | None) -> Image | None:
@@ -127,4 +169,4 @@ def _with_extra(image: Image | None) -> Image | None:
 
 def epoch_us(at: datetime) -> int:
     """Microseconds since 1970 of a naive UTC time."""
-    return round(at.replace(tzinfo=UTC).timestamp() * 1e6)
+    return (at - datetime(1970, 1, 1)) // timedelta(microseconds=1)
