@@ -1,0 +1,438 @@
+"""`lockstep capture`: a running PostgreSQL's changes into the change log, each exactly once.
+
+The first start makes publication and slot and lands a snapshot of the tables, taken at the very point where the slot
+begins; from there the slot's stream is landed in micro-batches, each ending at a transaction's end. The watermark
+holds how far that has come, so landing a batch and remembering it are one act. A restart asks the server for
+everything after that point, whatever the slot says, and the slot is told only of what has landed.
+
+Two threads share the work: this one reads messages, another decodes and lands them. Memory is bounded by what the two
+may hold, PART_ROWS and PART_BYTES each: a larger transaction lands in parts that become visible together.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import select
+import signal
+import struct
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psycopg2
+import pyarrow as pa
+from psycopg2 import errors
+from psycopg2.extensions import connection as Connection
+from psycopg2.extras import LogicalReplicationConnection
+
+from lockstep.changelog import Batch, ChangeLog, Landed, Writer
+from lockstep.errors import LockstepError
+from lockstep.latest import live_images
+from lockstep.pgoutput import BEGIN, COMMIT, TRUNCATE, Decoder, commit_end
+from lockstep.postgres import LEFTOVER_SECONDS, Source, close_quietly, format_lsn, is_out_of_reach, parse_lsn, query
+from lockstep.schema import TABLES, TIMESTAMP, Table, batch_schema
+from lockstep.snapshot import PART_BYTES, PART_ROWS, begin, check_continues
+
+LONGEST_TRIGGER = 10.0  # seconds; how far a backlog may lengthen the trigger, unless it is longer itself
+_PROBE_EVERY = 1.0  # seconds
+_PATIENCE = 0.25  # seconds; the longest wait for the network before the clock and the stop signal are looked at
+_SHORTEST_WAIT, _LONGEST_WAIT = 0.5, 30.0  # seconds between attempts to connect again
+_CUT_OFF = 120.0  # seconds the server may take to notice that a connection of ours, cut by the network, is gone
+
+log = logging.getLogger("lockstep.capture")
+
+
+@dataclass
+class Captured:
+    """What a capture did until it ended. `lsn` is the point of PostgreSQL's log at which it will continue."""
+
+    snapshot: int = 0
+    changes: int = 0
+    quarantined: int = 0
+    batches: int = 0
+    reconnects: int = 0
+    position: int = 0
+    lsn: str = "-"
+
+
+def capture(
+    home: Path, source: Source, trigger: float = 1.0, *, until_caught_up: bool = False, new_snapshot: bool = False
+) -> Captured:
+    """Capture until SIGTERM or SIGINT; `until_caught_up`: until all that was committed at the start has landed.
+
+    `trigger` is how many seconds of changes make a batch. `new_snapshot` takes a snapshot first even though the log
+    has one, and lands how it differs from the log. A signal lets the batch at hand finish.
+
+    Raises LockstepError where the user must act: the source is not ready, the slot is lost or in use, the log belongs
+    to another source, the disk is full. Nothing is lost by it: the next start continues from what has landed.
+    """
+    with source.first_connections() as (_, replication):
+        identity = source.identity(replication)
+    summary = Captured()
+    with (
+        _stop_on_signal() as stop,
+        _disk_full_said_plainly(home),
+        ChangeLog(home).writer(identity.source, "capturing changes") as writer,
+    ):
+        summary.snapshot = begin(home, writer, source, new_snapshot, stop)
+        if not stop.is_set():
+            _follow(home, writer, source, identity.database, trigger, until_caught_up, stop, summary)
+        summary.position = writer.watermark.position
+        summary.lsn = str(writer.watermark.resume.get("commit_lsn", "-"))
+    return summary
+
+
+@contextmanager
+def _stop_on_signal() -> Iterator[threading.Event]:
+    """An event that SIGTERM and SIGINT set. Outside the main thread, where signals do not arrive, nothing sets it."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    previous = {s: signal.signal(s, lambda *_: stop.set()) for s in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _disk_full_said_plainly(home: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as e:
+        if e.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise LockstepError(
+            f"The disk of {home} is full. Nothing is lost: what has landed is whole, and PostgreSQL keeps the rest. "
+            "Make room (`lockstep compact` helps) and start again; until then PostgreSQL's own disk fills."
+        ) from e
+
+
+def _follow(
+    home: Path,
+    writer: Writer,
+    source: Source,
+    database: str,
+    trigger: float,
+    until_caught_up: bool,
+    stop: threading.Event,
+    summary: Captured,
+) -> None:
+    """Land the stream until told to stop, connecting again whenever the connection is lost."""
+    wait = _SHORTEST_WAIT
+    held_since: float | None = None
+    while not stop.is_set():
+        position = writer.watermark.position
+        connection: Connection | None = None
+        replication: LogicalReplicationConnection | None = None
+        try:
+            connection, replication = source.connect(), source.connect_replication()
+            if summary.reconnects:
+                check_continues(connection, source, source.identity(replication), writer.watermark.resume)
+            with _Stream(home, writer, source, database, connection, replication, trigger, summary) as stream:
+                if summary.reconnects:
+                    log.info("connected again, continuing from %s", writer.watermark.resume["commit_lsn"])
+                held_since = None
+                stream.pump(stop, until_caught_up)
+            return
+        except errors.ObjectInUse:
+            held_since = held_since or time.monotonic()
+            if connection and time.monotonic() - held_since > (_CUT_OFF if summary.reconnects else LEFTOVER_SECONDS):
+                raise LockstepError(source.in_use(connection)) from None
+            stop.wait(_SHORTEST_WAIT)
+        except psycopg2.Error as e:
+            if not is_out_of_reach(e):
+                raise LockstepError(f"PostgreSQL refuses to send changes: {str(e).strip()}") from e
+            if writer.watermark.position > position:
+                wait = _SHORTEST_WAIT
+            reason = " ".join(str(e).split()) or type(e).__name__
+            log.warning("connection lost (%s); trying again in %.1f s", reason, wait)
+            summary.reconnects += 1
+            stop.wait(wait)
+            wait = min(wait * 2, _LONGEST_WAIT)
+        finally:
+            close_quietly(replication, connection)
+
+
+@dataclass
+class _Segment:
+    """A stretch of messages for the lander.
+
+    `end_lsn` is set if it ends at a transaction's end, which makes everything up to it visible; `reached` is a time
+    up to which the source has sent all. `truncate` is a TRUNCATE message that follows the others.
+    """
+
+    payloads: list[bytes]
+    lsns: list[int]
+    end_lsn: int | None = None
+    reached: datetime | None = None
+    truncate: tuple[bytes, int] | None = None
+
+
+class _Lander:
+    """Decodes and lands segments, in the landing thread. A batch stays open until a segment ends a transaction."""
+
+    def __init__(self, home: Path, writer: Writer, decoder: Decoder) -> None:
+        self._scratch = home / "snapshot"
+        self._writer = writer
+        self._decoder = decoder
+        self._open = ExitStack()
+        self._batch: Batch | None = None
+
+    def take(self, segment: _Segment) -> Landed | None:
+        """What became visible, if the segment ends a transaction."""
+        if self._batch is None:
+            self._batch = self._open.enter_context(self._writer.batch())
+        batch = self._batch
+        if segment.payloads:
+            part = self._decoder.decode(segment.payloads, segment.lsns)
+            batch.add(part.changes, part.rejected)
+        if segment.truncate:
+            self._truncate(batch, *segment.truncate)
+        if segment.end_lsn is None:
+            return None
+        resume = {**self._writer.watermark.resume, "commit_lsn": format_lsn(segment.end_lsn)}
+        landed = batch.land(reached=segment.reached, resume=resume)
+        self.abandon()
+        return landed
+
+    def abandon(self) -> None:
+        """Close the open batch; if it has not landed, nothing remains of it."""
+        self._batch = None
+        self._open.close()
+
+    def _truncate(self, batch: Batch, payload: bytes, lsn: int) -> None:
+        """A TRUNCATE lands as the deletes it means."""
+        transaction = self._decoder.transaction
+        for table in (TABLES[name] for name in self._decoder.truncated(payload)):
+            for before in live_images(table, batch.files(table.name), self._scratch):
+                batch.add({table.name: _deletes(table, before, transaction.committed_at, transaction.xid, lsn)})
+
+
+def _deletes(table: Table, before: pa.Array, committed_at: datetime, xid: int, lsn: int) -> pa.Table:
+    rows = len(before)
+    columns = [
+        pa.array(np.arange(rows)),
+        pa.array([committed_at] * rows, TIMESTAMP),
+        pa.array(["d"] * rows),
+        before,
+        pa.nulls(rows, table.image),
+        pa.array(np.full(rows, xid)),
+        pa.array(np.full(rows, lsn)),
+    ]
+    return pa.table(columns, schema=batch_schema(table))
+
+
+@dataclass(frozen=True)
+class _Probe:
+    """A point of the source's log, and the source's clock when it was the end."""
+
+    lsn: int
+    at: datetime
+
+
+@dataclass
+class _Pending:
+    """Messages read and not handed over yet. The first `whole` of them end with a transaction, at `end_lsn`."""
+
+    payloads: list[bytes] = field(default_factory=list)
+    lsns: list[int] = field(default_factory=list)
+    size: int = 0
+    whole: int = 0
+    end_lsn: int = 0
+    since: float = 0.0
+
+    def after_whole(self) -> _Pending:
+        rest = _Pending(self.payloads[self.whole :], self.lsns[self.whole :])
+        rest.size = sum(map(len, rest.payloads))
+        rest.since = time.monotonic()
+        return rest
+
+
+class _Stream:
+    """One connection's worth of following the slot. Entering it starts the replication."""
+
+    def __init__(
+        self,
+        home: Path,
+        writer: Writer,
+        source: Source,
+        database: str,
+        connection: Connection,
+        replication: LogicalReplicationConnection,
+        trigger: float,
+        summary: Captured,
+    ) -> None:
+        self._source = source
+        self._connection = connection
+        self._replication = replication
+        self._trigger, self._longest = trigger, max(trigger, LONGEST_TRIGGER)
+        self._interval = trigger
+        self._drained_at = 0.0  # when nothing was left to read
+        self._summary = summary
+        self._landed_lsn = parse_lsn(writer.watermark.resume["commit_lsn"])
+        self._start_lsn = self._landed_lsn
+        self._pending = _Pending()
+        self._probe: _Probe | None = None
+        self._next_probe = 0.0
+        self._probes_done = 0
+        self._lander = _Lander(home, writer, Decoder(database, source.schema))
+        self._landing: tuple[_Segment, Future[Landed | None]] | None = None
+        self._thread = ThreadPoolExecutor(1, "landing")
+        self._reader: Any = replication.cursor()
+        # Acknowledging is done on a cursor of its own. One that is told what has landed takes every keep-alive as
+        # leave to acknowledge more, if only the last message lies before what has landed; but messages of a long
+        # transaction do lie before the end of one that is read and not landed yet, which would then be lost.
+        self._acknowledger: Any = replication.cursor()
+
+    def __enter__(self) -> _Stream:
+        publication = '"{}"'.format(self._source.publication.replace('"', '""'))
+        self._reader.start_replication(
+            slot_name=self._source.slot,
+            start_lsn=self._start_lsn,
+            decode=False,
+            status_interval=3600,  # the acknowledger reports every second
+            options={"proto_version": "1", "publication_names": publication},
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown(wait=True)
+        self._lander.abandon()
+
+    def pump(self, stop: threading.Event, until_caught_up: bool) -> None:
+        """Read and land until `stop` is set, or until the point that the source had reached at the start."""
+        read = self._reader.read_message
+        is_landed = False  # whether the messages at hand belong to a transaction that has landed before
+        while not stop.is_set():
+            message = read()
+            if message is None:
+                self._drained_at = time.monotonic()
+                self._tend()
+                if until_caught_up:
+                    if self._probes_done:
+                        break
+                    if self._pending.whole:  # waiting for more would only delay the end
+                        self._hand_over_whole()
+                        continue
+                select.select([self._replication], [], [], self._patience())
+                continue
+            payload = message.payload
+            tag = payload[0]
+            if tag == BEGIN:
+                is_landed = struct.unpack_from("!Q", payload, 1)[0] < self._start_lsn
+            if is_landed:
+                continue
+            pending = self._pending
+            if tag == TRUNCATE:
+                self._hand_over(_Segment(pending.payloads, pending.lsns, truncate=(payload, message.data_start)))
+                self._pending = _Pending(since=time.monotonic())
+                continue
+            if not pending.payloads:
+                pending.since = time.monotonic()
+            pending.payloads.append(payload)
+            pending.lsns.append(message.data_start)
+            pending.size += len(payload)
+            if tag == COMMIT:
+                pending.whole, pending.end_lsn = len(pending.payloads), commit_end(payload)
+                if time.monotonic() - pending.since >= self._interval:
+                    self._tend()
+                    if until_caught_up and self._probes_done:
+                        break
+            if pending.size >= PART_BYTES or len(pending.payloads) >= PART_ROWS:
+                self._hand_over_all()
+        self._finish()
+
+    def _tend(self) -> None:
+        """What is due by the clock: notice what has landed, hand over what is old enough, ask where the source is."""
+        if self._landing and self._landing[1].done():
+            self._settle()
+        now = time.monotonic()
+        if self._pending.whole and now - self._pending.since >= self._interval:
+            if self._landing or self._drained_at < self._pending.since:
+                self._interval = min(self._interval * 2, self._longest)
+            else:
+                self._interval = max(self._interval / 2, self._trigger)
+            if not self._landing:
+                self._hand_over_whole()
+        self._ask(now)
+
+    def _ask(self, now: float) -> None:
+        """Probe the source's end once a second: that tells when we have caught up, and moves an idle log's clock."""
+        if self._probe is None and now >= self._next_probe:
+            [[lsn, at]] = query(self._connection, "SELECT pg_current_wal_flush_lsn(), clock_timestamp()")
+            self._probe = _Probe(parse_lsn(lsn), at.astimezone(UTC).replace(tzinfo=None))
+            self._acknowledger.send_feedback(reply=True)
+        if self._probe is None:
+            return
+        is_quiet = not self._pending.payloads and self._landing is None
+        received = self._reader.wal_end
+        if is_quiet and max(received, self._landed_lsn) >= self._probe.lsn:
+            # Nothing is under way, so all that was sent has landed: `received` is the end of some record, up to which
+            # everything was. The probe's own point may lie within a record: never acknowledge that.
+            end = max(received, self._landed_lsn)
+            self._hand_over(_Segment([], [], end_lsn=end, reached=self._probe.at))
+            self._settle()
+        elif self._landed_lsn < self._probe.lsn:
+            return
+        self._probe = None
+        self._probes_done += 1
+        self._next_probe = now + max(self._trigger, _PROBE_EVERY)
+
+    def _patience(self) -> float:
+        if self._pending.whole:
+            return max(0.0, min(self._pending.since + self._interval - time.monotonic(), _PATIENCE))
+        return _PATIENCE
+
+    def _hand_over_whole(self) -> None:
+        pending = self._pending
+        whole = pending.whole
+        self._pending = pending.after_whole()
+        self._hand_over(_Segment(pending.payloads[:whole], pending.lsns[:whole], end_lsn=pending.end_lsn))
+
+    def _hand_over_all(self) -> None:
+        """A part is full: hand over whole transactions, or if there is none a piece of the one that is too large."""
+        if self._pending.whole:
+            self._hand_over_whole()
+        else:
+            pending, self._pending = self._pending, _Pending(since=time.monotonic())
+            self._hand_over(_Segment(pending.payloads, pending.lsns))
+
+    def _hand_over(self, segment: _Segment) -> None:
+        """Give a segment to the landing thread, once that is done with the one before: so memory stays bounded."""
+        self._settle()
+        self._landing = (segment, self._thread.submit(self._lander.take, segment))
+
+    def _settle(self) -> None:
+        """Wait for the landing under way, if any, and acknowledge what it made durable."""
+        if self._landing is None:
+            return
+        segment, landing = self._landing
+        self._landing = None
+        landed = landing.result()
+        if landed is None or segment.end_lsn is None:
+            return
+        self._landed_lsn = segment.end_lsn
+        if segment.payloads:
+            self._summary.batches += 1
+        self._summary.changes += landed.changes
+        self._summary.quarantined += landed.quarantined
+        if landed.quarantined:
+            log.warning("%d events went to quarantine: `lockstep quarantine list`", landed.quarantined)
+        self._acknowledger.send_feedback(write_lsn=self._landed_lsn, flush_lsn=self._landed_lsn, force=True)
+
+    def _finish(self) -> None:
+        """Land the whole transactions that are here; the rest will be sent again."""
+        if self._pending.whole:
+            self._hand_over_whole()
+        self._settle()

@@ -1,0 +1,488 @@
+"""A PostgreSQL server as a source: connections, what must be true of it, its slot and its snapshot."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import psycopg2
+import pyarrow as pa
+import pyarrow.csv
+from psycopg2 import errors, sql
+from psycopg2.extensions import connection as Connection
+from psycopg2.extensions import parse_dsn
+from psycopg2.extras import LogicalReplicationConnection
+
+from lockstep.errors import LockstepError
+from lockstep.pgvalues import SESSION, Layout, SourceColumn
+from lockstep.schema import TABLES, TEXT, Table
+
+MINIMUM_VERSION = 150000
+APPEND_ONLY = frozenset({"gps_pings"})  # has no updates, so that it needs no before image
+
+# How long the server may take to notice that a reader of a slot, killed perhaps, is gone.
+LEFTOVER_SECONDS = 5.0
+
+# A cut network must not leave us waiting for ever: the kernel asks the other side, and gives up after half a minute.
+_NETWORK = {
+    "connect_timeout": 10,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,
+}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What keeps a source from being captured, and the statement that mends it.
+
+    `is_fatal` is false for what breaks rows rather than the stream: a capture that is under way goes on, its broken
+    rows go to quarantine.
+    """
+
+    text: str
+    statement: str
+    is_fatal: bool = True
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What tells one server and database from another, also when both have the same name."""
+
+    system_identifier: str
+    database: str
+
+    @property
+    def source(self) -> str:
+        """The name of the source in the change log; Debezium's events of the same database give the same."""
+        return f"postgresql:{self.database}"
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A replication slot. `confirmed_lsn` is what it was last told has landed."""
+
+    plugin: str
+    database: str
+    active_pid: int | None
+    is_lost: bool
+    confirmed_lsn: int
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A view of the whole database, tied to the point of its log at which a new slot begins."""
+
+    lsn: int
+    name: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """A database to capture, by libpq connection string, and the names of what capturing makes in it.
+
+    Every method raises LockstepError where the user can act on what went wrong, psycopg2.Error where a connection was
+    lost that worked before.
+    """
+
+    dsn: str
+    slot: str = "lockstep"
+    publication: str = "lockstep"
+    schema: str = "public"
+
+    def connect(self) -> Connection:
+        """An ordinary connection in autocommit whose text output is what `pgvalues` reads."""
+        connection: Connection = psycopg2.connect(**self._arguments())
+        connection.autocommit = True
+        return connection
+
+    def connect_replication(self) -> LogicalReplicationConnection:
+        connection: LogicalReplicationConnection = psycopg2.connect(
+            **self._arguments(), connection_factory=LogicalReplicationConnection
+        )
+        return connection
+
+    def _arguments(self) -> dict[str, Any]:
+        given = parse_dsn(self.dsn)
+        settings = "".join(f" -c {name}={value}" for name, value in SESSION.items())
+        ours = {
+            "application_name": "lockstep capture",
+            "client_encoding": "UTF8",
+            "options": given.get("options", "") + settings,
+        }
+        return {**_NETWORK, **given, **ours}
+
+    @contextmanager
+    def first_connections(self) -> Iterator[tuple[Connection, LogicalReplicationConnection]]:
+        """An ordinary and a replication connection, with whatever hinders either said plainly."""
+        try:
+            connection = self.connect()
+        except psycopg2.ProgrammingError as e:
+            raise LockstepError(f"The connection string cannot be read: {_first_line(e)}.") from None
+        except psycopg2.OperationalError as e:
+            raise LockstepError(f"PostgreSQL cannot be reached: {_first_line(e)}.") from None
+        try:
+            replication = self._first_replication(connection)
+            try:
+                yield connection, replication
+            finally:
+                replication.close()
+        finally:
+            connection.close()
+
+    def _first_replication(self, connection: Connection) -> LogicalReplicationConnection:
+        try:
+            return self.connect_replication()
+        except psycopg2.OperationalError as e:
+            user = query(connection, "SELECT current_user")[0][0]
+            text = str(e)
+        if "replication" in text and ("role" in text or "permission" in text):
+            way_out = f"It needs the REPLICATION privilege:\n    ALTER ROLE {user} REPLICATION;"
+        elif "max_wal_senders" in text or "too many clients" in text:
+            way_out = (
+                "No connection for replication is free:\n"
+                "    ALTER SYSTEM SET max_wal_senders = 20;  -- then restart the server"
+            )
+        else:
+            way_out = "Its pg_hba.conf must let this user into this database."
+        raise LockstepError(f"{user} cannot open a replication connection: {text.strip()}\n  {way_out}")
+
+    def identity(self, replication: LogicalReplicationConnection) -> Identity:
+        with replication.cursor() as cursor:
+            cursor.execute("IDENTIFY_SYSTEM")
+            row = cursor.fetchone()
+        assert row is not None
+        return Identity(row[0], row[3])
+
+    def slot_state(self, connection: Connection) -> Slot | None:
+        rows = query(
+            connection,
+            "SELECT plugin, database, active_pid, wal_status = 'lost', confirmed_flush_lsn "
+            "FROM pg_replication_slots WHERE slot_name = %s",
+            (self.slot,),
+        )
+        if not rows:
+            return None
+        plugin, database, active_pid, is_lost, confirmed = rows[0]
+        return Slot(plugin, database, active_pid, bool(is_lost), parse_lsn(confirmed) if confirmed else 0)
+
+    def drop_slot(self, connection: Connection) -> None:
+        """Drop the slot if there is one. If somebody reads it, LEFTOVER_SECONDS are left for them to be gone."""
+        given_up = time.monotonic() + LEFTOVER_SECONDS
+        while self.slot_state(connection):
+            try:
+                query(connection, "SELECT pg_drop_replication_slot(%s)", (self.slot,))
+            except errors.ObjectInUse:
+                if time.monotonic() > given_up:
+                    raise LockstepError(self.in_use(connection)) from None
+                time.sleep(0.1)
+
+    def in_use(self, connection: Connection) -> str:
+        """Who is reading the slot, in words."""
+        rows = query(
+            connection,
+            "SELECT s.active_pid, a.application_name, a.client_addr, a.backend_start FROM pg_replication_slots AS s "
+            "LEFT JOIN pg_stat_activity AS a ON a.pid = s.active_pid WHERE s.slot_name = %s",
+            (self.slot,),
+        )
+        if not rows or rows[0][0] is None:
+            return f"Replication slot {self.slot} is in use. Try again."
+        pid, application, address, since = rows[0]
+        who = (
+            f"server process {pid} ({application or 'unknown'}, from {address or 'this machine'}, since {since:%F %T})"
+        )
+        return (
+            f"Replication slot {self.slot} is being read by {who}: another capture is running. Stop that one, or "
+            f"capture into a data home of its own with `--slot NAME`. Should it be a leftover: "
+            f"SELECT pg_terminate_backend({pid});"
+        )
+
+    def create_publication(self, connection: Connection) -> None:
+        """Make the publication of the source tables if there is none."""
+        if query(connection, "SELECT 1 FROM pg_publication WHERE pubname = %s", (self.publication,)):
+            return
+        statement = sql.SQL("CREATE PUBLICATION {} FOR TABLE {}").format(
+            sql.Identifier(self.publication), sql.SQL(", ").join(self._qualified(name) for name in TABLES)
+        )
+        try:
+            query(connection, statement)
+        except errors.InsufficientPrivilege as e:
+            raise LockstepError(
+                f"The publication cannot be made: {_first_line(e)}. An owner of the tables can:\n"
+                f"    {statement.as_string(connection)};"
+            ) from None
+
+    def create_slot(self, replication: LogicalReplicationConnection) -> Snapshot:
+        """Make the slot. Its snapshot can be read until the next command on `replication`, or its end."""
+        with replication.cursor() as cursor:
+            name = sql.Identifier(self.slot).as_string(replication)
+            cursor.execute(f"CREATE_REPLICATION_SLOT {name} LOGICAL pgoutput EXPORT_SNAPSHOT")
+            row = cursor.fetchone()
+        assert row is not None
+        return Snapshot(parse_lsn(row[1]), row[2])
+
+    @contextmanager
+    def reading(self, snapshot: Snapshot) -> Iterator[tuple[Connection, int, datetime]]:
+        """A connection that sees the snapshot, with the snapshot's transaction id and time (UTC)."""
+        connection = self.connect()
+        try:
+            # Without this a row-level security policy would quietly hide rows; with it reading them fails.
+            query(connection, "SET row_security = off")
+            query(connection, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            query(connection, "SET TRANSACTION SNAPSHOT %s", (snapshot.name,))
+            [[xid, at]] = query(
+                connection, "SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint & 4294967295, now()"
+            )
+            yield connection, xid, at.astimezone(UTC).replace(tzinfo=None)
+        finally:
+            connection.close()
+
+    def layout(self, connection: Connection, table: Table) -> Layout:
+        """The columns that the table has now. Generated columns are left out: the stream has none either."""
+        rows = query(
+            connection,
+            "SELECT attname, atttypid FROM pg_attribute WHERE attrelid = to_regclass(%s) "
+            "AND attnum > 0 AND NOT attisdropped AND attgenerated = '' ORDER BY attnum",
+            (self._qualified(table.name).as_string(connection),),
+        )
+        return Layout(table, tuple(SourceColumn(name, type_oid) for name, type_oid in rows))
+
+    def copy(
+        self,
+        connection: Connection,
+        layout: Layout,
+        take: Callable[[list[pa.Array]], None],
+        max_rows: int,
+        max_bytes: int,
+    ) -> None:
+        """Hand the table's rows to `take` in chunks: the text of each of the layout's columns."""
+        statement = sql.SQL("COPY (SELECT {} FROM {}) TO STDOUT (FORMAT csv, FORCE_QUOTE *)").format(
+            sql.SQL(", ").join(sql.Identifier(c.name) for c in layout.columns), self._qualified(layout.table.name)
+        )
+        chunks: Any = _Chunks([c.name for c in layout.columns], take, max_rows, max_bytes)
+        with connection.cursor() as cursor:
+            cursor.copy_expert(statement, chunks)
+        chunks.flush()
+
+    def _qualified(self, table: str) -> sql.Identifier:
+        return sql.Identifier(self.schema, table)
+
+    def check(self, connection: Connection) -> list[Problem]:
+        """Everything that keeps this source from being captured, so that it can all be mended at once."""
+        problems = self._check_server(connection)
+        for table in TABLES.values():
+            problems += self._check_table(connection, table)
+        return problems + self._check_publication(connection)
+
+    def _check_server(self, connection: Connection) -> list[Problem]:
+        problems = []
+        if connection.server_version < MINIMUM_VERSION:
+            problems.append(
+                Problem(
+                    f"this is PostgreSQL {connection.server_version // 10000}, capturing needs 15 or later",
+                    "-- upgrade the server, or capture with Debezium and `lockstep ingest`",
+                )
+            )
+        [[wal_level, encoding, slots, free]] = query(
+            connection,
+            "SELECT current_setting('wal_level'), current_setting('server_encoding'), "
+            "current_setting('max_replication_slots')::int, "
+            "current_setting('max_replication_slots')::int - (SELECT count(*) FROM pg_replication_slots)",
+        )
+        if wal_level != "logical":
+            problems.append(
+                Problem(
+                    f"wal_level is {wal_level}, capturing needs logical",
+                    "ALTER SYSTEM SET wal_level = logical;  -- then restart the server",
+                )
+            )
+        if encoding == "SQL_ASCII":
+            problems.append(
+                Problem(
+                    "the database has the encoding SQL_ASCII: nobody knows what its text means",
+                    "-- dump it and restore it into a database with ENCODING 'UTF8'",
+                )
+            )
+        if free <= 0 and not self.slot_state(connection):
+            problems.append(
+                Problem(
+                    f"all {slots} replication slots are taken",
+                    f"ALTER SYSTEM SET max_replication_slots = {slots + 5};  -- then restart the server",
+                )
+            )
+        return problems
+
+    def _check_table(self, connection: Connection, table: Table) -> list[Problem]:
+        name = self._qualified(table.name).as_string(connection)
+        rows = query(
+            connection,
+            """
+            SELECT c.relkind, c.relreplident,
+              has_table_privilege(c.oid, 'SELECT') AND has_schema_privilege(c.relnamespace, 'USAGE'),
+              ARRAY(
+                SELECT a.attname::text FROM pg_index AS i
+                CROSS JOIN unnest(i.indkey::smallint[]) WITH ORDINALITY AS k (attnum, place)
+                JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum = k.attnum
+                WHERE i.indrelid = c.oid AND i.indisprimary ORDER BY k.place
+              )
+            FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+            WHERE n.nspname = %s AND c.relname = %s
+            """,
+            (self.schema, table.name),
+        )
+        if not rows:
+            return [Problem(f"table {name} is missing", "-- create it as in the source schema, or use --schema NAME")]
+        kind, identity, is_readable, key = rows[0]
+        problems = []
+        if kind != "r":
+            problems.append(Problem(f"{name} is not an ordinary table", "-- capture reads ordinary tables only"))
+        if not is_readable:
+            user = query(connection, "SELECT current_user")[0][0]
+            problems.append(
+                Problem(
+                    f"{user} may not read {name}",
+                    f"GRANT USAGE ON SCHEMA {self.schema} TO {user}; GRANT SELECT ON {name} TO {user};",
+                    is_fatal=False,
+                )
+            )
+        wanted = ", ".join(table.key)
+        if not key:
+            statement = f"ALTER TABLE {name} ADD PRIMARY KEY ({wanted});"
+            problems.append(Problem(f"{name} has no primary key", statement, is_fatal=False))
+        elif sorted(key) != sorted(table.key):
+            problems.append(
+                Problem(
+                    f"the primary key of {name} is ({', '.join(key)}), it must be ({wanted})",
+                    f"-- change it: the change log knows a row of {table.name} by ({wanted})",
+                    is_fatal=False,
+                )
+            )
+        if identity != "f" and table.name not in APPEND_ONLY:
+            problems.append(
+                Problem(
+                    f"{name} does not have REPLICA IDENTITY FULL: its updates would come without the row before",
+                    f"ALTER TABLE {name} REPLICA IDENTITY FULL;",
+                    is_fatal=False,
+                )
+            )
+        layout = self.layout(connection, table)
+        if layout.problem:
+            statement = " ".join(layout.mend(name))
+            problems.append(Problem(f"{name}: {layout.problem}", statement, is_fatal=False))
+        return problems
+
+    def _check_publication(self, connection: Connection) -> list[Problem]:
+        name = sql.Identifier(self.publication).as_string(connection)
+        rows = query(
+            connection,
+            "SELECT pubinsert AND pubupdate AND pubdelete AND pubtruncate FROM pg_publication WHERE pubname = %s",
+            (self.publication,),
+        )
+        if not rows:
+            return []
+        problems = []
+        if not rows[0][0]:
+            statement = f"ALTER PUBLICATION {name} SET (publish = 'insert, update, delete, truncate');"
+            problems.append(Problem(f"publication {name} leaves out some kinds of changes", statement))
+        published = {
+            table: (row_filter, set(columns))
+            for table, row_filter, columns in query(
+                connection,
+                "SELECT tablename, rowfilter, attnames::text[] FROM pg_publication_tables "
+                "WHERE pubname = %s AND schemaname = %s",
+                (self.publication, self.schema),
+            )
+        }
+        lacking = [t for t in TABLES if t not in published]
+        if lacking:
+            tables = ", ".join(self._qualified(t).as_string(connection) for t in lacking)
+            statement = f"ALTER PUBLICATION {name} ADD TABLE {tables};"
+            problems.append(Problem(f"publication {name} lacks {', '.join(lacking)}", statement))
+        for table in TABLES.values():
+            row_filter, columns = published.get(table.name, (None, None))
+            left_out = columns is not None and {c.name for c in self.layout(connection, table).columns} - columns
+            if row_filter or left_out:
+                what = f"rows outside {row_filter}" if row_filter else f"columns {', '.join(sorted(left_out or ()))}"
+                qualified = self._qualified(table.name).as_string(connection)
+                statement = (
+                    f"ALTER PUBLICATION {name} DROP TABLE {qualified}; ALTER PUBLICATION {name} ADD TABLE {qualified};"
+                )
+                problems.append(Problem(f"publication {name} leaves out {what} of {table.name}", statement))
+        return problems
+
+
+def query(connection: Connection, statement: str | sql.Composable, parameters: tuple[Any, ...] = ()) -> list[Any]:
+    """Run a statement; its rows, if it has any."""
+    with connection.cursor() as cursor:
+        cursor.execute(statement, parameters or None)
+        return cursor.fetchall() if cursor.description else []
+
+
+def parse_lsn(text: str) -> int:
+    """A position in PostgreSQL's log, from its usual spelling (16/B374D848)."""
+    high, low = text.split("/")
+    return int(high, 16) << 32 | int(low, 16)
+
+
+def format_lsn(lsn: int) -> str:
+    return f"{lsn >> 32:X}/{lsn & 0xFFFFFFFF:X}"
+
+
+def is_out_of_reach(error: psycopg2.Error) -> bool:
+    """Whether trying again can help: the connection is gone, or the server is starting or stopping."""
+    return error.pgcode is None or error.pgcode[:2] in ("08", "57", "53")
+
+
+def close_quietly(*connections: Connection | None) -> None:
+    for connection in connections:
+        if connection is not None:
+            with suppress(psycopg2.Error):
+                connection.close()
+
+
+def _first_line(error: psycopg2.Error) -> str:
+    return (str(error).strip().splitlines() or ["unknown error"])[0]
+
+
+class _Chunks:
+    """Takes COPY's output, one row a call, and hands it on in chunks of Arrow columns."""
+
+    def __init__(
+        self, columns: list[str], take: Callable[[list[pa.Array]], None], max_rows: int, max_bytes: int
+    ) -> None:
+        self._columns = columns
+        self._take = take
+        self._max_rows, self._max_bytes = max_rows, max_bytes
+        self._rows: list[bytes] = []
+        self._size = 0
+
+    def write(self, row: bytes) -> int:
+        self._rows.append(row)
+        self._size += len(row)
+        if len(self._rows) >= self._max_rows or self._size >= self._max_bytes:
+            self.flush()
+        return len(row)
+
+    def flush(self) -> None:
+        if not self._rows:
+            return
+        text = b"".join(self._rows)
+        self._rows, self._size = [], 0
+        table = pyarrow.csv.read_csv(
+            pa.BufferReader(text),
+            read_options=pyarrow.csv.ReadOptions(column_names=self._columns, block_size=len(text) + 1),
+            parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
+            # NULL is nothing at all, an empty text is quoted.
+            convert_options=pyarrow.csv.ConvertOptions(
+                column_types=dict.fromkeys(self._columns, TEXT),
+                null_values=[""],
+                strings_can_be_null=True,
+                quoted_strings_can_be_null=False,
+            ),
+        )
+        self._take([pa.concat_arrays(column.chunks) for column in table.columns])

@@ -1,0 +1,203 @@
+"""A throw-away PostgreSQL cluster with the source schema, for tests of what talks to a real server.
+
+Needs the server's programs (apt package `postgresql`), found in PATH, by pg_config or where Debian puts them. Without
+them these tests are skipped, but in CI they fail.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psycopg2
+import pyarrow.parquet as pq
+import pytest
+
+import lockstep
+from lockstep.changelog import ChangeLog
+from lockstep.schema import TABLES, Table
+
+SCHEMA = Path(lockstep.__file__).with_name("source_schema.sql")
+_ACCOUNT = "postgres" if os.geteuid() == 0 else None  # the server refuses to run as root
+_SETTINGS = {
+    "wal_level": "logical",
+    "max_wal_senders": "10",
+    "max_replication_slots": "10",
+    "fsync": "off",
+    "max_wal_size": "2GB",
+    "wal_sender_timeout": "10s",
+}
+
+
+class Cluster:
+    """A server of its own in a directory of its own, reached by TCP on a port of its own."""
+
+    def __init__(self, programs: Path, directory: Path) -> None:
+        self._programs = programs
+        self._directory = directory
+        self.port = _free_port()
+        self._run("initdb", "-D", self._data, "-U", "postgres", "--auth=trust", "-E", "UTF8", "--no-sync")
+        settings = {**_SETTINGS, "port": str(self.port), "unix_socket_directories": str(directory)}
+        with (directory / "data" / "postgresql.conf").open("a") as file:
+            file.writelines(f"{name} = '{value}'\n" for name, value in settings.items())
+
+    @property
+    def _data(self) -> str:
+        return str(self._directory / "data")
+
+    def dsn(self, database: str = "shop", user: str = "postgres") -> str:
+        return f"postgresql://{user}@127.0.0.1:{self.port}/{database}"
+
+    def start(self) -> None:
+        self._run("pg_ctl", "-D", self._data, "-l", str(self._directory / "log"), "-w", "start")
+
+    def stop(self, mode: str = "fast") -> None:
+        """Stop the server; `immediate` is its crash."""
+        self._run("pg_ctl", "-D", self._data, "-m", mode, "-w", "stop")
+
+    def restart(self, mode: str = "fast") -> None:
+        self.stop(mode)
+        self.start()
+
+    def set(self, name: str, value: str) -> None:
+        """Change a setting; the server must be restarted for those that ask for it."""
+        self.execute(f"ALTER SYSTEM SET {name} = '{value}'", database="postgres")
+
+    def create_shop(self) -> None:
+        """A new database `shop` with the source schema; the old one and every slot are dropped."""
+        # A capture that has just ended may still be a process of the server's.
+        free = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE NOT active"
+        while self.execute("SELECT 1 FROM pg_replication_slots", database="postgres"):
+            self.execute(free, database="postgres")
+        self.execute("DROP DATABASE IF EXISTS shop WITH (FORCE)", database="postgres")
+        self.execute("CREATE DATABASE shop", database="postgres")
+        self.execute(SCHEMA.read_text())
+
+    def execute(self, statement: str, parameters: Sequence[Any] = (), database: str = "shop") -> list[tuple[Any, ...]]:
+        """Run in autocommit; the rows, if there are any."""
+        with closing(psycopg2.connect(self.dsn(database))) as connection:
+            connection.autocommit = True
+            with connection.cursor() as cursor:
+                cursor.execute(statement, parameters or None)
+                return cursor.fetchall() if cursor.description else []
+
+    def _run(self, program: str, *arguments: str) -> None:
+        done = subprocess.run(
+            [self._programs / program, *arguments],
+            user=_ACCOUNT,
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE if program == "initdb" else subprocess.DEVNULL,
+            stderr=subprocess.STDOUT if program == "initdb" else subprocess.DEVNULL,
+            text=True,
+        )
+        assert done.returncode == 0, f"{program} failed: {done.stdout}"
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """One running server for all tests."""
+    programs = server_programs()
+    if programs is None:
+        message = "PostgreSQL's server is not installed: apt-get install postgresql"
+        if os.environ.get("CI") == "true":
+            pytest.fail(message)
+        pytest.skip(message)
+    with tempfile.TemporaryDirectory(prefix="lockstep-postgres-") as name:
+        directory = Path(name)
+        directory.chmod(0o755)
+        if _ACCOUNT:
+            shutil.chown(directory, _ACCOUNT)
+        server = Cluster(programs, directory)
+        server.start()
+        try:
+            yield server
+        finally:
+            server.stop("immediate")
+
+
+@pytest.fixture
+def shop(cluster: Cluster) -> Cluster:
+    """The running server with a fresh database `shop`: the source schema, empty, no slots."""
+    cluster.create_shop()
+    return cluster
+
+
+def server_programs() -> Path | None:
+    candidates = [Path(found).resolve().parent for found in (shutil.which("initdb"),) if found]
+    if config := shutil.which("pg_config"):
+        candidates.append(Path(subprocess.check_output([config, "--bindir"], text=True).strip()))
+    candidates += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+    return next((c for c in candidates if (c / "pg_ctl").exists() and (c / "initdb").exists()), None)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def assert_log_is_source(cluster: Cluster, home: Path) -> None:
+    """The live images of the log are the rows of the source, every column of every table; the log is sound.
+
+    Sound: positions run 1, 2, 3, ... over all tables, `logged_at` never decreases, and the before image of each change
+    is the image that the change before it on that key left.
+    """
+    positions: list[tuple[int, datetime]] = []
+    for table in TABLES.values():
+        live: dict[tuple[Any, ...], dict[str, Any]] = {}
+        for change in landed(home, table.name):
+            positions.append((change["position"], change["logged_at"]))
+            before, after = change["before"], change["after"]
+            key = tuple((after or before)[k] for k in table.key)
+            assert live.pop(key, None) == before, f"{table.name}: the chain of key {key} breaks at {change}"
+            if after:
+                live[key] = after
+        assert _rounded(live.values()) == _rounded(_source_rows(cluster, table)), table.name
+    quarantined = [(e["position"], datetime.fromisoformat(e["logged_at"])) for e in ChangeLog(home).quarantined()]
+    ordered = sorted({*positions, *quarantined})
+    assert [p for p, _ in ordered] == list(range(1, ChangeLog(home).watermark().position + 1))
+    assert all(a <= b for (_, a), (_, b) in itertools.pairwise(ordered))
+
+
+def landed(home: Path, table: str) -> list[dict[str, Any]]:
+    """The visible changes of a table in position order."""
+    files = ChangeLog(home).files(table)
+    rows = [row for f in files for row in pq.read_table(f, partitioning=None).to_pylist()]
+    return sorted(rows, key=lambda row: row["position"])
+
+
+def _source_rows(cluster: Cluster, table: Table) -> list[dict[str, Any]]:
+    columns = [name for (name,) in cluster.execute(_COLUMNS, (table.name,))]
+    known = [c.name for c in table.columns]
+    rows = []
+    for values in cluster.execute(f"SELECT {', '.join(columns)} FROM {table.name}"):
+        row = dict(zip(columns, values, strict=True))
+        image = {name: row.pop(name) for name in known}
+        for name, value in image.items():
+            if isinstance(value, datetime):
+                image[name] = value.astimezone(UTC).replace(tzinfo=None)
+        extra = json.dumps(row, sort_keys=True, separators=(",", ":"), ensure_ascii=False) if row else None
+        rows.append(image | {"extra": extra})
+    return rows
+
+
+_COLUMNS = "SELECT column_name FROM information_schema.columns WHERE table_name = %s ORDER BY ordinal_position"
+
+
+def _rounded(images: Iterable[dict[str, Any]]) -> list[str]:
+    """Images in an order of their own; `real` has about seven digits on either side."""
+    return sorted(
+        str({name: round(v, 5) if name == "speed_kmh" else v for name, v in image.items()}) for image in images
+    )
