@@ -37,6 +37,8 @@ LAST_RUN = datetime(2026, 3, 4, 5)
 PARTS_OF_A_PROJECT = ["audits", "linter", "macros", "materializations", "models", "seeds", "signals"]
 
 Row = dict[str, Any]
+# After these the increments or the log are in doubt, and with them every live figure.
+STOPS_LIVE = {"positions_gapless", "log_is_complete", "image_chain_unbroken", "rebuild_equals_increments"}
 CAUGHT_IN: dict[str, list[str]] = {}
 
 
@@ -63,6 +65,7 @@ class Home:
         result = self.run(at)
         assert result.failures == []
         assert result.agrees
+        assert self.served_from() == "live"
 
     def assert_stopped_by(self, audit: str, model: str, at: datetime = LAST_RUN) -> None:
         """The run fails on this audit of this model and on nothing else, and what had been verified is untouched."""
@@ -71,6 +74,12 @@ class Home:
         assert not result.agrees
         assert [re.findall(r"^(\S+): audit (\w+) found", failure) for failure in result.failures] == [[(model, audit)]]
         assert self.verified() == before
+        if audit in STOPS_LIVE:
+            assert self.served_from() == "rebuild"
+
+    def served_from(self) -> str:
+        [serving] = self.query("SELECT served_from FROM ops.serving WHERE domain = 'orders'")
+        return str(serving["served_from"])
 
     def explained(self) -> list[tuple[str, Any]]:
         """Class and key of every finding."""

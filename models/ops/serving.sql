@@ -1,5 +1,6 @@
 /* What the mart serves for each domain at this moment, and why. The contract's mode asks, the stored receipts decide: a
-   domain in live mode is served live only while its last receipt passed, else from its last verified rebuild. */
+   domain in live mode is served live only while its last receipt passed and nothing has stopped a rebuild or an hour since; else
+   it is served from its last verified rebuild. */
 MODEL (
   name ops.serving,
   kind VIEW,
@@ -47,11 +48,24 @@ WITH evidence AS (
     readable.readable_until,
     CASE
       WHEN contracts.mode <> 'live'
-      THEN 'rebuild'
-      WHEN evidence.last_verdict = 'passed'
-      THEN 'live'
-      ELSE 'rebuild'
-    END AS served_from
+      THEN 'the contract''s mode is ' || contracts.mode
+      WHEN evidence.last_verdict IS NULL
+      THEN 'no receipt yet'
+      WHEN evidence.last_verdict <> 'passed'
+      THEN 'the receipt of ' || evidence.last_reconciled_at::TEXT || ' ' || evidence.last_verdict
+      WHEN (
+        SELECT
+          MAX(rebuilt_at)
+        FROM rebuild.cut
+      ) > evidence.last_reconciled_at
+      THEN 'an audit stopped the last rebuild before its receipt'
+      WHEN (
+        SELECT
+          SUM(changes) <> MAX(last_position) - MIN(first_position) + 1
+        FROM hourly.log
+      )
+      THEN 'the folded hours of the log have a gap'
+    END AS objection
   FROM seeds.contracts AS contracts
   LEFT JOIN evidence
     ON evidence.domain = contracts.domain
@@ -61,14 +75,8 @@ WITH evidence AS (
 SELECT
   domain::TEXT AS domain, /* Domain */
   mode::TEXT AS mode, /* Mode in the contract: batch, shadow or live */
-  served_from::TEXT AS served_from, /* live or rebuild */
-  CASE WHEN served_from = 'live' THEN readable_until ELSE verified_cut END::TIMESTAMP AS as_of, /* Figures include all changes logged up to then */
+  CASE WHEN objection IS NULL THEN 'live' ELSE 'rebuild' END::TEXT AS served_from, /* live or rebuild */
+  CASE WHEN objection IS NULL THEN readable_until ELSE verified_cut END::TIMESTAMP AS as_of, /* Figures include all changes logged up to then */
   verified_cut::TIMESTAMP AS verified_cut, /* Cut of the last verified rebuild */
-  CASE
-    WHEN mode <> 'live'
-    THEN 'the contract''s mode is ' || mode
-    WHEN last_verdict IS NULL
-    THEN 'no receipt yet'
-    ELSE 'the receipt of ' || last_reconciled_at::TEXT || ' ' || last_verdict
-  END::TEXT AS reason /* Why it is served from there */
+  COALESCE(objection, 'the receipt of ' || last_reconciled_at::TEXT || ' passed')::TEXT AS reason /* Why it is served from there */
 FROM decided

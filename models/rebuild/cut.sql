@@ -12,7 +12,8 @@ MODEL (
 
 SELECT
   LEAST(@execution_ds::DATE::TIMESTAMP, MIN(sealed_until))::TIMESTAMP AS cut, /* First instant of logged_at that is not in the rebuilds */
-  MAX(position)::BIGINT AS position /* Last position that had landed when the cut was made, by the watermark */
+  MAX(position)::BIGINT AS position, /* Last position that had landed when the cut was made, by the watermark */
+  CURRENT_TIMESTAMP::TIMESTAMP AS rebuilt_at /* When the rebuilds at this cut began */
 FROM changes.watermark
 WHERE
   source_table IN (@contract_sources())
