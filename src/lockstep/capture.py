@@ -114,7 +114,7 @@ def _disk_full_said_plainly(home: Path) -> Iterator[None]:
             raise
         raise LockstepError(
             f"The disk of {home} is full. Nothing is lost: what has landed is whole, and PostgreSQL keeps the rest. "
-            "Make room (`lockstep compact` helps) and start again; until then PostgreSQL's own disk fills."
+            "Make room and start again; until then PostgreSQL's own disk fills."
         ) from e
 
 
