@@ -134,7 +134,7 @@ WITH chain AS (
     position,
     CASE WHEN NOT before IS NULL THEN HASH(before) END AS before_image,
     LAG(CASE WHEN NOT after IS NULL THEN HASH(after) END) OVER (
-      PARTITION BY COALESCE(STRUCT_EXTRACT(after, @key), STRUCT_EXTRACT(before, @key))
+      PARTITION BY @EACH(@keys, k -> COALESCE(STRUCT_EXTRACT(after, k), STRUCT_EXTRACT(before, k)))
       ORDER BY position
     ) AS previous_image
   FROM @source_table
@@ -149,4 +149,24 @@ SELECT
   *
 FROM chain
 WHERE
-  before_image IS DISTINCT FROM previous_image
+  before_image IS DISTINCT FROM previous_image;
+
+AUDIT (
+  name source_is_append_only
+);
+
+/* `latest`, `max` and `min` can take nothing back: a ping that was changed or deleted after it was merged would stay in the increments
+   for ever. A source that does so needs measures that merge by sum. */
+SELECT
+  position,
+  op
+FROM @source_table
+WHERE
+  (
+    NOT op IN ('c', 'r') OR NOT before IS NULL
+  )
+  AND logged_at < (
+    SELECT
+      cut
+    FROM rebuild.cut
+  )

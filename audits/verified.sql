@@ -17,7 +17,8 @@ WITH cuts AS (
 ), parts AS (
   SELECT
     @EACH(@cell, g -> g),
-    @EACH(@measures, m -> m)
+    @EACH(@state_columns, m -> m),
+    0 AS rebuilt
   FROM @this_model
   WHERE
     cut = (
@@ -28,7 +29,8 @@ WITH cuts AS (
   UNION ALL
   SELECT
     @EACH(@cell, g -> g),
-    @EACH(@measures, m -> m)
+    @EACH(@state_columns, m -> m),
+    0 AS rebuilt
   FROM @increments
   WHERE
     log_hour >= (
@@ -44,7 +46,8 @@ WITH cuts AS (
   UNION ALL
   SELECT
     @EACH(@cell, g -> g),
-    @EACH(@measures, m -> -m)
+    @EACH(@state_columns, m -> m),
+    1 AS rebuilt
   FROM @this_model
   WHERE
     cut = (
@@ -57,12 +60,19 @@ WITH cuts AS (
         previous_cut
       FROM cuts
     ) IS NULL
+), cells AS (
+  SELECT
+    @EACH(@cell, g -> g),
+    @merged_where(@merges, rebuild_, rebuilt = 1),
+    @merged_where(@merges, live_, rebuilt = 0)
+  FROM parts
+  GROUP BY
+    @EACH(@cell, g -> g)
 )
 SELECT
-  @EACH(@cell, g -> g),
-  @EACH(@measures, m -> SUM(m) AS m)
-FROM parts
-GROUP BY
-  @EACH(@cell, g -> g)
-HAVING
-  @OR(@EACH(@measures, m -> SUM(m) <> 0))
+  *
+FROM cells
+WHERE
+  NOT (
+    @are_within_tolerance(@merges, rebuild_, live_)
+  )

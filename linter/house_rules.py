@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sqlglot import exp
 from sqlmesh.core.linter.rule import Rule
 from sqlmesh.core.linter.rules.builtin import AmbiguousOrInvalidColumn
 
@@ -10,7 +11,7 @@ BLUEPRINT = "stamps one model per domain or source table, so its file cannot hav
 
 # Rule -> what is excepted from it and why. A name that ends with `.` stands for a whole schema.
 EXCEPTIONS = {
-    "columnsresolve": {"changes.": FILES_OF_THE_LOG},
+    "columnsresolve": {"changes.": FILES_OF_THE_LOG, "reconcile.source_receipts": FILES_OF_THE_LOG},
     "namedasitsfile": {"each_": BLUEPRINT},  # by the beginning of the file's name
 }
 
@@ -26,7 +27,7 @@ class HasGrain(Rule):
     def check_model(self, model):
         if not model.grains:
             return self.violation(f"{model.name} has no grain: name the columns that make a row of it unique.")
-        columns = {column.name for grain in model.grains for column in getattr(grain, "expressions", None) or [grain]}
+        columns = {column.name for grain in model.grains for column in grain.find_all(exp.Column)}
         unknown = columns - set(model.columns_to_types or columns)
         if unknown:
             return self.violation(f"The grain of {model.name} names {', '.join(sorted(unknown))}, which it lacks.")

@@ -10,20 +10,24 @@ from sqlmesh import macro
 def each_domain(evaluator):
     """One blueprint per contract: `MODEL (name hourly.@{domain}, blueprints @each_domain())`.
 
-    Gives the model the contract's @domain (@domain_name as text), @owner, @mode, @source_table and @source_key, and the
-    lists @sources (text), @grain, @hourly_grain and @cut_grain (the same after log_hour or cut), and @sums (the
-    measures that merge by `sum`).
+    Gives the model the contract's @domain (@domain_name as text), @owner and @source_table, and the lists @sources
+    (text), @grain, @hourly_grain and @cut_grain (the same after log_hour or cut), @measures (what macros/merging.py
+    takes: all that merge), @measure_names (theirs) and @state (their columns, and what `latest` measures need beside them).
     """
     from lockstep.contracts import load
 
     return _blueprints(
-        f"(domain := {c.domain}, domain_name := '{c.domain}', owner := '{c.owner}', mode := '{c.mode}', "
-        f"source_table := {c.source_table}, source_key := {c.source_key}, "
+        f"(domain := {c.domain}, domain_name := '{c.domain}', owner := '{c.owner}', source_table := {c.source_table}, "
         f"sources := ({', '.join(repr(s) for s in c.sources)}), grain := ({', '.join(c.grain)}), "
         f"hourly_grain := ({', '.join(('log_hour', *c.grain))}), cut_grain := ({', '.join(('cut', *c.grain))}), "
-        f"sums := ({', '.join(c.measures('sum'))}))"
+        f"measures := ({', '.join(_measure(m) for m in c.merged)}), "
+        f"measure_names := ({', '.join(m.name for m in c.merged)}), state := ({', '.join(c.state)}))"
         for c in load().values()
     )
+
+
+def _measure(m):
+    return f"measure('{m.name}', '{m.merge}', '{m.type}', {m.tolerance_absolute}, {m.tolerance_relative})"
 
 
 @macro()

@@ -20,12 +20,14 @@ def fingerprint(evaluator, grain, measures, prefix):
 
 
 @macro()
-def divergence(evaluator, measures):
-    """Per measure the summed absolute difference of the two sides, by its name: `@divergence(@sums) AS divergence`."""
-    columns = _columns("divergence", "measures", measures)
-    names = ", ".join(f"'{m}'" for m in columns)
-    values = ", ".join(f"COALESCE(SUM(ABS(rebuild_{m} - increments_{m})), 0)" for m in columns)
-    return f"MAP([{names}], [{values}])"
+def contract_mode(evaluator, domain):
+    """The mode that the contract gives a domain at the time of evaluation: `@contract_mode(@domain_name) AS mode`.
+
+    SQLMesh sees no change of model in a change of it, so that promoting a domain recomputes nothing.
+    """
+    from lockstep.contracts import load
+
+    return exp.Literal.string(load()[domain.name].mode)
 
 
 @macro()

@@ -25,6 +25,7 @@ WITH images AS (
     logged_at,
     diff,
     STRUCT_EXTRACT(image, 'order_id') AS order_id,
+    STRUCT_EXTRACT(image, 'customer_id') AS customer_id,
     STRUCT_EXTRACT(image, 'product_id') AS product_id,
     STRUCT_EXTRACT(image, 'region') AS region,
     STRUCT_EXTRACT(image, 'quantity') AS quantity,
@@ -40,6 +41,8 @@ SELECT
   orders.logged_at::TIMESTAMP AS logged_at, /* logged_at of the change */
   orders.diff::INT AS diff, /* -1 for the image before the change, +1 for the one after */
   orders.order_id::BIGINT AS order_id, /* Key of the order */
+  orders.customer_id::BIGINT AS customer_id, /* Customer who ordered */
+  orders.ordered_at::TIMESTAMP AS ordered_at, /* Event time */
   DATE_TRUNC('HOUR', orders.ordered_at)::TIMESTAMP AS ordered_hour, /* Hour of the event time */
   orders.product_id::BIGINT AS product_id, /* Product ordered */
   orders.region::TEXT AS region, /* Delivery region */

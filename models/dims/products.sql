@@ -26,7 +26,8 @@ WITH images AS (
   FROM images
 )
 SELECT
-  product_id::BIGINT AS product_id, /* Key of the product */
+  @dimension_key('product', product_id)::TEXT AS product_key, /* Hash of the natural key: any fact can compute it */
+  product_id::BIGINT AS product_id, /* Natural key */
   name::TEXT AS name, /* Name of the product */
   category::TEXT AS category, /* Category in this version */
   price_cents::BIGINT AS price_cents, /* Price in cents */

@@ -24,7 +24,7 @@ MODEL (
 SELECT
   DATE_TRUNC('HOUR', logged_at)::TIMESTAMP AS log_hour, /* Hour of logged_at in which the changes lie */
   @EACH(@grain, g -> g AS g),
-  @EACH(@sums, m -> SUM(m)::BIGINT AS m)
+  @merged(@measures)
 FROM diffs.@{domain}
 WHERE
   logged_at BETWEEN @start_ts::TIMESTAMP AND @end_ts::TIMESTAMP

@@ -26,7 +26,7 @@ WITH base AS (
 ), parts AS (
   SELECT
     @EACH(@grain, g -> g),
-    @EACH(@sums, m -> m)
+    @EACH(@state, m -> m)
   FROM verified.@{domain}
   WHERE
     cut = (
@@ -37,7 +37,7 @@ WITH base AS (
   UNION ALL
   SELECT
     @EACH(@grain, g -> g),
-    @EACH(@sums, m -> m)
+    @EACH(@state, m -> m)
   FROM hourly.@{domain}
   WHERE
     log_hour >= (
@@ -48,7 +48,7 @@ WITH base AS (
   UNION ALL
   SELECT
     @EACH(@grain, g -> g),
-    @EACH(@sums, m -> m)
+    @EACH(@state, m -> m)
   FROM diffs.@{domain}
   WHERE
     logged_at >= (
@@ -61,12 +61,17 @@ WITH base AS (
         readable_until
       FROM readable
     )
+), cells AS (
+  SELECT
+    @EACH(@grain, g -> g),
+    @merged(@measures)
+  FROM parts
+  GROUP BY
+    @EACH(@grain, g -> g)
 )
 SELECT
   @EACH(@grain, g -> g),
-  @EACH(@sums, m -> SUM(m)::BIGINT AS m)
-FROM parts
-GROUP BY
-  @EACH(@grain, g -> g)
-HAVING
-  @OR(@EACH(@sums, m -> SUM(m) <> 0))
+  @EACH(@state, m -> m)
+FROM cells
+WHERE
+  @is_there(@measures)

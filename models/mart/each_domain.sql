@@ -18,7 +18,7 @@ WITH serving AS (
 ), served AS (
   SELECT
     @EACH(@grain, g -> g),
-    @EACH(@sums, m -> m)
+    @EACH(@state, m -> m)
   FROM live.@{domain}
   WHERE
     (
@@ -29,7 +29,7 @@ WITH serving AS (
   UNION ALL
   SELECT
     @EACH(@grain, g -> g),
-    @EACH(@sums, m -> m)
+    @EACH(@state, m -> m)
   FROM verified.@{domain}
   WHERE
     (
@@ -45,7 +45,7 @@ WITH serving AS (
 )
 SELECT
   @EACH(@grain, g -> served.g),
-  @EACH(@sums, m -> served.m),
+  @EACH(@state, m -> served.m),
   serving.served_from::TEXT AS served_from, /* live or rebuild */
   serving.as_of::TIMESTAMP AS as_of /* The figures include all changes logged up to then */
 FROM served

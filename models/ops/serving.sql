@@ -1,33 +1,85 @@
-/* What the mart serves for each domain at this moment, and why. The contract's mode asks, the stored receipts decide: a
-   domain in live mode is served live only while its last receipt passed and nothing has stopped a rebuild or an hour since; else
-   it is served from its last verified rebuild. */
+/* What the mart serves for each domain at this moment, and why. The contract's mode asks, the stored receipts decide: a domain in
+   live mode is served live only while its last receipt passed and is recent, nothing has stopped a rebuild or an hour
+   since, and every domain it reads is served live as well; after a failed receipt it returns by itself once enough cuts have
+   passed. Else it is served from its last verified rebuild. */
 MODEL (
   name ops.serving,
   kind VIEW,
   grain domain
 );
 
-WITH evidence AS (
+WITH receipts AS (
   SELECT
     receipts.domain,
-    ARG_MAX(receipts.verdict, receipts.reconciled_at) AS last_verdict,
-    MAX(receipts.reconciled_at) AS last_reconciled_at,
-    MAX(
-      CASE
-        WHEN receipts.verdict = 'passed'
-        AND (
-          receipts.cells_compared = 0 OR NOT generations.cut IS NULL
-        )
-        THEN receipts.cut
-      END
-    ) AS verified_cut /* a run that died after the receipt has not stored its generation yet */
+    receipts.cut,
+    receipts.reconciled_at,
+    receipts.verdict,
+    receipts.verdict = 'passed'
+    AND (
+      receipts.cells_compared = 0 OR NOT generations.cut IS NULL
+    ) AS is_stored, /* a run that died after the receipt has not stored its generation yet */
+    MAX(CASE WHEN receipts.verdict <> 'passed' THEN receipts.reconciled_at END) OVER (PARTITION BY receipts.domain) AS last_failed_at
   FROM reconcile.receipts AS receipts
   LEFT JOIN (
     @verified_cuts()
   ) AS generations
     ON generations.domain = receipts.domain AND generations.cut = receipts.cut
+), evidence AS (
+  SELECT
+    receipts.domain,
+    ARG_MAX(receipts.verdict, receipts.reconciled_at) AS last_verdict,
+    MAX(receipts.reconciled_at) AS last_reconciled_at,
+    MAX(CASE WHEN receipts.cut = rebuild_cut.cut THEN receipts.reconciled_at END) AS cut_reconciled_at,
+    MAX(CASE WHEN receipts.verdict = 'passed' THEN receipts.cut END) AS last_passed_cut,
+    MAX(receipts.last_failed_at) AS last_failed_at,
+    COUNT(
+      DISTINCT CASE
+        WHEN receipts.verdict = 'passed'
+        AND receipts.reconciled_at > COALESCE(receipts.last_failed_at, '0001-01-01'::TIMESTAMP)
+        THEN receipts.cut
+      END
+    ) AS cuts_passed
+  FROM receipts
+  CROSS JOIN rebuild.cut AS rebuild_cut
   GROUP BY
     receipts.domain
+), needs AS (
+  SELECT
+    domain,
+    domain AS needed
+  FROM seeds.contracts
+  UNION
+  SELECT
+    domain,
+    UNNEST(STR_SPLIT(reads_domains, ' ')) AS needed
+  FROM seeds.contracts
+  WHERE
+    reads_domains <> ''
+), shared_cuts AS (
+  SELECT
+    needs.domain,
+    receipts.cut
+  FROM needs
+  JOIN receipts
+    ON receipts.domain = needs.needed AND receipts.is_stored
+  GROUP BY
+    needs.domain,
+    receipts.cut
+  HAVING
+    COUNT(DISTINCT needs.needed) = (
+      SELECT
+        COUNT(*)
+      FROM needs AS all_needs
+      WHERE
+        all_needs.domain = needs.domain
+    )
+), verified_cuts AS (
+  SELECT
+    domain,
+    MAX(cut) AS verified_cut
+  FROM shared_cuts
+  GROUP BY
+    domain
 ), readable AS (
   SELECT
     contracts.domain,
@@ -42,9 +94,8 @@ WITH evidence AS (
   SELECT
     contracts.domain,
     contracts.mode,
-    evidence.last_verdict,
     evidence.last_reconciled_at,
-    evidence.verified_cut,
+    verified_cuts.verified_cut,
     readable.readable_until,
     CASE
       WHEN contracts.mode <> 'live'
@@ -53,11 +104,12 @@ WITH evidence AS (
       THEN 'no receipt yet'
       WHEN evidence.last_verdict <> 'passed'
       THEN 'the receipt of ' || evidence.last_reconciled_at::TEXT || ' ' || evidence.last_verdict
-      WHEN (
+      WHEN evidence.cut_reconciled_at IS NULL
+      OR (
         SELECT
           MAX(rebuilt_at)
         FROM rebuild.cut
-      ) > evidence.last_reconciled_at
+      ) > evidence.cut_reconciled_at
       THEN 'an audit stopped the last rebuild before its receipt'
       WHEN (
         SELECT
@@ -65,18 +117,50 @@ WITH evidence AS (
         FROM hourly.log
       )
       THEN 'the folded hours of the log have a gap'
+      WHEN NOT evidence.last_failed_at IS NULL
+      AND evidence.cuts_passed < contracts.passes_to_return
+      THEN evidence.cuts_passed::TEXT || ' of ' || contracts.passes_to_return::TEXT || ' cuts have passed since the receipt of ' || evidence.last_failed_at::TEXT || ' failed'
+      WHEN readable.readable_until > evidence.last_passed_cut + INTERVAL '1' HOUR * contracts.receipt_hours
+      THEN 'the log is more than ' || contracts.receipt_hours::TEXT || ' hours ahead of the last cut that passed, ' || evidence.last_passed_cut::TEXT
     END AS objection
   FROM seeds.contracts AS contracts
   LEFT JOIN evidence
     ON evidence.domain = contracts.domain
+  LEFT JOIN verified_cuts
+    ON verified_cuts.domain = contracts.domain
   LEFT JOIN readable
     ON readable.domain = contracts.domain
+), objections AS (
+  SELECT
+    needs.domain,
+    ARG_MIN(
+      CASE
+        WHEN needs.domain = decided.domain
+        THEN decided.objection
+        ELSE decided.domain || ', which it reads, is served from the rebuild: ' || decided.objection
+      END,
+      CASE WHEN needs.domain = decided.domain THEN '' ELSE decided.domain END
+    ) AS objection /* its own first */
+  FROM needs
+  JOIN decided
+    ON decided.domain = needs.needed AND NOT decided.objection IS NULL
+  GROUP BY
+    needs.domain
 )
 SELECT
-  domain::TEXT AS domain, /* Domain */
-  mode::TEXT AS mode, /* Mode in the contract: batch, shadow or live */
-  CASE WHEN objection IS NULL THEN 'live' ELSE 'rebuild' END::TEXT AS served_from, /* live or rebuild */
-  CASE WHEN objection IS NULL THEN readable_until ELSE verified_cut END::TIMESTAMP AS as_of, /* Figures include all changes logged up to then */
-  verified_cut::TIMESTAMP AS verified_cut, /* Cut of the last verified rebuild */
-  COALESCE(objection, 'the receipt of ' || last_reconciled_at::TEXT || ' passed')::TEXT AS reason /* Why it is served from there */
+  decided.domain::TEXT AS domain, /* Domain */
+  decided.mode::TEXT AS mode, /* Mode in the contract: batch, shadow or live */
+  CASE WHEN objections.objection IS NULL THEN 'live' ELSE 'rebuild' END::TEXT AS served_from, /* live or rebuild */
+  CASE
+    WHEN objections.objection IS NULL
+    THEN decided.readable_until
+    ELSE decided.verified_cut
+  END::TIMESTAMP AS as_of, /* Figures include all changes logged up to then */
+  decided.verified_cut::TIMESTAMP AS verified_cut, /* Cut of the last rebuild that is verified, for it and all it reads */
+  COALESCE(
+    objections.objection,
+    'the receipt of ' || decided.last_reconciled_at::TEXT || ' passed'
+  )::TEXT AS reason /* Why it is served from there */
 FROM decided
+LEFT JOIN objections
+  ON objections.domain = decided.domain

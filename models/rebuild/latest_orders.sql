@@ -38,6 +38,7 @@ WITH changes AS (
 SELECT
   orders.order_id::BIGINT AS order_id, /* Key of the order */
   orders.customer_id::BIGINT AS customer_id, /* Customer who ordered */
+  orders.ordered_at::TIMESTAMP AS ordered_at, /* Event time */
   DATE_TRUNC('HOUR', orders.ordered_at)::TIMESTAMP AS ordered_hour, /* Hour of the event time */
   orders.product_id::BIGINT AS product_id, /* Product ordered */
   orders.region::TEXT AS region, /* Delivery region */

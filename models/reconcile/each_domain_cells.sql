@@ -12,16 +12,14 @@ MODEL (
 WITH sides AS (
   SELECT
     @EACH(@grain, g -> g),
-    @EACH(@sums, m -> m),
-    1 AS rebuilt,
-    0 AS added_up
+    @EACH(@state, m -> m),
+    1 AS rebuilt
   FROM rebuild.@{domain}
   UNION ALL
   SELECT
     @EACH(@grain, g -> g),
-    @EACH(@sums, m -> m),
-    0 AS rebuilt,
-    1 AS added_up
+    @EACH(@state, m -> m),
+    0 AS rebuilt
   FROM hourly.@{domain}
   WHERE
     log_hour < (
@@ -32,8 +30,8 @@ WITH sides AS (
 ), cells AS (
   SELECT
     @EACH(@grain, g -> g),
-    @EACH(@sums, m -> SUM(m * rebuilt)::BIGINT AS rebuild_@m),
-    @EACH(@sums, m -> SUM(m * added_up)::BIGINT AS increments_@m),
+    @merged_where(@measures, rebuild_, rebuilt = 1),
+    @merged_where(@measures, increments_, rebuilt = 0),
     SUM(rebuilt) AS copies
   FROM sides
   GROUP BY
@@ -49,16 +47,20 @@ SELECT
   CASE
     WHEN copies > 1
     THEN 'nonunique'
-    WHEN @AND(@EACH(@sums, m -> rebuild_@m = increments_@m))
+    WHEN @are_identical(@measures, rebuild_, increments_)
     THEN 'identical'
+    WHEN @are_within_tolerance(@measures, rebuild_, increments_)
+    THEN 'tolerated'
     WHEN copies = 0
     THEN 'added'
-    WHEN @AND(@EACH(@sums, m -> increments_@m = 0))
+    WHEN NOT (
+      @is_there(@measures, increments_)
+    )
     THEN 'removed'
     ELSE 'modified'
-  END::TEXT AS class, /* identical; modified; added: only the increments have it; removed: only the rebuild; nonunique */
-  @EACH(@sums, m -> rebuild_@m),
-  @EACH(@sums, m -> increments_@m)
+  END::TEXT AS class, /* identical; tolerated: as near as the contract allows; modified; added: only the increments have it; removed: only the rebuild; nonunique */
+  @EACH(@measure_names, m -> rebuild_@m),
+  @EACH(@measure_names, m -> increments_@m)
 FROM cells
 WHERE
-  copies > 0 OR @OR(@EACH(@sums, m -> increments_@m <> 0))
+  copies > 0 OR @is_there(@measures, increments_)

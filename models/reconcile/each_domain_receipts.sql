@@ -18,14 +18,15 @@ MODEL (
 WITH cells AS (
   SELECT
     *,
-    @fingerprint(@grain, @sums, 'rebuild_') AS rebuild_fingerprint,
-    @fingerprint(@grain, @sums, 'increments_') AS increments_fingerprint
+    @fingerprint(@grain, @measure_names, 'rebuild_') AS rebuild_fingerprint,
+    @fingerprint(@grain, @measure_names, 'increments_') AS increments_fingerprint
   FROM reconcile.@{domain}_cells
 ), measured AS (
   SELECT
     COUNT(*) AS cells_compared,
     COUNT(CASE WHEN class <> 'identical' THEN 1 END) AS cells_differing,
-    @divergence(@sums) AS divergence,
+    COUNT(CASE WHEN NOT class IN ('identical', 'tolerated') THEN 1 END) AS cells_beyond,
+    @evidence(@measures) AS measures,
     COALESCE(SUM(CASE WHEN class <> 'added' THEN rebuild_fingerprint END), 0) AS rebuild_fingerprint,
     COALESCE(SUM(CASE WHEN class <> 'removed' THEN increments_fingerprint END), 0) AS increments_fingerprint
   FROM cells
@@ -51,8 +52,18 @@ SELECT
   )::BIGINT AS position, /* Last position of the log before the cut */
   cells_compared::BIGINT AS cells_compared, /* Cells that either path knows */
   cells_differing::BIGINT AS cells_differing, /* Cells that are not identical */
-  divergence::MAP(TEXT, BIGINT) AS divergence, /* Per measure: sum over the cells of the absolute difference */
+  cells_beyond::BIGINT AS cells_beyond, /* Cells that differ by more than the contract allows */
+  measures::STRUCT(
+    measure TEXT,
+    cells BIGINT,
+    cells_differing BIGINT,
+    cells_beyond BIGINT,
+    worst_absolute DOUBLE,
+    worst_relative DOUBLE,
+    is_within_tolerance BOOLEAN
+  )[] AS measures, /* The evidence by measure; reconcile.measures has it as rows */
   rebuild_fingerprint::TEXT AS rebuild_fingerprint, /* Order-free fingerprint of the rebuild */
   increments_fingerprint::TEXT AS increments_fingerprint, /* The same of the summed increments */
-  CASE WHEN cells_differing = 0 THEN 'passed' ELSE 'failed' END::TEXT AS verdict /* passed or failed */
+  CASE WHEN cells_beyond = 0 THEN 'passed' ELSE 'failed' END::TEXT AS verdict, /* passed or failed */
+  @contract_mode(@domain_name)::TEXT AS mode /* Mode of the domain when they were compared */
 FROM measured

@@ -12,10 +12,20 @@ SELECT
   position::BIGINT AS position, /* Last position of the log before the cut */
   cells_compared::BIGINT AS cells_compared, /* Cells that either path knows */
   cells_differing::BIGINT AS cells_differing, /* Cells that are not identical */
-  divergence::MAP(TEXT, BIGINT) AS divergence, /* Per measure: sum over the cells of the absolute difference */
+  cells_beyond::BIGINT AS cells_beyond, /* Cells that differ by more than the contract allows */
+  measures::STRUCT(
+    measure TEXT,
+    cells BIGINT,
+    cells_differing BIGINT,
+    cells_beyond BIGINT,
+    worst_absolute DOUBLE,
+    worst_relative DOUBLE,
+    is_within_tolerance BOOLEAN
+  )[] AS measures, /* The evidence by measure; reconcile.measures has it as rows */
   rebuild_fingerprint::TEXT AS rebuild_fingerprint, /* Order-free fingerprint of the rebuild */
   increments_fingerprint::TEXT AS increments_fingerprint, /* The same of the summed increments */
-  verdict::TEXT AS verdict /* passed or failed */
+  verdict::TEXT AS verdict, /* passed or failed */
+  mode::TEXT AS mode /* Mode of the domain when they were compared */
 FROM (
   @union_of_domains('reconcile.{domain}_receipts')
 ) AS receipts

@@ -11,7 +11,12 @@ MODEL (
   owner @owner,
   grain @cut_grain,
   audits (
-    live_equals_rebuild_at_its_cut(increments := hourly.@{domain}, cell := @grain, measures := @sums)
+    live_equals_rebuild_at_its_cut(
+      increments := hourly.@{domain},
+      cell := @grain,
+      merges := @measures,
+      state_columns := @state
+    )
   ),
   depends_on (
     hourly.@{domain}
@@ -22,7 +27,7 @@ MODEL (
 SELECT
   rebuild_cut.cut::TIMESTAMP AS cut, /* Cut of this generation */
   @EACH(@grain, g -> rebuilt.g),
-  @EACH(@sums, m -> rebuilt.m)
+  @EACH(@state, m -> rebuilt.m)
 FROM rebuild.@{domain} AS rebuilt
 CROSS JOIN rebuild.cut AS rebuild_cut
 WHERE

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import functools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,34 +18,98 @@ from lockstep.project import project
 from lockstep.schema import TABLES
 
 MODES = ("batch", "shadow", "live")
-MERGES = ("sum", "batch")
+MERGES = ("sum", "latest", "max", "min", "batch")
+BAD_EVENTS = ("hold", "skip")
+
+# The unit of a measure decides the type it has in every model.
+UNITS = {
+    "count": "BIGINT",
+    "cents": "BIGINT",
+    "seconds": "BIGINT",
+    "minutes": "BIGINT",
+    "metres": "BIGINT",
+    "degrees": "DOUBLE",
+    "km/h": "DOUBLE",
+    "ratio": "DOUBLE",
+    "timestamp": "TIMESTAMP",
+    "text": "TEXT",
+}
+_MEASURABLE = {"BIGINT", "DOUBLE", "TIMESTAMP"}  # types of which two values lie a distance apart
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A measure of a domain. `merge` is `sum` (signed arithmetic, always exact) or `batch` (the rebuild's only)."""
+    """A measure of a domain.
+
+    `merge`: `sum` (signed arithmetic, always exact), `latest`, `max` or `min` (over an append-only source), or `batch`
+    (the rebuild's only). The two paths may lie `tolerance_absolute` apart, in the measure's unit (seconds for a
+    timestamp), or `tolerance_relative` of the rebuild's value: whichever allows more.
+    """
 
     name: str
     merge: str
     unit: str
+    tolerance_absolute: float
+    tolerance_relative: float
     description: str
+
+    @property
+    def type(self) -> str:
+        return UNITS[self.unit]
 
 
 @dataclass(frozen=True)
 class Contract:
-    """A domain's contract. `grain` names the columns of a cell; `sources` the change log tables its numbers need."""
+    """A domain's contract.
+
+    `horizon_minutes`: how soon somebody acts on the figures. `freshness_seconds`: how old they may be.
+    `shadow_days`: how many daily receipts must pass in shadow before the domain may be live. `passes_to_return`: how
+    many cuts must pass after a failed receipt until live is served again. `receipt_hours`: how far the log may be
+    ahead of the last receipt's cut while live is served. `sources`: the change log tables its numbers need, the first
+    of them the one whose changes, by `source_key`, explain a divergence. `reads`: the domains whose figures its mart
+    joins. `grain`: the columns of a cell.
+    """
 
     domain: str
     owner: str
     mode: str
+    horizon_minutes: int
+    freshness_seconds: int
+    shadow_days: int
+    passes_to_return: int
+    receipt_hours: int
+    on_bad_event: str
     source_table: str
-    source_key: str
+    source_key: tuple[str, ...]
     sources: tuple[str, ...]
+    reads: tuple[str, ...]
     grain: tuple[str, ...]
     all_measures: tuple[Measure, ...]
 
-    def measures(self, merge: str) -> tuple[str, ...]:
-        return tuple(m.name for m in self.all_measures if m.merge == merge)
+    def measures(self, *merges: str) -> tuple[str, ...]:
+        """The names of the measures that merge in one of these ways."""
+        return tuple(m.name for m in self.all_measures if m.merge in merges)
+
+    @property
+    def merged(self) -> tuple[Measure, ...]:
+        """The measures that increments can carry: all but `batch`."""
+        return tuple(m for m in self.all_measures if m.merge != "batch")
+
+    @property
+    def state(self) -> tuple[str, ...]:
+        """The columns that every model of the domain carries beside the grain.
+
+        `latest` measures need to know of when they are: `latest_at`, and of equal times the `latest_position`.
+        """
+        order = ("latest_at", "latest_position") if self.measures("latest") else ()
+        return (*order, *(m.name for m in self.merged))
+
+
+_CONTRACT = (
+    "domain owner mode horizon_minutes freshness_seconds shadow_days passes_to_return receipt_hours on_bad_event "
+    "source_table source_key joined_tables reads_domains grain"
+)
+_MEASURE = "domain measure merge unit tolerance_absolute tolerance_relative description"
 
 
 @functools.cache
@@ -52,37 +117,77 @@ def load(seeds: Path | None = None) -> dict[str, Contract]:
     """Every contract by its domain's name. Raises LockstepError naming file, row and way out on the first mistake."""
     seeds = seeds or project() / "seeds"
     contracts: dict[str, Contract] = {}
+    lines: list[_Row] = []
     measures = _measures(seeds / "contract_measures.csv")
-    for row in _rows(seeds / "contracts.csv", "domain owner mode source_table source_key joined_tables grain"):
+    for row in _rows(seeds / "contracts.csv", _CONTRACT):
         domain, table = row["domain"], row["source_table"]
         row.check("domain", _is_name(domain), "a lower-case name")
         row.check("domain", domain not in contracts, "each domain once")
         row.check("owner", "'" not in row["owner"] and bool(row["owner"]), "a name without quotes")
         row.check("mode", row["mode"] in MODES, f"one of {', '.join(MODES)}")
+        row.check("on_bad_event", row["on_bad_event"] in BAD_EVENTS, f"one of {', '.join(BAD_EVENTS)}")
         sources = (table, *row["joined_tables"].split())
         for column in ("source_table", "joined_tables"):
             row.check(column, set(row[column].split()) <= set(TABLES), f"of {', '.join(TABLES)}")
-        row.check("source_key", (row["source_key"],) == TABLES[table].key, f"the one key of {table}")
+        row.check("source_table", bool(table), f"of {', '.join(TABLES)}")
+        key = tuple(row["source_key"].split())
+        row.check("source_key", key == TABLES[table].key, f"the key of {table}: {' '.join(TABLES[table].key)}")
         grain = tuple(row["grain"].split())
         row.check("grain", bool(grain) and all(map(_is_name, grain)), "lower-case names of columns")
         own = tuple(m for m, at in measures if at["domain"] == domain)
-        row.check("domain", any(m.merge == "sum" for m in own), "a measure that merges by sum in contract_measures.csv")
-        contracts[domain] = Contract(domain, row["owner"], row["mode"], table, row["source_key"], sources, grain, own)
+        row.check("domain", any(m.merge != "batch" for m in own), "a measure in contract_measures.csv that is not batch")
+        names = {m.name for m in own} | {"latest_at", "latest_position"}
+        row.check("grain", not names & set(grain), "names that no measure has")
+        contracts[domain] = Contract(
+            domain,
+            row["owner"],
+            row["mode"],
+            row.whole("horizon_minutes", least=1),
+            row.whole("freshness_seconds", least=1),
+            row.whole("shadow_days", least=1),
+            row.whole("passes_to_return", least=1),
+            row.whole("receipt_hours", least=25),  # a cut is daily: one that is a day old is the newest there can be
+            row["on_bad_event"],
+            table,
+            key,
+            sources,
+            tuple(row["reads_domains"].split()),
+            grain,
+            own,
+        )
+        lines.append(row)
     for _, row in measures:
         row.check("domain", row["domain"] in contracts, "a domain of contracts.csv")
+    for row in lines:
+        others = set(contracts) - {row["domain"]}
+        row.check("reads_domains", set(row["reads_domains"].split()) <= others, f"of {', '.join(sorted(others))}")
     return contracts
+
+
+def skips(table: str) -> bool:
+    """Whether a bad event of this table is passed over: all domains that stand on the table say so."""
+    rules = {c.on_bad_event for c in load().values() if c.source_table == table}
+    return rules == {"skip"}
 
 
 def _measures(path: Path) -> list[tuple[Measure, _Row]]:
     """Every measure with the row it stands in."""
     measures: list[tuple[Measure, _Row]] = []
-    for row in _rows(path, "domain measure merge unit description"):
-        name = row["measure"]
+    for row in _rows(path, _MEASURE):
+        name, merge, unit = row["measure"], row["merge"], row["unit"]
         row.check("measure", _is_name(name), "a lower-case name")
-        row.check("merge", row["merge"] in MERGES, f"one of {', '.join(MERGES)}")
+        row.check("merge", merge in MERGES, f"one of {', '.join(MERGES)}")
+        row.check("unit", unit in UNITS, f"one of {', '.join(UNITS)}")
+        row.check("unit", merge != "sum" or UNITS[unit] == "BIGINT", "a unit of whole numbers: sums are exact")
+        row.check("unit", merge == "batch" or UNITS[unit] in _MEASURABLE or merge == "latest", "a unit with an order")
+        for tolerance in ("tolerance_absolute", "tolerance_relative"):
+            row.check(tolerance, row.number(tolerance) == 0 or merge not in ("sum", "batch"), f"0, as it merges by {merge}")
+            row.check(tolerance, row.number(tolerance) == 0 or UNITS[unit] in _MEASURABLE, f"0, as its unit is {unit}")
+        row.check("tolerance_relative", row.number("tolerance_relative") == 0 or unit != "timestamp", "0 for a timestamp")
         twice = any(m.name == name and at["domain"] == row["domain"] for m, at in measures)
         row.check("measure", not twice, "each measure of a domain once")
-        measures.append((Measure(name, row["merge"], row["unit"], row["description"]), row))
+        tolerances = row.number("tolerance_absolute"), row.number("tolerance_relative")
+        measures.append((Measure(name, merge, unit, *tolerances, row["description"]), row))
     return measures
 
 
@@ -99,6 +204,18 @@ class _Row(dict[str, str]):
     def check(self, column: str, holds: bool, expected: str) -> None:
         if not holds:
             raise LockstepError(f"{self.place}: {column} is {self[column]!r}, expected {expected}.")
+
+    def whole(self, column: str, least: int) -> int:
+        self.check(column, self[column].isdecimal() and int(self[column]) >= least, f"a whole number from {least} on")
+        return int(self[column])
+
+    def number(self, column: str) -> float:
+        try:
+            value = float(self[column])
+        except ValueError:
+            value = -1.0
+        self.check(column, math.isfinite(value) and value >= 0, "a number that is not negative")
+        return value
 
 
 def _rows(path: Path, columns: str) -> Iterator[_Row]:

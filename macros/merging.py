@@ -1,0 +1,132 @@
+"""How measures merge, as the contracts declare it, and how far two merged values lie apart.
+
+@measures is a blueprint's list of `measure(name, merge, type, tolerance_absolute, tolerance_relative)`. The rebuild never
+uses @merged: it aggregates latest images in SQL of its own.
+"""
+
+from __future__ import annotations
+
+from sqlglot import exp, parse_one
+from sqlmesh import macro
+
+
+@macro()
+def merged(evaluator, measures):
+    """Every measure over a group of rows, merged: `SELECT region, @merged(@measures) FROM parts GROUP BY region`.
+
+    `latest` takes the value with the greatest (latest_at, latest_position), and carries these two along.
+    """
+    listed = _measures("merged", measures)
+    order = [_Measure("latest_at", "latest", "TIMESTAMP"), _Measure("latest_position", "latest", "BIGINT")]
+    if all(m.merge != "latest" for m in listed):
+        order = []
+    return [_project(_merge(m), m.type, m.name) for m in [*order, *listed]]
+
+
+@macro()
+def merged_where(evaluator, measures, prefix, condition):
+    """The measures over the rows of a group that meet a condition: `@merged_where(@measures, rebuild_, rebuilt = 1)`.
+
+    A sum over no rows is 0, every other measure is NULL.
+    """
+    when = condition.sql("duckdb")
+    return [
+        _project(_merge(m, when), m.type, prefix.name + m.name) for m in _measures("merged_where", measures)
+    ]
+
+
+@macro()
+def is_there(evaluator, measures, prefix=None):
+    """Whether a merged cell holds anything: `WHERE @is_there(@measures)`. Sums of deleted rows leave zeros behind."""
+    prefix = prefix.name if prefix else ""
+    return " OR ".join(
+        f"{prefix}{m.name} <> 0" if m.merge == "sum" else f"NOT {prefix}{m.name} IS NULL"
+        for m in _measures("is_there", measures)
+    )
+
+
+@macro()
+def are_identical(evaluator, measures, one, other):
+    """Whether two sides of a cell are the same in every measure: `@are_identical(@measures, rebuild_, increments_)`."""
+    return " AND ".join(
+        f"{one.name}{m.name} IS NOT DISTINCT FROM {other.name}{m.name}" for m in _measures("are_identical", measures)
+    )
+
+
+@macro()
+def are_within_tolerance(evaluator, measures, one, other):
+    """Whether two sides of a cell are so near that the contract allows it; `one` is what a relative tolerance is of."""
+    return " AND ".join(_within(m, one.name, other.name) for m in _measures("are_within_tolerance", measures))
+
+
+@macro()
+def evidence(evaluator, measures):
+    """Per measure how the rebuild and the increments compare over all cells: `@evidence(@measures) AS measures`.
+
+    A list of structs: measure, cells, cells_differing, cells_beyond (the tolerance), worst_absolute (in the measure's
+    unit, seconds for a timestamp), worst_relative (of the rebuild's value), is_within_tolerance.
+    """
+    one, other = "rebuild_", "increments_"
+    entries = []
+    for m in _measures("evidence", measures):
+        beyond = f"COUNT(CASE WHEN NOT ({_within(m, one, other)}) THEN 1 END)"
+        apart = _apart(m, one, other)
+        share = f"CASE WHEN {one}{m.name} <> 0 THEN {apart} / ABS({one}{m.name}) END" if m.is_number else "NULL"
+        entries.append(
+            f"{{'measure': '{m.name}', 'cells': COUNT(*), 'cells_differing': "
+            f"COUNT(CASE WHEN {one}{m.name} IS DISTINCT FROM {other}{m.name} THEN 1 END), 'cells_beyond': {beyond}, "
+            f"'worst_absolute': COALESCE(MAX({apart}), 0), 'worst_relative': COALESCE(MAX({share}), 0), "
+            f"'is_within_tolerance': {beyond} = 0}}"
+        )
+    return f"[{', '.join(entries)}]"
+
+
+class _Measure:
+    def __init__(self, name, merge, type, tolerance_absolute="0", tolerance_relative="0"):
+        self.name, self.merge, self.type = name, merge, type.upper()
+        self.absolute, self.relative = float(tolerance_absolute), float(tolerance_relative)
+        self.is_number = self.type in ("BIGINT", "DOUBLE")
+
+
+def _measures(macro_name, measures):
+    listed = measures.expressions or [measures.unnest()]
+    if not all(isinstance(m, exp.Anonymous) and m.name.lower() == "measure" for m in listed):
+        raise ValueError(f"@{macro_name}: measures is {measures}, expected @measures of a domain's blueprint.")
+    return [_Measure(*(argument.name for argument in m.expressions)) for m in listed]
+
+
+def _merge(m, when=None):
+    value = m.name
+    if m.merge == "latest":
+        value = f"{{'at': latest_at, 'position': latest_position, 'value': {m.name}}}"
+    if when:
+        value = f"CASE WHEN {when} THEN {value} END"
+    if m.merge == "sum":
+        return f"COALESCE(SUM({value}), 0)" if when else f"SUM({value})"
+    if m.merge == "latest":  # structs are compared field by field, and no two rows share a position
+        return f"STRUCT_EXTRACT(MAX({value}), 'value')"
+    return f"{m.merge.upper()}({value})"
+
+
+def _project(merge, type, name):
+    return parse_one(f"CAST({merge} AS {type}) AS {name}", dialect="duckdb")
+
+
+def _apart(m, one, other):
+    """How far two sides lie apart: a number, or NULL where one is missing or no distance is known."""
+    if m.is_number:
+        return f"ABS({one}{m.name} - {other}{m.name})"
+    if m.type == "TIMESTAMP":
+        return f"ABS(EPOCH({one}{m.name}) - EPOCH({other}{m.name}))"
+    return "CAST(NULL AS DOUBLE)"
+
+
+def _within(m, one, other):
+    same = f"{one}{m.name} IS NOT DISTINCT FROM {other}{m.name}"
+    apart = _apart(m, one, other)
+    allowed = []
+    if m.absolute:
+        allowed.append(f"COALESCE({apart} <= {m.absolute!r}, FALSE)")
+    if m.relative:
+        allowed.append(f"COALESCE({apart} <= {m.relative!r} * ABS({one}{m.name}), FALSE)")
+    return f"({' OR '.join([same, *allowed])})"

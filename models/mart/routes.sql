@@ -1,0 +1,197 @@
+/* How each route stands: its stops, its load, and whether the next stop can be reached in time from the driver's last known position.
+   A deep join of routes, stops, parcels, positions and drivers, all as of the same moment: live from the live views, or batch
+   from the rebuilds of one cut, as ops.serving says for the domain and all it reads. */
+MODEL (
+  name mart.routes,
+  kind VIEW,
+  owner 'fleet-operations',
+  grain route_id
+);
+
+WITH serving AS (
+  SELECT
+    served_from,
+    as_of,
+    verified_cut
+  FROM ops.serving
+  WHERE
+    domain = 'route_performance'
+), parts AS (
+  SELECT
+    route_id,
+    part,
+    stop_number,
+    shipment_id,
+    driver_id,
+    service_date,
+    planned_arrival_at,
+    latitude,
+    longitude,
+    window_to_at,
+    stops_planned,
+    stops_done,
+    stops_on_time,
+    parcels,
+    parcels_on_board
+  FROM live.route_performance
+  WHERE
+    (
+      SELECT
+        served_from
+      FROM serving
+    ) = 'live'
+  UNION ALL
+  SELECT
+    route_id,
+    part,
+    stop_number,
+    shipment_id,
+    driver_id,
+    service_date,
+    planned_arrival_at,
+    latitude,
+    longitude,
+    window_to_at,
+    stops_planned,
+    stops_done,
+    stops_on_time,
+    parcels,
+    parcels_on_board
+  FROM verified.route_performance
+  WHERE
+    (
+      SELECT
+        served_from
+      FROM serving
+    ) = 'rebuild'
+    AND cut = (
+      SELECT
+        verified_cut
+      FROM serving
+    )
+), positions AS (
+  SELECT
+    driver_id,
+    latitude,
+    longitude,
+    recorded_at
+  FROM live.vehicle_positions
+  WHERE
+    (
+      SELECT
+        served_from
+      FROM serving
+    ) = 'live'
+  UNION ALL
+  SELECT
+    driver_id,
+    latitude,
+    longitude,
+    recorded_at
+  FROM verified.vehicle_positions
+  WHERE
+    (
+      SELECT
+        served_from
+      FROM serving
+    ) = 'rebuild'
+    AND cut = (
+      SELECT
+        verified_cut
+      FROM serving
+    )
+), totals AS (
+  SELECT
+    route_id,
+    MAX(driver_id) AS driver_id,
+    MAX(service_date) AS service_date,
+    SUM(stops_planned) AS stops_planned,
+    SUM(stops_done) AS stops_done,
+    SUM(stops_on_time) AS stops_on_time,
+    SUM(parcels) AS parcels,
+    SUM(parcels_on_board) AS parcels_on_board
+  FROM parts
+  GROUP BY
+    route_id
+), open_stops AS (
+  SELECT
+    route_id,
+    stop_number,
+    shipment_id,
+    planned_arrival_at,
+    latitude,
+    longitude,
+    ROW_NUMBER() OVER (PARTITION BY route_id ORDER BY stop_number) AS place
+  FROM parts
+  WHERE
+    part = 'stop' AND stops_planned > stops_done
+), windows AS (
+  SELECT
+    shipment_id,
+    MIN(window_to_at) AS window_to_at
+  FROM parts
+  WHERE
+    part = 'parcel'
+  GROUP BY
+    shipment_id
+), joined AS (
+  SELECT
+    totals.*,
+    drivers.capacity_parcels,
+    next_stop.stop_number AS next_stop_number,
+    next_stop.planned_arrival_at,
+    windows.window_to_at,
+    positions.latitude,
+    positions.longitude,
+    positions.recorded_at,
+    @distance_m(positions.latitude, positions.longitude, next_stop.latitude, next_stop.longitude) AS distance_m,
+    serving.served_from,
+    serving.as_of
+  FROM totals
+  CROSS JOIN serving
+  LEFT JOIN open_stops AS next_stop
+    ON next_stop.route_id = totals.route_id AND next_stop.place = 1
+  LEFT JOIN windows
+    ON windows.shipment_id = next_stop.shipment_id
+  LEFT JOIN positions
+    ON positions.driver_id = totals.driver_id
+  LEFT JOIN dims.drivers AS drivers
+    ON drivers.driver_id = totals.driver_id
+    AND drivers.valid_from_at <= serving.as_of
+    AND serving.as_of < drivers.valid_to_at
+), expected AS (
+  SELECT
+    *,
+    GREATEST(as_of, recorded_at + @travel_time(distance_m)) AS expected_arrival_at,
+    LEAST(planned_arrival_at + @on_time_grace(), window_to_at) AS due_at
+  FROM joined
+)
+SELECT
+  route_id::BIGINT AS route_id, /* Route */
+  service_date::DATE AS service_date, /* Day of the route; NULL while only its stops are known */
+  @dimension_key('driver', driver_id)::TEXT AS driver_key, /* Hash of the natural key, as in dims.drivers */
+  driver_id::BIGINT AS driver_id, /* Driver; NULL while only its stops are known */
+  stops_planned::BIGINT AS stops_planned, /* Stops */
+  stops_done::BIGINT AS stops_done, /* Completed stops */
+  stops_on_time::BIGINT AS stops_on_time, /* Stops completed within 15 minutes of their planned arrival */
+  parcels::BIGINT AS parcels, /* Shipments on the route */
+  parcels_on_board::BIGINT AS parcels_on_board, /* Shipments out for delivery */
+  capacity_parcels::INT AS capacity_parcels, /* Parcels that fit into the van as of as_of; NULL if the driver is unknown */
+  next_stop_number::INT AS next_stop_number, /* First stop that is not completed; NULL when all are */
+  planned_arrival_at::TIMESTAMP AS planned_arrival_at, /* Planned arrival there */
+  window_to_at::TIMESTAMP AS window_to_at, /* End of its promised window; NULL if the shipment is unknown */
+  latitude::DOUBLE AS latitude, /* Last known position of the driver, degrees */
+  longitude::DOUBLE AS longitude, /* Last known position of the driver, degrees */
+  recorded_at::TIMESTAMP AS recorded_at, /* When that was */
+  distance_m::DOUBLE AS distance_m, /* Metres from there to the next stop, as the crow flies */
+  expected_arrival_at::TIMESTAMP AS expected_arrival_at, /* Arrival at the next stop at 25 km/h, not before as_of */
+  (
+    EPOCH(due_at) - EPOCH(expected_arrival_at)
+  )::DOUBLE AS slack_seconds, /* Time left until the stop is late, by plan (plus 15 minutes) or window; negative when it cannot be reached in time */
+  (
+    COALESCE(due_at < expected_arrival_at, FALSE)
+    OR COALESCE(parcels_on_board > capacity_parcels, FALSE)
+  )::BOOLEAN AS is_at_risk, /* Late for its next stop, or loaded over capacity */
+  served_from::TEXT AS served_from, /* live or rebuild */
+  as_of::TIMESTAMP AS as_of /* The figures include all changes logged up to then */
+FROM expected

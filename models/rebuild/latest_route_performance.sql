@@ -1,0 +1,162 @@
+/* The latest image of every route, stop and parcel that lives at the cut. */
+MODEL (
+  name rebuild.latest_route_performance,
+  kind VIEW,
+  owner 'fleet-operations',
+  grain (route_id, part, stop_number, shipment_id)
+);
+
+WITH routes_changes AS (
+  SELECT
+    after,
+    ROW_NUMBER() OVER (
+      PARTITION BY COALESCE(STRUCT_EXTRACT(after, 'route_id'), STRUCT_EXTRACT(before, 'route_id'))
+      ORDER BY position DESC
+    ) AS recency
+  FROM changes.routes
+  WHERE
+    logged_at < (
+      SELECT
+        cut
+      FROM rebuild.cut
+    )
+), routes AS (
+  SELECT
+    STRUCT_EXTRACT(after, 'route_id') AS route_id,
+    STRUCT_EXTRACT(after, 'driver_id') AS driver_id,
+    STRUCT_EXTRACT(after, 'service_date') AS service_date
+  FROM routes_changes
+  WHERE
+    recency = 1 AND NOT after IS NULL
+), route_stops_changes AS (
+  SELECT
+    after,
+    ROW_NUMBER() OVER (
+      PARTITION BY COALESCE(STRUCT_EXTRACT(after, 'route_id'), STRUCT_EXTRACT(before, 'route_id')), COALESCE(STRUCT_EXTRACT(after, 'stop_number'), STRUCT_EXTRACT(before, 'stop_number'))
+      ORDER BY position DESC
+    ) AS recency
+  FROM changes.route_stops
+  WHERE
+    logged_at < (
+      SELECT
+        cut
+      FROM rebuild.cut
+    )
+), route_stops AS (
+  SELECT
+    STRUCT_EXTRACT(after, 'route_id') AS route_id,
+    STRUCT_EXTRACT(after, 'stop_number') AS stop_number,
+    STRUCT_EXTRACT(after, 'shipment_id') AS shipment_id,
+    STRUCT_EXTRACT(after, 'planned_arrival_at') AS planned_arrival_at,
+    STRUCT_EXTRACT(after, 'latitude') AS latitude,
+    STRUCT_EXTRACT(after, 'longitude') AS longitude,
+    STRUCT_EXTRACT(after, 'completed_at') AS completed_at
+  FROM route_stops_changes
+  WHERE
+    recency = 1 AND NOT after IS NULL
+), shipments_changes AS (
+  SELECT
+    after,
+    ROW_NUMBER() OVER (
+      PARTITION BY COALESCE(STRUCT_EXTRACT(after, 'shipment_id'), STRUCT_EXTRACT(before, 'shipment_id'))
+      ORDER BY position DESC
+    ) AS recency
+  FROM changes.shipments
+  WHERE
+    logged_at < (
+      SELECT
+        cut
+      FROM rebuild.cut
+    )
+), shipments AS (
+  SELECT
+    STRUCT_EXTRACT(after, 'shipment_id') AS shipment_id,
+    STRUCT_EXTRACT(after, 'route_id') AS route_id,
+    STRUCT_EXTRACT(after, 'status') AS status,
+    STRUCT_EXTRACT(after, 'window_from_at') AS window_from_at,
+    STRUCT_EXTRACT(after, 'window_to_at') AS window_to_at
+  FROM shipments_changes
+  WHERE
+    recency = 1 AND NOT after IS NULL
+), parts AS (
+  SELECT
+    route_id,
+    'route' AS part,
+    NULL::INT AS stop_number,
+    NULL::BIGINT AS shipment_id,
+    driver_id,
+    service_date,
+    NULL::TIMESTAMP AS planned_arrival_at,
+    NULL::DOUBLE AS latitude,
+    NULL::DOUBLE AS longitude,
+    NULL::TIMESTAMP AS window_from_at,
+    NULL::TIMESTAMP AS window_to_at,
+    1 AS routes,
+    0 AS stops_planned,
+    0 AS stops_done,
+    0 AS stops_on_time,
+    0 AS parcels,
+    0 AS parcels_on_board
+  FROM routes
+  UNION ALL
+  SELECT
+    route_id,
+    'stop' AS part,
+    stop_number,
+    shipment_id,
+    NULL::BIGINT AS driver_id,
+    NULL::DATE AS service_date,
+    planned_arrival_at,
+    latitude,
+    longitude,
+    NULL::TIMESTAMP AS window_from_at,
+    NULL::TIMESTAMP AS window_to_at,
+    0 AS routes,
+    1 AS stops_planned,
+    CASE WHEN NOT completed_at IS NULL THEN 1 ELSE 0 END AS stops_done,
+    CASE WHEN @is_on_time(completed_at, planned_arrival_at) THEN 1 ELSE 0 END AS stops_on_time,
+    0 AS parcels,
+    0 AS parcels_on_board
+  FROM route_stops
+  UNION ALL
+  SELECT
+    route_id,
+    'parcel' AS part,
+    NULL::INT AS stop_number,
+    shipment_id,
+    NULL::BIGINT AS driver_id,
+    NULL::DATE AS service_date,
+    NULL::TIMESTAMP AS planned_arrival_at,
+    NULL::DOUBLE AS latitude,
+    NULL::DOUBLE AS longitude,
+    window_from_at,
+    window_to_at,
+    0 AS routes,
+    0 AS stops_planned,
+    0 AS stops_done,
+    0 AS stops_on_time,
+    1 AS parcels,
+    CASE WHEN status = 'out_for_delivery' THEN 1 ELSE 0 END AS parcels_on_board
+  FROM shipments
+  WHERE
+    NOT route_id IS NULL
+)
+SELECT
+  route_id::BIGINT AS route_id, /* Route */
+  part::TEXT AS part, /* What of the route: route, stop or parcel */
+  stop_number::INT AS stop_number, /* Stop */
+  shipment_id::BIGINT AS shipment_id, /* Shipment of a stop or parcel */
+  driver_id::BIGINT AS driver_id, /* Driver of the route */
+  service_date::DATE AS service_date, /* Day of the route */
+  planned_arrival_at::TIMESTAMP AS planned_arrival_at, /* Planned arrival at a stop */
+  latitude::DOUBLE AS latitude, /* Latitude of a stop */
+  longitude::DOUBLE AS longitude, /* Longitude of a stop */
+  window_from_at::TIMESTAMP AS window_from_at, /* Begin of a parcel's promised window */
+  window_to_at::TIMESTAMP AS window_to_at, /* End of it */
+  routes::BIGINT AS routes, /* The route itself */
+  stops_planned::BIGINT AS stops_planned, /* Stops */
+  stops_done::BIGINT AS stops_done, /* Completed stops */
+  stops_on_time::BIGINT AS stops_on_time, /* Stops completed in time */
+  parcels::BIGINT AS parcels, /* Shipments on the route */
+  parcels_on_board::BIGINT AS parcels_on_board /* Shipments out for delivery */
+FROM parts

@@ -1,0 +1,17 @@
+MODEL (
+  name seeds.contract_measures,
+  kind SEED (
+    path '../../seeds/contract_measures.csv'
+  ),
+  columns (
+    domain TEXT,
+    measure TEXT,
+    merge TEXT,
+    unit TEXT,
+    tolerance_absolute DOUBLE,
+    tolerance_relative DOUBLE,
+    description TEXT
+  ),
+  grain (domain, measure),
+  description 'One row per measure of a domain: how it merges, its unit, and how far the two paths may lie apart'
+)
