@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench clean
+.PHONY: help demo demo-live test check bench clean
 
 help: ## Show this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -18,6 +18,9 @@ $(INSTALLED): pyproject.toml
 
 demo: $(INSTALLED) ## Three simulated days, half a minute live, and the proof that all figures agree
 	$(BIN)/python -m lockstep.demo
+
+demo-live: $(INSTALLED) ## All live: a company in a PostgreSQL of the demo's own, captured and proven while it works
+	$(BIN)/python -m lockstep.demo_live
 
 check: $(INSTALLED) ## Formatting, linting and types of Python and SQL
 	$(BIN)/ruff format --check .

@@ -1,7 +1,6 @@
 """A throw-away PostgreSQL cluster with the source schema, for tests of what talks to a real server.
 
-Needs the server's programs (apt package `postgresql`), found in PATH, by pg_config or where Debian puts them. Without
-them these tests are skipped, but in CI they fail.
+Without the server's programs these tests are skipped, but in CI they fail.
 """
 
 from __future__ import annotations
@@ -9,61 +8,34 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import shutil
 import socket
-import subprocess
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psycopg2
 import pyarrow.parquet as pq
 import pytest
 
-import lockstep
 from lockstep.changelog import ChangeLog
-from lockstep.schema import TABLES, Table
+from lockstep.private_postgres import INSTALL, PrivateServer, private_directory, server_programs
+from lockstep.schema import SCHEMA_FILE, TABLES, Table
 
-SCHEMA = Path(lockstep.__file__).with_name("source_schema.sql")
-_ACCOUNT = "postgres" if os.geteuid() == 0 else None  # the server refuses to run as root
-_SETTINGS = {
-    "wal_level": "logical",
-    "max_wal_senders": "10",
-    "max_replication_slots": "10",
-    "fsync": "off",
-    "max_wal_size": "2GB",
-    "wal_sender_timeout": "10s",
-}
+SCHEMA = Path(__file__).parents[1] / SCHEMA_FILE
 
 
-class Cluster:
+class Cluster(PrivateServer):
     """A server of its own in a directory of its own, reached by TCP on a port of its own."""
 
     def __init__(self, programs: Path, directory: Path) -> None:
-        self._programs = programs
-        self._directory = directory
         self.port = _free_port()
-        self._run("initdb", "-D", self._data, "-U", "postgres", "--auth=trust", "-E", "UTF8", "--no-sync")
-        settings = {**_SETTINGS, "port": str(self.port), "unix_socket_directories": str(directory)}
-        with (directory / "data" / "postgresql.conf").open("a") as file:
-            file.writelines(f"{name} = '{value}'\n" for name, value in settings.items())
-
-    @property
-    def _data(self) -> str:
-        return str(self._directory / "data")
+        super().__init__(programs, directory, {"port": str(self.port), "listen_addresses": "127.0.0.1"})
 
     def dsn(self, database: str = "shop", user: str = "postgres") -> str:
         return f"postgresql://{user}@127.0.0.1:{self.port}/{database}"
-
-    def start(self) -> None:
-        self._run("pg_ctl", "-D", self._data, "-l", str(self._directory / "log"), "-w", "start")
-
-    def stop(self, mode: str = "fast") -> None:
-        """Stop the server; `immediate` is its crash."""
-        self._run("pg_ctl", "-D", self._data, "-m", mode, "-w", "stop")
 
     def restart(self, mode: str = "fast") -> None:
         self.stop(mode)
@@ -91,39 +63,23 @@ class Cluster:
                 cursor.execute(statement, parameters or None)
                 return cursor.fetchall() if cursor.description else []
 
-    def _run(self, program: str, *arguments: str) -> None:
-        done = subprocess.run(
-            [self._programs / program, *arguments],
-            user=_ACCOUNT,
-            cwd="/",
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE if program == "initdb" else subprocess.DEVNULL,
-            stderr=subprocess.STDOUT if program == "initdb" else subprocess.DEVNULL,
-            text=True,
-        )
-        assert done.returncode == 0, f"{program} failed: {done.stdout}"
-
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     """One running server for all tests."""
     programs = server_programs()
     if programs is None:
-        message = "PostgreSQL's server is not installed: apt-get install postgresql"
+        message = f"PostgreSQL's server is not installed: {INSTALL}"
         if os.environ.get("CI") == "true":
             pytest.fail(message)
         pytest.skip(message)
-    with tempfile.TemporaryDirectory(prefix="lockstep-postgres-") as name:
-        directory = Path(name)
-        directory.chmod(0o755)
-        if _ACCOUNT:
-            shutil.chown(directory, _ACCOUNT)
+    with private_directory() as directory:
         server = Cluster(programs, directory)
         server.start()
         try:
             yield server
         finally:
-            server.stop("immediate")
+            server.close()
 
 
 @pytest.fixture
@@ -131,14 +87,6 @@ def shop(cluster: Cluster) -> Cluster:
     """The running server with a fresh database `shop`: the source schema, empty, no slots."""
     cluster.create_shop()
     return cluster
-
-
-def server_programs() -> Path | None:
-    candidates = [Path(found).resolve().parent for found in (shutil.which("initdb"),) if found]
-    if config := shutil.which("pg_config"):
-        candidates.append(Path(subprocess.check_output([config, "--bindir"], text=True).strip()))
-    candidates += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
-    return next((c for c in candidates if (c / "pg_ctl").exists() and (c / "initdb").exists()), None)
 
 
 def _free_port() -> int:
@@ -197,7 +145,7 @@ _COLUMNS = "SELECT column_name FROM information_schema.columns WHERE table_name 
 
 
 def _rounded(images: Iterable[dict[str, Any]]) -> list[str]:
-    """Images in an order of their own; `real` has about seven digits on either side."""
+    """Images in an order of their own; a `real` as what it is in 32 bits, however many digits say so."""
     return sorted(
-        str({name: round(v, 5) if name == "speed_kmh" else v for name, v in image.items()}) for image in images
+        str({name: float(np.float32(v)) if name == "speed_kmh" else v for name, v in image.items()}) for image in images
     )

@@ -328,7 +328,7 @@ def test_death_at_any_step_leaves_the_old_or_the_new_log(tmp_path: Path) -> None
     assert set(outcomes) == {"old", "new"}
 
 
-@pytest.mark.parametrize("function", ["_durable_parquet", "durable_replace", "_fsync_directory"])
+@pytest.mark.parametrize("function", ["_durable_parquet", "durable_replace", "fsync_directory"])
 def test_writer_goes_on_after_a_failed_landing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str) -> None:
     log = land(tmp_path, *OLD, resume={"batch": 1})
     before, files = state(log), tree(log)

@@ -26,7 +26,7 @@ from lockstep.cli import cli
 from lockstep.errors import LockstepError
 from lockstep.schema import TABLES
 from lockstep.simulate import History, choose_history, land_history, progress
-from lockstep.simulate_live import Company, live
+from lockstep.simulate_live import Company, _state, live
 from lockstep.simulate_world import ENTITIES
 
 SMALL = History(until=datetime(2026, 11, 18, 13, 37, 5), days=3, orders_per_day=300)
@@ -420,13 +420,13 @@ def test_live_moves_the_watermark_without_changes(lively: ChangeLog) -> None:
 
 def test_live_draws_are_determined_by_the_log(lively: ChangeLog) -> None:
     since = datetime(2030, 1, 1)
-    first, second = (Company(lively, 7).work(200, since, since + timedelta(seconds=1)) for _ in range(2))
+    first, second = (Company(_state(lively), "7").work(200, since, since + timedelta(seconds=1)) for _ in range(2))
     assert first == second
 
 
 def test_live_forgets_what_is_over(lively: ChangeLog, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lockstep.simulate_live._WORKING_SET", 100)
-    company = Company(lively, 7)
+    monkeypatch.setattr("lockstep.simulate_live.WORKING_SET", 100)
+    company = Company(_state(lively), "7")
     since = datetime(2030, 1, 1)
     for i in range(20):
         company.work(1000, since + timedelta(seconds=i), since + timedelta(seconds=i + 1))

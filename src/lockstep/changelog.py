@@ -7,7 +7,7 @@ Layout under `<home>/changelog/`:
     watermark.json                                                           replaced last, atomically
 
 and `<home>/quarantine/<first>-<last>.jsonl` for the events that broke the landing contract, whole, with their reason
-and the position kept for them.
+and the position kept for them, and `<home>/source_receipts.jsonl` for what `lockstep verify-source` found.
 
 Guarantees, at any crash: a batch is visible wholly (its watermark was replaced) or not at all; positions are
 1, 2, 3, ... over all tables; `logged_at` never decreases with position. Whatever lies beyond the watermark is debris
@@ -21,7 +21,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -34,12 +34,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from lockstep.contracts import skips
 from lockstep.errors import LockstepError
-from lockstep.lock import exclusive
-from lockstep.project import home
-from lockstep.schema import DISCARDED, DISCARDED_SCHEMA, TABLES, TIMESTAMP, Table, batch_schema, log_schema
+from lockstep.lock import Lock, exclusive
+from lockstep.project import home, project
+from lockstep.schema import DISCARDED, DISCARDED_SCHEMA, SCHEMA_FILE, TABLES, TIMESTAMP, Table, batch_schema, log_schema
 
 FORMAT = 1
+# A landing becomes visible within this time of its stamp: a reader that passes over younger ones sees none appear.
+SETTLING = timedelta(milliseconds=250)
+# How far back the watermark tells of landings: a reader can find what was visible when its transaction began.
+REMEMBERED, MOST_REMEMBERED = timedelta(minutes=10), 1000
 _HOUR_US = 3_600_000_000
 _FILE = re.compile(r"(\d+)-(\d+)\.(?:parquet|jsonl)")
 ALL_TABLES = "*"  # the `table` of an event so broken that its table is unknown: it holds every table
@@ -78,10 +83,11 @@ class Watermark:
 
 @dataclass(frozen=True)
 class Landed:
-    """What one batch made visible. `changes` counts rows after a key update became two."""
+    """What one batch made visible. `changes` counts rows after a key update became two, `files` those of Parquet."""
 
     changes: int
     quarantined: int
+    files: int
     watermark: Watermark
 
 
@@ -92,6 +98,7 @@ class ChangeLog:
         self.home = home
         self.root = home / "changelog"
         self.quarantine = home / "quarantine"
+        self.source_receipts = home / "source_receipts.jsonl"
         self._watermark_path = self.root / "watermark.json"
 
     def exists(self) -> bool:
@@ -122,6 +129,11 @@ class ChangeLog:
             landed_at=_parse(raw["landed_at"]),
         )
 
+    def require_source_receipts(self) -> None:
+        """Make the file of `lockstep verify-source`'s receipts, empty, if there is none: a model reads it."""
+        if not self.source_receipts.exists():
+            durable_replace(self.source_receipts, b"")
+
     def require_changes(self) -> None:
         """Raise LockstepError unless a change has landed: models planned before would start at the wrong hour."""
         if self.watermark().started_at is None:
@@ -130,7 +142,7 @@ class ChangeLog:
     def files(self, table: str) -> list[Path]:
         """The visible files of one table (or of `_discarded`) in position order, without the empty schema file."""
         limit = self.watermark().position
-        found = [(_span(p), p) for p in (self.root / table).glob("hour=*/*.parquet")]
+        found = [(span(p), p) for p in (self.root / table).glob("hour=*/*.parquet")]
         return [p for (_, last), p in sorted(found) if 0 < last <= limit]
 
     def quarantined(self) -> list[dict[str, Any]]:
@@ -141,8 +153,8 @@ class ChangeLog:
         limit = self.watermark().position
         entries = [
             json.loads(line)
-            for path in sorted(self.quarantine.glob("*.jsonl"), key=_span)
-            if _span(path)[1] <= limit
+            for path in sorted(self.quarantine.glob("*.jsonl"), key=span)
+            if span(path)[1] <= limit
             for line in path.read_text(encoding="utf-8").splitlines()
         ]
         if not entries:
@@ -159,21 +171,26 @@ class ChangeLog:
         found: set[int] = set()
         low, high = pc.min(wanted).as_py(), pc.max(wanted).as_py()
         for path in (p for name in datasets for p in self.files(name)):
-            first, last = _span(path)
+            first, last = span(path)
             if first <= high and low <= last:
                 positions = pq.read_table(path, columns=["position"], partitioning=None)["position"]
                 found.update(positions.filter(pc.is_in(positions, wanted)).to_pylist())
         return found
 
     @contextmanager
-    def writer(self, source: str, purpose: str = "landing changes") -> Iterator[Writer]:
+    def writer(
+        self, source: str, purpose: str = "landing changes", *, lends: bool = False, patience: float = 0
+    ) -> Iterator[Writer]:
         """The one writer of this log. `source` names the database the changes come from, e.g. `postgresql:shop`.
+
+        `lends` promises to call `Writer.lend` now and then; from such a writer the log is borrowed within `patience`
+        seconds (see `lock.exclusive`).
 
         Opening it creates an empty log where there is none and removes the debris of a crash. Raises LockstepError
         if another process is writing, or if the log already belongs to another source: positions and log sequence
         numbers of two databases have no common order.
         """
-        with exclusive(self.home / "changelog.lock", purpose):
+        with exclusive(self.home / "changelog.lock", purpose, lends=lends, patience=patience) as lock:
             if not self.exists():
                 self._create(source)
             watermark = self.watermark()
@@ -182,48 +199,107 @@ class ChangeLog:
                     f"{self.root} is the change log of {watermark.source}, these changes come from {source}. "
                     "One data home holds one source: set LOCKSTEP_HOME to another directory."
                 )
+            self._require_schemas()
             self._remove_debris(watermark)
             with ThreadPoolExecutor(os.cpu_count()) as pool:
-                yield Writer(self, watermark, pool)
+                yield Writer(self, watermark, pool, lock)
 
     def _create(self, source: str) -> None:
-        # An empty file per dataset carries its schema, so that a reader's glob always finds one.
+        self._require_schemas()
+        durable_replace(self.quarantine / "0-0.jsonl", b"")
+        self.require_source_receipts()
+        self._replace_watermark(Watermark(source=source))
+
+    def _require_schemas(self) -> None:
+        """An empty file per dataset carries its schema, so that a reader's glob always finds one."""
         for name, schema in _schemas().items():
             path = self.root / name / "hour=1970-01-01T00" / "0-0.parquet"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _durable_parquet(schema.empty_table(), path)
-        durable_replace(self.quarantine / "0-0.jsonl", b"")
-        self._replace_watermark(Watermark(source=source))
+            if not path.exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                _durable_parquet(schema.empty_table(), path)
+            elif (landed := pq.read_schema(path)) != schema:
+                raise LockstepError(
+                    f"{project() / SCHEMA_FILE} declares {name} with other columns than the change log in {self.home} "
+                    f"has: {_columns_apart(landed, schema)}. A log keeps the columns it began with; new ones are in "
+                    "the images' `extra`. Undo the change, or begin a log in another LOCKSTEP_HOME."
+                )
 
     def _remove_debris(self, watermark: Watermark) -> None:
         candidates = [*self.root.glob("*/hour=*/*"), *self.quarantine.glob("*")]
         for path in candidates:
-            if _span(path)[1] > watermark.position:
+            if span(path)[1] > watermark.position:
                 path.unlink()
 
-    def _replace_watermark(self, watermark: Watermark) -> None:
-        text = json.dumps(
-            {
-                "format": FORMAT,
-                "position": watermark.position,
-                "logged_at": _format(watermark.logged_at),
-                "started_at": _format(watermark.started_at),
-                "source": watermark.source,
-                "holds": {t: _format(h) for t, h in sorted(watermark.holds.items())},
-                "resume": watermark.resume,
-                "landed_at": _format(watermark.landed_at),
-            }
-        )
-        durable_replace(self._watermark_path, text.encode())
+    def _replace_watermark(self, watermark: Watermark) -> Watermark:
+        """Make a landing visible; returns the watermark with the time of that, as it is on disk.
+
+        `recent` holds the landings before it: see `SETTLING`, and `publish` for what readers do with them.
+        """
+        recent = self._recent()
+        ahead = timedelta()
+        while True:
+            begun = _now()
+            stamped = replace(watermark, landed_at=begun + ahead)
+            text = json.dumps(
+                {
+                    "format": FORMAT,
+                    "position": stamped.position,
+                    "logged_at": _format(stamped.logged_at),
+                    "started_at": _format(stamped.started_at),
+                    "source": stamped.source,
+                    "holds": {t: _format(h) for t, h in sorted(stamped.holds.items())},
+                    "resume": stamped.resume,
+                    "landed_at": _format(stamped.landed_at),
+                    "recent": recent,
+                }
+            )
+            settles_at = begun + ahead + SETTLING / 2
+            if durable_replace(self._watermark_path, text.encode(), lambda: _now() < settles_at):  # noqa: B023
+                return stamped
+            ahead = 2 * (_now() - begun)  # a disk this slow: readers see it this much later
+
+    def _recent(self) -> list[dict[str, Any]]:
+        """The landings up to the visible one, oldest first: landed_at, position, logged_at, holds."""
+        if not self.exists():
+            return []
+        raw = json.loads(self._watermark_path.read_text(encoding="utf-8"))
+        if raw["started_at"] is None:
+            return []
+        last = {name: raw[name] for name in ("landed_at", "position", "logged_at", "holds")}
+        landings = [*raw.get("recent", []), last][-MOST_REMEMBERED:]
+        # Times of one format compare as text.
+        since = _format(datetime.fromisoformat(last["landed_at"]) - REMEMBERED) or ""
+        return [landing for landing in landings if landing["landed_at"] >= since]
 
 
 class Writer:
     """Appends batches. Made by `ChangeLog.writer`, which holds the lock for it."""
 
-    def __init__(self, log: ChangeLog, watermark: Watermark, pool: ThreadPoolExecutor) -> None:
+    def __init__(self, log: ChangeLog, watermark: Watermark, pool: ThreadPoolExecutor, lock: Lock) -> None:
         self._log = log
         self._pool = pool
+        self._lock = lock
         self.watermark = watermark
+
+    def is_asked_for(self) -> bool:
+        """Whether another command waits to borrow the log; see `lend`."""
+        return self._lock.is_asked_for()
+
+    def lend(self, go_on: Callable[[], bool]) -> bool:
+        """Let another command write to the log, and wait for its end; no batch may be open.
+
+        `go_on` is called all the while; once it returns False the waiting ends, and False is returned: this writer
+        must not be used any more. Raises LockstepError if the log was not only mended but continued meanwhile.
+        """
+        if not self._lock.lend(go_on):
+            return False
+        before, self.watermark = self.watermark, self._log.watermark()
+        if (self.watermark.position, self.watermark.resume) != (before.position, before.resume):
+            raise LockstepError(
+                f"Another command has landed changes in {self._log.root} meanwhile: it ends at position "
+                f"{self.watermark.position}, not {before.position}. Start again, to continue from there."
+            )
+        return True
 
     def land(
         self,
@@ -260,16 +336,18 @@ class Writer:
             for i in range(rows.num_rows):  # kept positions lie anywhere in the log: one file each
                 writes += self._one(name, rows.slice(i, 1))
         for entry in discarded:
-            writes += self._one(DISCARDED, _discarded_rows([entry]))
+            writes += self._filler(entry)
         _write(self._pool, writes)
         holds: dict[str, datetime] = {}
         for entry in self._log.quarantined():
             if entry["state"] == "open":
                 hour = _floor_hour(datetime.fromisoformat(entry["logged_at"]))
                 holds[entry["table"]] = min(hour, holds.get(entry["table"], hour))
-        self.watermark = replace(self.watermark, holds=holds, landed_at=datetime.now(UTC).replace(tzinfo=None))
-        self._log._replace_watermark(self.watermark)
+        self.watermark = self._log._replace_watermark(replace(self.watermark, holds=holds))
         return self.watermark
+
+    def _filler(self, entry: Mapping[str, Any]) -> list[tuple[Path, pa.Table]]:
+        return self._one(DISCARDED, _discarded_rows([entry]))
 
     def _one(self, name: str, row: pa.Table) -> list[tuple[Path, pa.Table]]:
         position = row["position"].to_numpy()
@@ -289,7 +367,9 @@ class Batch:
         self._pool = pool
         self._changes = 0
         self._quarantined = 0
+        self._written = 0
         self._files: dict[str, list[Path]] = {}
+        self._superseded: list[dict[str, Any]] = []
         self.watermark = writer.watermark
         self.is_landed = False
 
@@ -329,6 +409,7 @@ class Batch:
                 holds[table] = min(hour, holds.get(table, hour))
             writes += skipped
         _write(self._pool, writes)
+        self._written += len(writes)
         for name in names:
             self._files.setdefault(name, []).extend(path for path, _ in writes if path.parent.parent.name == name)
 
@@ -350,6 +431,21 @@ class Batch:
         """The files of one table in position order: the visible ones and those of this batch."""
         return [*self._log.files(table), *self._files.get(table, [])]
 
+    def supersede_quarantine(self) -> list[int]:
+        """Discard, when the batch lands, every event that is open now; returns their positions.
+
+        For a batch that holds all in which the source differs from the log: it lands what those events said too, and
+        a retry of one would count it twice. Should we die between the two, the events are discarded while their
+        tables stay held: no figure is computed before the next such batch has landed.
+        """
+        self._superseded = [
+            {**e, "reason": f"superseded by a new snapshot; {e['reason']}"}
+            for e in self._log.quarantined()
+            if e["state"] == "open"
+        ]
+        self.watermark = replace(self.watermark, holds={})
+        return [e["position"] for e in self._superseded]
+
     def land(self, *, reached: datetime | None = None, resume: Mapping[str, Any] | None = None) -> Landed:
         """Make every part visible at once; the last thing to do with a batch.
 
@@ -358,16 +454,17 @@ class Batch:
 
         The batch must end at a transaction boundary: the watermark after it is what readers see.
         """
+        fillers = [w for entry in self._superseded for w in self._writer._filler(entry)]
+        _write(self._pool, fillers)
         moved = replace(
             self.watermark,
             logged_at=_later(self.watermark.logged_at, reached if self.watermark.started_at else None),
             resume=self.watermark.resume if resume is None else resume,
-            landed_at=datetime.now(UTC).replace(tzinfo=None),
         )
-        self._log._replace_watermark(moved)
+        moved = self._log._replace_watermark(moved)
         self._writer.watermark = moved
         self.is_landed = True
-        return Landed(self._changes, self._quarantined, moved)
+        return Landed(self._changes, self._quarantined, self._written + len(fillers), moved)
 
     def _place(
         self, ordinals: list[pa.ChunkedArray], halves: list[np.ndarray], clocks: list[pa.ChunkedArray]
@@ -412,8 +509,7 @@ class Batch:
         holds: dict[str, datetime] = {}
         skipped = []
         for entry, at in zip(entries, logged_at, strict=True):
-            table = TABLES.get(entry["table"])
-            if table and table.on_bad_event == "skip":
+            if skips(entry["table"]):
                 skipped.append(entry)
             else:
                 hour = _floor_hour(_from_us(int(at)))
@@ -444,7 +540,7 @@ def _write(pool: ThreadPoolExecutor, writes: list[tuple[Path, pa.Table]]) -> Non
         directory.mkdir(parents=True, exist_ok=True)
     list(pool.map(lambda w: _durable_parquet(w[1], w[0]), writes))
     for directory in directories | {d.parent for d in directories}:
-        _fsync_directory(directory)
+        fsync_directory(directory)
 
 
 def first_hour() -> datetime:
@@ -454,7 +550,10 @@ def first_hour() -> datetime:
     """
     home().mkdir(parents=True, exist_ok=True)
     log = ChangeLog(home())
-    started_at = log.watermark().started_at if log.exists() else None
+    started_at = None
+    if log.exists():
+        log.require_source_receipts()  # a log that an earlier version made has none
+        started_at = log.watermark().started_at
     return _floor_hour(started_at or datetime.now(UTC).replace(tzinfo=None, hour=0))
 
 
@@ -512,6 +611,11 @@ def _schemas() -> dict[str, pa.Schema]:
     return {DISCARDED: DISCARDED_SCHEMA, **{name: log_schema(table) for name, table in TABLES.items()}}
 
 
+def _columns_apart(landed: pa.Schema, declared: pa.Schema) -> str:
+    images = [{(f.name, str(f.type)) for f in schema.field("after").type} for schema in (landed, declared)]
+    return ", ".join(f"{column} {kind}" for column, kind in sorted(images[0] ^ images[1]))
+
+
 def _durable_parquet(rows: pa.Table, path: Path) -> None:
     """Written under another name, fsynced, renamed: under its own name a file is always whole."""
     partial = path.with_name(path.name + ".partial")
@@ -522,19 +626,25 @@ def _durable_parquet(rows: pa.Table, path: Path) -> None:
     partial.rename(path)
 
 
-def durable_replace(path: Path, content: bytes) -> None:
-    """Replace `path` so that at any crash it holds either its old content or all of the new."""
+def durable_replace(path: Path, content: bytes, is_timely: Callable[[], bool] = lambda: True) -> bool:
+    """Replace `path` so that at any crash it holds either its old content or all of the new.
+
+    `is_timely` is asked last of all; if it says no, nothing is replaced. Returns whether it was.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     with partial.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
+    if not is_timely():
+        return False
     partial.replace(path)
-    _fsync_directory(path.parent)
+    fsync_directory(path.parent)
+    return True
 
 
-def _fsync_directory(path: Path) -> None:
+def fsync_directory(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -542,7 +652,7 @@ def _fsync_directory(path: Path) -> None:
         os.close(handle)
 
 
-def _span(path: Path) -> tuple[int, int]:
+def span(path: Path) -> tuple[int, int]:
     """First and last position in a file's name. A half-written file (`.partial`) lies beyond every watermark."""
     match = _FILE.fullmatch(path.name)
     return (int(match[1]), int(match[2])) if match else (sys.maxsize, sys.maxsize)
@@ -559,6 +669,10 @@ def _to_us(at: datetime) -> int:
 
 def _from_us(us: int) -> datetime:
     return datetime(1970, 1, 1) + timedelta(microseconds=us)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC).replace(tzinfo=None)
 
 
 def _floor_hour(at: datetime) -> datetime:

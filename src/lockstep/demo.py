@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -53,85 +54,114 @@ RECOUNT = """SELECT COUNT(after) AS orders, SUM(after.amount_cents) AS revenue_c
 
 def main() -> None:
     started = time.monotonic()
-    home = Path("data/demo").resolve()
-    shutil.rmtree(home, ignore_errors=True)
-    os.environ["LOCKSTEP_HOME"] = str(home)
+    home = new_home("data/demo")
 
-    _say(f"A company with {DAYS} days of history: every change of its eight tables, as its database would tell them")
-    _lockstep("simulate", "--days", str(DAYS))
+    say(f"A company with {DAYS} days of history: every change of its eight tables, as its database would tell them")
+    lockstep("simulate", "--days", str(DAYS))
 
     yesterday = datetime.now(UTC).replace(tzinfo=None, hour=0, minute=30) - timedelta(days=1)
-    _say(f"The models as of {yesterday:%Y-%m-%d %H:%M}: hourly increments, the nightly rebuild, and its first receipt")
-    _run(home, yesterday)
+    say(f"The models as of {yesterday:%Y-%m-%d %H:%M}: hourly increments, the nightly rebuild, and its first receipt")
+    run(home, yesterday)
 
-    _say("The same, now: the hours since then, tonight's rebuild, and the second receipt")
-    _run(home, None)
+    say("The same, now: the hours since then, tonight's rebuild, and the second receipt")
+    run(home, None)
 
-    _say(f"{LIVE_SECONDS} seconds of live changes, {CHANGES_PER_SECOND} a second")
+    say(f"{LIVE_SECONDS} seconds of live changes, {CHANGES_PER_SECOND} a second")
     _watch_live(home)
 
-    _say("The hours that have closed meanwhile, and the receipts of all reconciliations")
-    _run(home, None)
+    say("The hours that have closed meanwhile, and the receipts of all reconciliations")
+    run(home, None)
     show.receipts(operate.receipts(home))
 
-    _say("The proof: the three paths at the last cut, and live now, beside a recount of the log itself")
+    say("The proof: the three paths at the last cut, and live now, beside a recount of the log itself")
     agree = _prove(home)
-    console.print(
-        f"\nDone in {time.monotonic() - started:.0f} s. Look around with LOCKSTEP_HOME=data/demo, for example"
-    )
-    console.print("  LOCKSTEP_HOME=data/demo .venv/bin/lockstep status")
+    end("data/demo", started, agree)
+
+
+def new_home(name: str) -> Path:
+    """An empty data home in place of the last demo's, for this process and those it starts."""
+    home = Path(name).resolve()
+    shutil.rmtree(home, ignore_errors=True)
+    os.environ["LOCKSTEP_HOME"] = str(home)
+    return home
+
+
+def end(home: str, started: float, agree: bool) -> None:
+    console.print(f"\nDone in {time.monotonic() - started:.0f} s. Look around with LOCKSTEP_HOME={home}, for example")
+    console.print(f"  LOCKSTEP_HOME={home} .venv/bin/lockstep status")
     if not agree:
         raise LockstepError("The figures of the demo do not agree.")
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
     console.print(f"\n[bold]{text}[/bold]")
 
 
-def _lockstep(*arguments: str) -> None:
-    subprocess.run([sys.executable, "-m", "lockstep.cli", *arguments], check=True)
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "lockstep.cli", *arguments]
 
 
-def _run(home: Path, at: datetime | None) -> None:
+def lockstep(*arguments: str) -> None:
+    if subprocess.run(command(*arguments)).returncode:
+        raise LockstepError(f"`lockstep {arguments[0]}` failed; see above.")
+
+
+def run(home: Path, at: datetime | None) -> operate.Run:
     result = operate.run(home, at)
     show.run(result)
     if not result.agrees:
         raise LockstepError("The demo's run did not agree; see above.")
+    return result
 
 
 def _watch_live(home: Path) -> None:
-    """Land changes in another process and show, once a second, what an analyst would see."""
+    """Land changes in another process and watch them."""
     arguments = ["simulate", "--live", "--rate", str(CHANGES_PER_SECOND), "--for", str(LIVE_SECONDS)]
-    source = subprocess.Popen(
-        [sys.executable, "-m", "lockstep.cli", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
+    source = subprocess.Popen(command(*arguments), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    watch(home, lambda: source.poll() is None)
+    if source.returncode:
+        raise LockstepError(f"The live simulation failed: {source.stderr.read() if source.stderr else ''}")
+
+
+def watch(home: Path, goes_on: Callable[[], bool], source: Callable[[], Row] | None = None) -> list[float]:
+    """Show, once a second while `goes_on`, what an analyst would see, and beside it what the `source` itself says.
+
+    Returns how old the live figures were when they were seen, in seconds: whatever was committed before was in them.
+    """
     log = ChangeLog(home)
-    shown = None
+    shown, ages = None, []
     with Live(console=console, auto_refresh=False) as live:
-        while source.poll() is None:
+        while goes_on():
             with warehouse.reader(home) as connection:
-                figures = {name: _figure(connection, query) for name, query in NOW.items()}
-            watermark = log.watermark()
-            shown = _live_table(figures, watermark.position)
+                figures = {name: figure(connection, query) for name, query in NOW.items()}
+            ages.append((_now() - figures["live"]["as_of"]).total_seconds())
+            if source:
+                figures["source"] = source()
+            shown = _live_table(figures, log.watermark().position)
             if console.is_terminal:
                 live.update(shown, refresh=True)
             time.sleep(1)
         if shown is not None and not console.is_terminal:
             live.update(shown, refresh=True)
     console.print()
-    if source.returncode:
-        raise LockstepError(f"The live simulation failed: {source.stderr.read() if source.stderr else ''}")
+    return ages
+
+
+def _now() -> datetime:
+    return datetime.now(UTC).replace(tzinfo=None)
 
 
 def _live_table(figures: dict[str, Row], position: int) -> Table:
-    now = datetime.now(UTC).replace(tzinfo=None)
+    now = _now()
     table = Table("", box=None, pad_edge=False, caption=f"log position {position:,}", caption_justify="left")
     for name in ("orders", "revenue", "as of", "freshness"):
         table.add_column(name, justify="right")
-    for name, figure in figures.items():
-        age = (now - figure["as_of"]).total_seconds()
-        fresh = f"{age:.1f} s" if age < 120 else f"{age / 3600:.1f} h"
-        table.add_row(name, *_amounts(figure), f"{figure['as_of']:%m-%d %H:%M:%S}", fresh)
+    for name, row in figures.items():
+        as_of, fresh = "-", "-"  # of what has not begun
+        if row["as_of"] is not None:
+            age = (now - row["as_of"]).total_seconds()
+            as_of, fresh = f"{row['as_of']:%m-%d %H:%M:%S}", f"{age:.1f} s" if age < 120 else f"{age / 3600:.1f} h"
+        table.add_row(name, *amounts(row), as_of, fresh)
     return table
 
 
@@ -139,32 +169,36 @@ def _prove(home: Path) -> bool:
     """The three paths at the last cut, and live now, each beside the recount; whether all are equal."""
     with warehouse.reader(home) as connection:
         [cut] = connection.execute("SELECT cut FROM rebuild.cut").fetchone() or [None]
-        at_cut = {name: _figure(connection, query, cut=cut) for name, query in AT_CUT.items()}
-        live = _figure(connection, NOW["live"])
+        at_cut = {name: figure(connection, query, cut=cut) for name, query in AT_CUT.items()}
+        live = figure(connection, NOW["live"])
         now = live["as_of"]
-        recount_at_cut = _figure(connection, RECOUNT, until=cut)
-        recount_now = _figure(connection, RECOUNT, until=now + timedelta(microseconds=1))
+        recount_at_cut = figure(connection, RECOUNT, until=cut)
+        recount_now = figure(connection, RECOUNT, until=now + timedelta(microseconds=1))
+    rows = [(name, cut, row, recount_at_cut) for name, row in at_cut.items()]
+    return show_proof("the recount of the log", [*rows, ("live", now, live, recount_now)])
+
+
+def show_proof(witness: str, rows: list[tuple[str, datetime, Row, Row]]) -> bool:
+    """Each figure by its name and time, beside what the witness says; whether all are equal."""
     table = Table("", box=None, pad_edge=False)
     for name in ("as of", "orders", "revenue", ""):
         table.add_column(name, justify="right")
     agree = True
-    rows = [(name, cut, figure, recount_at_cut) for name, figure in at_cut.items()]
-    rows.append(("live", now, live, recount_now))
-    for name, as_of, figure, recount in rows:
-        same = _amounts(figure) == _amounts(recount)
+    for name, as_of, row, expected in rows:
+        same = amounts(row) == amounts(expected)
         agree = agree and same
-        verdict = "[green]= recount of the log[/green]" if same else f"[red]but the log has {_amounts(recount)}[/red]"
-        table.add_row(name, f"{as_of:%Y-%m-%d %H:%M:%S}", *_amounts(figure), verdict)
+        verdict = f"[green]= {witness}[/green]" if same else f"[red]but {witness} says {amounts(expected)}[/red]"
+        table.add_row(name, f"{as_of:%Y-%m-%d %H:%M:%S}", *amounts(row), verdict)
     console.print(table)
     return agree
 
 
-def _figure(connection: DuckDBPyConnection, query: str, **parameters: datetime) -> Row:
+def figure(connection: DuckDBPyConnection, query: str, **parameters: datetime) -> Row:
     [row] = warehouse.rows(connection, query, parameters)
     return row
 
 
-def _amounts(figure: Row) -> tuple[str, str]:
+def amounts(figure: Row) -> tuple[str, str]:
     return f"{figure['orders'] or 0:,}", f"{(figure['revenue_cents'] or 0) / 100:,.2f}"
 
 

@@ -18,7 +18,7 @@ _CHUNK = 20_000  # rows
 
 
 @contextmanager
-def _database(scratch: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+def bounded_database(scratch: Path) -> Iterator[duckdb.DuckDBPyConnection]:
     """An in-memory database that spills into the directory `scratch` rather than grow."""
     import duckdb  # only here: a capture that needs none of this saves 40 MB
 
@@ -38,7 +38,7 @@ def live_images(table: Table, files: Sequence[Path], scratch: Path) -> Iterator[
     """The image of every key that is live at the end of `files`, in chunks of `table.image`, in no order."""
     if not files:
         return
-    with _database(scratch) as connection:
+    with bounded_database(scratch) as connection:
         for chunk in _chunks(connection, _live(table, files)):
             yield chunk["image"].cast(table.image)
 
@@ -52,20 +52,20 @@ def differences(
     Chunks of `table.image` pairs, in no order.
     """
     same_key = " AND ".join(f"live.image.{k} = new.image.{k}" for k in table.key)
-    live = _live(table, files) if files else f"SELECT image FROM read_parquet('{_quoted(snapshot)}') LIMIT 0"
+    live = _live(table, files) if files else f"SELECT image FROM read_parquet('{quoted(snapshot)}') LIMIT 0"
     query = f"""
     SELECT live.image AS before, new.image AS after
     FROM ({live}) AS live
-    FULL JOIN read_parquet('{_quoted(snapshot)}') AS new ON {same_key}
+    FULL JOIN read_parquet('{quoted(snapshot)}') AS new ON {same_key}
     WHERE live.image IS DISTINCT FROM new.image
     """
-    with _database(scratch) as connection:
+    with bounded_database(scratch) as connection:
         for chunk in _chunks(connection, query):
             yield chunk["before"].cast(table.image), chunk["after"].cast(table.image)
 
 
 def _live(table: Table, files: Sequence[Path]) -> str:
-    paths = ", ".join(f"'{_quoted(f)}'" for f in files)
+    paths = ", ".join(f"'{quoted(f)}'" for f in files)
     changes = f"read_parquet([{paths}], hive_partitioning = false)"
     keys = ", ".join(f"COALESCE(after.{k}, before.{k})" for k in table.key)
     # By position and not by an aggregate over the images: a hash table of numbers stays small, one of images does not.
@@ -79,5 +79,5 @@ def _chunks(connection: duckdb.DuckDBPyConnection, query: str) -> Iterator[pa.Re
     yield from connection.execute(query).to_arrow_reader(_CHUNK)
 
 
-def _quoted(path: Path) -> str:
+def quoted(path: Path) -> str:
     return str(path).replace("'", "''")

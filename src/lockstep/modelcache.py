@@ -7,17 +7,18 @@ import shutil
 
 from lockstep.changelog import durable_replace, first_hour
 from lockstep.project import home, project
+from lockstep.schema import SCHEMA_FILE
 
 
 def drop_if_stale() -> None:
-    """Drop the home's model cache if a contract or the log's first hour is not what the cached models were made from.
+    """Drop the home's model cache if a contract, the source schema or the log's first hour is not what the cached models were made from.
 
     SQLMesh looks at the times of models, macros and config only: a model that was loaded before the first change
     landed would keep its start, and a domain added to a contract would not be stamped, until some file is touched.
     """
     digest = hashlib.sha256(str(first_hour()).encode())
-    for name in ("contracts.csv", "contract_measures.csv"):
-        digest.update((project() / "seeds" / name).read_bytes())
+    for name in ("seeds/contracts.csv", "seeds/contract_measures.csv", SCHEMA_FILE):
+        digest.update((project() / name).read_bytes())
     cache = home() / ".cache"
     stamp = cache / "lockstep.stamp"
     if not stamp.exists() or stamp.read_text() != digest.hexdigest():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -42,12 +42,14 @@ class Problem:
     """What keeps a source from being captured, and the statement that mends it.
 
     `is_fatal` is false for what breaks rows rather than the stream: a capture that is under way goes on, its broken
-    rows go to quarantine.
+    rows go to quarantine. `hinders_reading` is false for what concerns changes alone: the rows that there are can be
+    read all the same.
     """
 
     text: str
     statement: str
     is_fatal: bool = True
+    hinders_reading: bool = True
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ class Source:
     slot: str = "lockstep"
     publication: str = "lockstep"
     schema: str = "public"
+    application: str = "lockstep capture"  # as the server's list of sessions names us
 
     def connect(self) -> Connection:
         """An ordinary connection in autocommit whose text output is what `pgvalues` reads."""
@@ -111,21 +114,25 @@ class Source:
         given = parse_dsn(self.dsn)
         settings = "".join(f" -c {name}={value}" for name, value in SESSION.items())
         ours = {
-            "application_name": "lockstep capture",
+            "application_name": self.application,
             "client_encoding": "UTF8",
             "options": given.get("options", "") + settings,
         }
         return {**_NETWORK, **given, **ours}
 
-    @contextmanager
-    def first_connections(self) -> Iterator[tuple[Connection, LogicalReplicationConnection]]:
-        """An ordinary and a replication connection, with whatever hinders either said plainly."""
+    def first_connection(self) -> Connection:
+        """An ordinary connection, with whatever hinders it said plainly."""
         try:
-            connection = self.connect()
+            return self.connect()
         except psycopg2.ProgrammingError as e:
             raise LockstepError(f"The connection string cannot be read: {_first_line(e)}.") from None
         except psycopg2.OperationalError as e:
             raise LockstepError(f"PostgreSQL cannot be reached: {_first_line(e)}.") from None
+
+    @contextmanager
+    def first_connections(self) -> Iterator[tuple[Connection, LogicalReplicationConnection]]:
+        """An ordinary and a replication connection, with whatever hinders either said plainly."""
+        connection = self.first_connection()
         try:
             replication = self._first_replication(connection)
             try:
@@ -217,11 +224,15 @@ class Source:
                 f"    {statement.as_string(connection)};"
             ) from None
 
-    def create_slot(self, replication: LogicalReplicationConnection) -> Snapshot:
-        """Make the slot. Its snapshot can be read until the next command on `replication`, or its end."""
+    def create_slot(self, replication: LogicalReplicationConnection, *, is_temporary: bool = False) -> Snapshot:
+        """Make the slot. Its snapshot can be read until the next command on `replication`, or its end.
+
+        A temporary slot is gone with `replication`, whatever ends it.
+        """
         with replication.cursor() as cursor:
             name = sql.Identifier(self.slot).as_string(replication)
-            cursor.execute(f"CREATE_REPLICATION_SLOT {name} LOGICAL pgoutput EXPORT_SNAPSHOT")
+            kind = "TEMPORARY LOGICAL" if is_temporary else "LOGICAL"
+            cursor.execute(f"CREATE_REPLICATION_SLOT {name} {kind} pgoutput EXPORT_SNAPSHOT")
             row = cursor.fetchone()
         assert row is not None
         return Snapshot(parse_lsn(row[1]), row[2])
@@ -241,6 +252,18 @@ class Source:
             yield connection, xid, at.astimezone(UTC).replace(tzinfo=None)
         finally:
             connection.close()
+
+    def hold(self, connection: Connection, tables: Iterable[Table]) -> list[str]:
+        """Keep the tables from being truncated or rewritten until the connection's transaction ends.
+
+        Returns the names of those that were since its snapshot: reading them would not give the snapshot's rows.
+        """
+        names = [self._qualified(table.name).as_string(connection) for table in tables]
+        query(connection, f"LOCK TABLE {', '.join(names)} IN ACCESS SHARE MODE")
+        # The catalog's row is read by the snapshot, the function tells what is now.
+        statement = "SELECT relname FROM pg_class WHERE oid = ANY(%s::regclass[]) "
+        statement += "AND relfilenode <> pg_relation_filenode(oid)"
+        return [name for (name,) in query(connection, statement, (names,))]
 
     def layout(self, connection: Connection, table: Table) -> Layout:
         """The columns that the table has now. Generated columns are left out: the stream has none either."""
@@ -272,10 +295,10 @@ class Source:
     def _qualified(self, table: str) -> sql.Identifier:
         return sql.Identifier(self.schema, table)
 
-    def check(self, connection: Connection) -> list[Problem]:
-        """Everything that keeps this source from being captured, so that it can all be mended at once."""
+    def check(self, connection: Connection, tables: Iterable[Table] = tuple(TABLES.values())) -> list[Problem]:
+        """Everything that keeps these tables from being captured, so that it can all be mended at once."""
         problems = self._check_server(connection)
-        for table in TABLES.values():
+        for table in tables:
             problems += self._check_table(connection, table)
         return problems + self._check_publication(connection)
 
@@ -353,13 +376,15 @@ class Source:
         wanted = ", ".join(table.key)
         if not key:
             statement = f"ALTER TABLE {name} ADD PRIMARY KEY ({wanted});"
-            problems.append(Problem(f"{name} has no primary key", statement, is_fatal=False))
+            problem = Problem(f"{name} has no primary key", statement, is_fatal=False, hinders_reading=False)
+            problems.append(problem)
         elif sorted(key) != sorted(table.key):
             problems.append(
                 Problem(
                     f"the primary key of {name} is ({', '.join(key)}), it must be ({wanted})",
                     f"-- change it: the change log knows a row of {table.name} by ({wanted})",
                     is_fatal=False,
+                    hinders_reading=False,
                 )
             )
         if identity != "f" and table.name not in APPEND_ONLY:
@@ -368,6 +393,7 @@ class Source:
                     f"{name} does not have REPLICA IDENTITY FULL: its updates would come without the row before",
                     f"ALTER TABLE {name} REPLICA IDENTITY FULL;",
                     is_fatal=False,
+                    hinders_reading=False,
                 )
             )
         layout = self.layout(connection, table)
@@ -388,7 +414,8 @@ class Source:
         problems = []
         if not rows[0][0]:
             statement = f"ALTER PUBLICATION {name} SET (publish = 'insert, update, delete, truncate');"
-            problems.append(Problem(f"publication {name} leaves out some kinds of changes", statement))
+            text = f"publication {name} leaves out some kinds of changes"
+            problems.append(Problem(text, statement, hinders_reading=False))
         published = {
             table: (row_filter, set(columns))
             for table, row_filter, columns in query(
@@ -402,7 +429,8 @@ class Source:
         if lacking:
             tables = ", ".join(self._qualified(t).as_string(connection) for t in lacking)
             statement = f"ALTER PUBLICATION {name} ADD TABLE {tables};"
-            problems.append(Problem(f"publication {name} lacks {', '.join(lacking)}", statement))
+            text = f"publication {name} lacks {', '.join(lacking)}"
+            problems.append(Problem(text, statement, hinders_reading=False))
         for table in TABLES.values():
             row_filter, columns = published.get(table.name, (None, None))
             left_out = columns is not None and {c.name for c in self.layout(connection, table).columns} - columns
@@ -412,7 +440,8 @@ class Source:
                 statement = (
                     f"ALTER PUBLICATION {name} DROP TABLE {qualified}; ALTER PUBLICATION {name} ADD TABLE {qualified};"
                 )
-                problems.append(Problem(f"publication {name} leaves out {what} of {table.name}", statement))
+                text = f"publication {name} leaves out {what} of {table.name}"
+                problems.append(Problem(text, statement, hinders_reading=False))
         return problems
 
 
@@ -475,7 +504,10 @@ class _Chunks:
         self._rows, self._size = [], 0
         table = pyarrow.csv.read_csv(
             pa.BufferReader(text),
-            read_options=pyarrow.csv.ReadOptions(column_names=self._columns, block_size=len(text) + 1),
+            # With threads the reader copies the text once more: 60 MB, where rows are wide.
+            read_options=pyarrow.csv.ReadOptions(
+                column_names=self._columns, block_size=len(text) + 1, use_threads=False
+            ),
             parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
             # NULL is nothing at all, an empty text is quoted.
             convert_options=pyarrow.csv.ConvertOptions(
@@ -485,4 +517,6 @@ class _Chunks:
                 quoted_strings_can_be_null=False,
             ),
         )
-        self._take([pa.concat_arrays(column.chunks) for column in table.columns])
+        columns = [pa.concat_arrays(column.chunks) for column in table.columns]
+        del text, table  # they are as large as what is made of the columns
+        self._take(columns)

@@ -1,4 +1,4 @@
-"""The eight source tables: their columns, keys and landing rules.
+"""The source tables: their columns, keys and types, as `source_schema.sql` of the project declares them.
 
 This module is the one place that knows the source schema. The change log's Parquet schema, the landing checks and
 the simulator all derive from it, so that a batch of inserts alone can never infer another type for `before`.
@@ -6,11 +6,37 @@ the simulator all derive from it, so that a batch of inserts alone can never inf
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
+from lockstep.errors import LockstepError
+from lockstep.project import project
+
 TIMESTAMP = pa.timestamp("us")  # always UTC; naive on disk so that no session time zone can shift an hour
+BIGINT, INT, TEXT, DOUBLE, REAL, DATE = pa.int64(), pa.int32(), pa.string(), pa.float64(), pa.float32(), pa.date32()
+
+SCHEMA_FILE = "source_schema.sql"
+_TYPES = {
+    "BIGINT": BIGINT,
+    "BIGSERIAL": BIGINT,
+    "INT": INT,
+    "SERIAL": INT,
+    "SMALLINT": INT,
+    "SMALLSERIAL": INT,
+    "TEXT": TEXT,
+    "VARCHAR": TEXT,
+    "CHAR": TEXT,
+    "UUID": TEXT,
+    "DATE": DATE,
+    "DOUBLE": DOUBLE,
+    "FLOAT": REAL,
+    "TIMESTAMPTZ": TIMESTAMP,
+}
 
 
 @dataclass(frozen=True)
@@ -26,14 +52,12 @@ class Column:
 class Table:
     """A source table. `key` names its primary key columns in order.
 
-    `on_bad_event` is `hold` (an event that breaks the landing contract keeps the table's hours from sealing until it
-    is retried or discarded) or `skip` (it is quarantined, counted and passed over).
+    A column that the schema file does not name is no reason to fail: it travels in the image's `extra`, as JSON.
     """
 
     name: str
     key: tuple[str, ...]
     columns: tuple[Column, ...]
-    on_bad_event: str = "hold"
     image: pa.StructType = field(init=False)
 
     def __post_init__(self) -> None:
@@ -41,112 +65,101 @@ class Table:
         object.__setattr__(self, "image", image)
 
 
-def _table(name: str, key: str, on_bad_event: str = "hold", /, **columns: pa.DataType | tuple[pa.DataType]) -> Table:
-    """A one-element tuple marks a nullable column, everything else is NOT NULL."""
-    return Table(
-        name,
-        tuple(key.split()),
-        tuple(
-            Column(n, t[0] if isinstance(t, tuple) else t, nullable=isinstance(t, tuple)) for n, t in columns.items()
-        ),
-        on_bad_event,
-    )
+@functools.cache
+def declared(path: Path) -> dict[str, Table]:
+    """The tables of a file of DDL, by name, in its order.
+
+    CREATE TABLE statements count, and primary keys that are added later as `pg_dump --schema-only` does; all else is
+    passed over. Raises LockstepError naming the file, table and column of what the change log cannot hold.
+    """
+    from sqlglot import exp, parse_one
+    from sqlglot.errors import SqlglotError
+
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise LockstepError(f"{path} is missing: it declares the source tables, as CREATE TABLE statements.") from None
+    try:
+        statements = [parse_one(statement, dialect="postgres") for statement in _definitions(text)]
+    except SqlglotError as e:
+        raise LockstepError(f"{path} is not SQL that can be read: {e}") from None
+    columns: dict[str, list[Column]] = {}
+    keys: dict[str, tuple[str, ...]] = {}
+    for statement in statements:
+        if isinstance(statement, exp.Create) and isinstance(statement.this, exp.Schema):
+            name = statement.this.this.name
+            definitions = [d for d in statement.this.expressions if isinstance(d, exp.ColumnDef)]
+            own = [d.name for d in definitions if d.find(exp.PrimaryKeyColumnConstraint)]
+            keys[name] = tuple(own) or _primary_key(statement)
+            columns[name] = [_column(path, name, d, is_key=d.name in keys[name]) for d in definitions]
+        elif isinstance(statement, exp.Alter) and (key := _primary_key(statement)):
+            keys[statement.this.name] = key
+            found = columns.get(statement.this.name, [])
+            columns[statement.this.name] = [Column(c.name, c.type, c.nullable and c.name not in key) for c in found]
+    if not columns:
+        raise LockstepError(f"{path} declares no table: it needs CREATE TABLE statements.")
+    for name in columns:
+        if not keys[name]:
+            raise LockstepError(f"{path}: table {name} has no PRIMARY KEY, so its rows cannot be told apart.")
+        if not name.isidentifier() or name != name.lower() or name.startswith("_"):
+            raise LockstepError(f"{path}: table {name} becomes a model, so its name must be a lower-case word.")
+    return {name: Table(name, keys[name], tuple(columns[name])) for name in columns}
 
 
-BIGINT, INT, TEXT, DOUBLE, REAL, DATE = pa.int64(), pa.int32(), pa.string(), pa.float64(), pa.float32(), pa.date32()
+def _definitions(text: str) -> Iterator[str]:
+    """The statements that define a table or a key. Others are not parsed: much of a dump is beyond any parser."""
+    from sqlglot import TokenType, tokenize
 
-TABLES: dict[str, Table] = {
-    t.name: t
-    for t in (
-        _table(
-            "customers",
-            "customer_id",
-            customer_id=BIGINT,
-            full_name=TEXT,
-            email=TEXT,
-            region=TEXT,
-            created_at=TIMESTAMP,
-            updated_at=TIMESTAMP,
-        ),
-        _table(
-            "products",
-            "product_id",
-            product_id=BIGINT,
-            name=TEXT,
-            category=TEXT,
-            price_cents=BIGINT,
-            updated_at=TIMESTAMP,
-        ),
-        _table(
-            "orders",
-            "order_id",
-            order_id=BIGINT,
-            customer_id=BIGINT,
-            product_id=BIGINT,
-            region=TEXT,
-            quantity=INT,
-            amount_cents=BIGINT,
-            status=TEXT,
-            ordered_at=TIMESTAMP,
-            updated_at=TIMESTAMP,
-        ),
-        _table(
-            "drivers",
-            "driver_id",
-            driver_id=BIGINT,
-            full_name=TEXT,
-            depot_region=TEXT,
-            capacity_parcels=INT,
-            updated_at=TIMESTAMP,
-        ),
-        _table(
-            "routes",
-            "route_id",
-            route_id=BIGINT,
-            driver_id=BIGINT,
-            service_date=DATE,
-            planned_departure_at=TIMESTAMP,
-            planned_distance_m=BIGINT,
-            updated_at=TIMESTAMP,
-        ),
-        _table(
-            "shipments",
-            "shipment_id",
-            shipment_id=BIGINT,
-            order_id=BIGINT,
-            route_id=(BIGINT,),
-            region=TEXT,
-            status=TEXT,
-            exception_code=(TEXT,),
-            window_from_at=TIMESTAMP,
-            window_to_at=TIMESTAMP,
-            delivered_at=(TIMESTAMP,),
-            updated_at=TIMESTAMP,
-        ),
-        _table(
-            "route_stops",
-            "route_id stop_number",
-            route_id=BIGINT,
-            stop_number=INT,
-            shipment_id=BIGINT,
-            planned_arrival_at=TIMESTAMP,
-            latitude=DOUBLE,
-            longitude=DOUBLE,
-            completed_at=(TIMESTAMP,),
-        ),
-        _table(
-            "gps_pings",
-            "ping_id",
-            "skip",
-            ping_id=BIGINT,
-            driver_id=BIGINT,
-            latitude=DOUBLE,
-            longitude=DOUBLE,
-            speed_kmh=REAL,
-            recorded_at=TIMESTAMP,
-        ),
-    )
-}
+    begin = 0
+    tokens = tokenize(text, dialect="postgres")
+    for n, token in enumerate(tokens):
+        if token.token_type == TokenType.SEMICOLON or n == len(tokens) - 1:
+            statement = tokens[begin : n + (token.token_type != TokenType.SEMICOLON)]
+            kinds = [t.token_type for t in statement]
+            if kinds[:2] == [TokenType.CREATE, TokenType.TABLE] or TokenType.PRIMARY_KEY in kinds:
+                yield text[statement[0].start : statement[-1].end + 1]
+            begin = n + 1
+
+
+def _primary_key(statement: Any) -> tuple[str, ...]:
+    from sqlglot import exp
+
+    found = statement.find(exp.PrimaryKey)
+    return tuple(column.name for column in found.expressions) if found else ()
+
+
+def _column(path: Path, table: str, definition: Any, is_key: bool) -> Column:
+    from sqlglot import exp
+
+    kind = definition.args.get("kind")
+    name = kind.this.name if kind and isinstance(kind.this, exp.DataType.Type) else str(kind)
+    if name not in _TYPES:
+        raise LockstepError(
+            f"{path}: column {definition.name} of {table} is {kind.sql('postgres') if kind else 'without a type'}, "
+            "which the change log has no type for. It knows bigint, integer, smallint, text, varchar, char, uuid, "
+            "date, real, double precision and timestamptz. Leave the column out of the file: it travels in `extra`."
+        )
+    return Column(definition.name, _TYPES[name], not (is_key or definition.find(exp.NotNullColumnConstraint)))
+
+
+class _Tables(Mapping[str, Table]):
+    """The project's source tables by name. Read when first asked for: not every command needs a project."""
+
+    @functools.cached_property
+    def _found(self) -> dict[str, Table]:
+        return declared(project() / SCHEMA_FILE)
+
+    def __getitem__(self, name: str) -> Table:
+        return self._found[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._found)
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+
+TABLES: Mapping[str, Table] = _Tables()
 
 DISCARDED = "_discarded"  # the dataset that fills the positions of discarded events, so that the log stays gapless
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -24,7 +25,8 @@ import pyarrow as pa
 
 from lockstep.changelog import ChangeLog, Watermark
 from lockstep.errors import LockstepError
-from lockstep.schema import TABLES, TIMESTAMP, batch_schema
+from lockstep.project import project
+from lockstep.schema import SCHEMA_FILE, TABLES, TIMESTAMP, batch_schema
 from lockstep.simulate_world import ENTITIES, LANES, MACROS, MAX_STOPS
 
 SOURCE = "simulator"
@@ -122,14 +124,10 @@ def choose_history(
     None means that the caller did not say. Raises LockstepError, before anything is written, if the log already holds
     a finished history or an interrupted one that differs from what was asked for.
     """
-    given = {"seed": seed, "days": days, "orders_per_day": orders_per_day, "until": until}
-    asked: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    asked = _asked(seed, days, orders_per_day, until)
     done = progress(log)
     if done is None:
-        history = History(**{"until": datetime.now(UTC).replace(tzinfo=None, microsecond=0), **asked})
-        if history.start < datetime(2000, 1, 1):
-            raise LockstepError(f"The history would begin at {history.start}; simulate days after the year 2000.")
-        return history
+        return new_history(seed, days, orders_per_day, until)
     if done.is_finished:
         raise LockstepError(
             f"{log.home} already holds simulated changes up to {log.watermark().logged_at}. Continue with "
@@ -143,6 +141,29 @@ def choose_history(
     return done.history
 
 
+def new_history(seed: int | None, days: int | None, orders_per_day: int | None, until: datetime | None) -> History:
+    """A history of what was asked for, and of defaults where that is None.
+
+    Raises LockstepError before the year 2000, or if the project's source schema is not the simulated company's.
+    """
+    for name, entity in ENTITIES.items():
+        if name not in TABLES or [c.name for c in TABLES[name].columns] != re.findall(r"(\w+) :=", entity.image):
+            raise LockstepError(
+                f"{project() / SCHEMA_FILE} does not declare {name} as the simulated company has it. The simulator "
+                "knows only this project's own schema: give a project of yours its own changes."
+            )
+    now = datetime.now(UTC).replace(tzinfo=None, microsecond=0)
+    history = History(**{"until": now, **_asked(seed, days, orders_per_day, until)})
+    if history.start < datetime(2000, 1, 1):
+        raise LockstepError(f"The history would begin at {history.start}; simulate days after the year 2000.")
+    return history
+
+
+def _asked(seed: int | None, days: int | None, orders_per_day: int | None, until: datetime | None) -> dict[str, Any]:
+    given = {"seed": seed, "days": days, "orders_per_day": orders_per_day, "until": until}
+    return {name: value for name, value in given.items() if value is not None}
+
+
 def land_history(
     log: ChangeLog, history: History, on_batch: Callable[[Progress, Watermark], None] = lambda *_: None
 ) -> Progress:
@@ -151,7 +172,7 @@ def land_history(
     The log's files are a function of `history` alone, however often it was interrupted. Raises LockstepError if the
     log holds another one.
     """
-    with log.writer(f"{SOURCE}:{history.seed}", "simulating a history") as writer, _world(history) as world:
+    with log.writer(f"{SOURCE}:{history.seed}", "simulating a history") as writer, open_world(history) as world:
         if writer.watermark.resume:
             now = Progress.from_resume(writer.watermark.resume)
             if now.history != history:
@@ -160,7 +181,7 @@ def land_history(
             now = Progress(history)
             writer.land({}, resume=now.to_resume())  # so that what is interrupted before its first batch has a name
         if now.batches == 0:
-            changes, now = stamp(world.snapshot(), replace(now, batches=1))
+            changes, now = stamp(world.snapshot(history.start), replace(now, batches=1))
             writer.land(changes, reached=history.start, resume=now.to_resume())
             on_batch(now, writer.watermark)
         for since, until in history.slices()[now.batches - 1 :]:
@@ -232,11 +253,10 @@ class World:
             db.execute(f"CREATE MACRO {name}() AS {value}")
         db.execute(MACROS)
 
-    def snapshot(self) -> Rows:
-        """The rows that live at the history's start, as reads (`r`) in one transaction at that time."""
-        start = to_us(self._history.start)
-        self._advance(self._history.start, 0)
-        return {name: self._query(_snapshot_sql(name), {"at": start}) for name in ENTITIES}
+    def snapshot(self, at: datetime) -> Rows:
+        """The rows that live at `at`, as reads (`r`) in one transaction at that time. To be asked first."""
+        self._advance(at, 0)
+        return {name: self._query(_snapshot_sql(name), {"at": to_us(at)}) for name in ENTITIES}
 
     def changes(self, since: datetime, until: datetime) -> Rows:
         """The changes after the snapshot from `since` (inclusive) to `until` (exclusive)."""
@@ -284,11 +304,15 @@ class World:
 
 
 @contextmanager
-def _world(history: History) -> Iterator[World]:
+def open_world(history: History) -> Iterator[World]:
     with tempfile.TemporaryDirectory(prefix="lockstep-simulate-") as spill:
         db = duckdb.connect(config={"memory_limit": "3GB", "temp_directory": spill})
         try:
             yield World(history, db)
+        except RuntimeError as e:
+            if "interrupted" not in str(e):
+                raise
+            raise KeyboardInterrupt from None  # what Ctrl-C is, before DuckDB makes it its own
         finally:
             db.close()
 

@@ -1,8 +1,8 @@
-"""The simulated company at wall-clock time: goes on from the latest images in a simulated change log.
+"""The simulated company at wall-clock time: goes on from the latest rows, for example of a simulated log.
 
-Where `simulate_world` knows all lives beforehand, this reads the state that the log has reached, as any application
-reads its own tables, and changes it: so it continues whatever was landed before. The draws are determined by the
-log's seed and position; the times are the clock's.
+Where `simulate_world` knows all lives beforehand, this reads the state that was reached, as any application reads its
+own tables, and changes it: so it continues whatever was landed before. In a log the draws are determined by its seed
+and position; the times are the clock's. `simulate_into` has the same company work in a PostgreSQL.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import signal
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -25,14 +26,15 @@ from lockstep.changelog import ChangeLog, Watermark
 from lockstep.errors import LockstepError
 from lockstep.schema import TABLES
 from lockstep.simulate import SOURCE, Progress, Rows, progress, stamp, to_us
+from lockstep.simulate_world import ENTITIES
 
 Image = dict[str, Any]
 Key = tuple[Any, ...]
 
 _BATCH_SECONDS = 0.5
-_WORKING_SET = 20_000  # rows of a table that are read back: the latest changed; older ones stay as they are
+WORKING_SET = 20_000  # rows of a table that are read back: the latest changed; older ones stay as they are
 _STAGES = {"created": "open", "new": "open", "paid": "paid", "shipped": "shipped"}
-_REMEMBERED = ("customers", "products", "drivers", "orders", "shipments", "route_stops")
+REMEMBERED = ("customers", "products", "drivers", "orders", "shipments", "route_stops")
 _SPELLINGS = {
     "open": ("created", "created", "new"),
     "paid": ("paid", "paid", "Paid", "PAID"),
@@ -66,7 +68,6 @@ def live(
     also one without changes. Raises LockstepError if `log` has no finished simulated history, or one that reaches into
     the future.
     """
-    stop = stop or threading.Event()
     begun = progress(log)
     if begun is None or not begun.is_finished:
         raise LockstepError(f"{log.home} has no finished simulated history. Make one first: `lockstep simulate`.")
@@ -77,22 +78,54 @@ def live(
                 "happen now. Wait until then, or choose another LOCKSTEP_HOME."
             )
         last = Progress.from_resume(writer.watermark.resume)
-        company = Company(log, last.history.seed)
-        begin, since, first_tx, changes = time.monotonic(), _now(), last.tx_id, 0
+        company = Company(_state(log), f"{last.history.seed} {writer.watermark.position}")
+        pace, first_tx = Pace(rate, _BATCH_SECONDS, seconds, stop or threading.Event()), last.tx_id
         result = Live(0, 0, 0.0, writer.watermark)
-        while not stop.wait(_BATCH_SECONDS if seconds is None else min(_BATCH_SECONDS, seconds - result.seconds)):
-            elapsed, now = time.monotonic() - begin, _now()
-            # A landing that took long is caught up with, but not by one batch that would take longer still.
-            wanted = min(rate * elapsed - changes, 4 * max(1.0, rate * _BATCH_SECONDS))
-            batch, last = stamp(company.work(int(wanted), since, now), last)
+        for wanted, since, now in pace.beats():
+            batch, last = stamp(company.work(wanted, since, now), last)
             landed = writer.land(batch, reached=now, resume=last.to_resume())
-            since = now
-            changes += landed.changes
-            result = Live(changes, last.tx_id - first_tx, elapsed, landed.watermark)
+            pace.done += landed.changes
+            result = Live(pace.done, last.tx_id - first_tx, pace.elapsed, landed.watermark)
             on_batch(result)
-            if seconds is not None and elapsed >= seconds:
-                break
     return result
+
+
+@dataclass
+class Pace:
+    """Work at a rate a second, in beats of `every` seconds, for `seconds` or until `stop` is set."""
+
+    rate: float
+    every: float
+    seconds: float | None
+    stop: threading.Event
+    done: int = 0  # whoever works says how much came of it
+    elapsed: float = 0.0
+
+    def beats(self) -> Iterator[tuple[int, datetime, datetime]]:
+        """How much is due, and the time (UTC) since the last beat in which it happens."""
+        begin, since = time.monotonic(), _now()
+        is_over = False
+        while not is_over and not self.stop.wait(self._pause()):
+            self.elapsed, now = time.monotonic() - begin, _now()
+            is_over = self.seconds is not None and self.elapsed >= self.seconds
+            # A beat that took long is caught up with, but not by one that would take longer still.
+            yield int(min(self.rate * self.elapsed - self.done, 4 * max(1.0, self.rate * self.every))), since, now
+            since = now
+
+    def _pause(self) -> float:
+        return self.every if self.seconds is None else min(self.every, self.seconds - self.elapsed)
+
+
+@contextmanager
+def stopped_by_signals() -> Iterator[threading.Event]:
+    """An event that SIGINT and SIGTERM set meanwhile. To be called from the main thread."""
+    stop = threading.Event()
+    previous = {n: signal.signal(n, lambda *_: stop.set()) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def run(log: ChangeLog, rate: float, seconds: float | None, say: Callable[[str], None]) -> dict[str, Any]:
@@ -100,9 +133,6 @@ def run(log: ChangeLog, rate: float, seconds: float | None, say: Callable[[str],
 
     To be called from the main thread: SIGINT and SIGTERM end it between two batches.
     """
-    stop = threading.Event()
-    signals = (signal.SIGINT, signal.SIGTERM)
-    previous = [signal.signal(number, lambda *_: stop.set()) for number in signals]
 
     def on_batch(now: Live) -> None:
         say(
@@ -111,12 +141,9 @@ def run(log: ChangeLog, rate: float, seconds: float | None, say: Callable[[str],
         )
 
     say("reading where the company is")
-    try:
+    with stopped_by_signals() as stop:
         done = live(log, rate, seconds, on_batch, stop)
-    finally:
-        for number, handler in zip(signals, previous, strict=True):
-            signal.signal(number, handler)
-        say("")
+    say("")
     return {
         "rate": rate,
         "changes": done.changes,
@@ -127,17 +154,36 @@ def run(log: ChangeLog, rate: float, seconds: float | None, say: Callable[[str],
     }
 
 
+@dataclass(frozen=True)
+class State:
+    """Where a company goes on: the greatest id that each table ever had, and the rows that may change."""
+
+    last_ids: Mapping[str, int]
+    rows: Mapping[str, dict[Key, Image]]  # of the tables REMEMBERED, at most WORKING_SET each
+
+
+@dataclass(frozen=True)
+class Change:
+    """One change to a row. `t` orders all changes; those of one millisecond of it are a transaction."""
+
+    t: int
+    table: str
+    op: str
+    before: Image | None
+    after: Image | None
+
+
 class Company:
     """The operational database: the rows that are still of interest, and the transactions that change them."""
 
-    def __init__(self, log: ChangeLog, seed: int) -> None:
-        self._random = random.Random(f"{seed} {log.watermark().position}")
+    def __init__(self, state: State, seed: str) -> None:
+        """`seed` determines what happens; `state` is the company's own from now on."""
+        self._random = random.Random(seed)
         self._now = _now()
-        self._written: dict[str, list[Image]] = defaultdict(list)  # the changes since the last call of `work`
+        self._written: list[Change] = []  # since the last call of `transact`
         self._t = 0  # the last change's time in microseconds
-        with duckdb.connect() as db:
-            self._next = {name: itertools.count(_last_id(db, log, name) + 1) for name in TABLES}
-            self._rows = {name: _latest_rows(db, log, name) for name in _REMEMBERED}
+        self._next = {name: itertools.count(last + 1) for name, last in state.last_ids.items()}
+        self._rows = state.rows
         self._keys = {name: list(rows) for name, rows in self._rows.items()}
         self._shipment_of = {s["order_id"]: key for key, s in self._rows["shipments"].items()}
         self._stop_of = {
@@ -164,15 +210,22 @@ class Company:
         }
 
     def work(self, changes: int, since: datetime, until: datetime) -> Rows:
+        """What `transact` does, as a batch for the change log."""
+        rows: dict[str, list[Image]] = defaultdict(list)
+        for c in self.transact(changes, since, until):
+            rows[c.table].append({"t": c.t, "op": c.op, "before": c.before, "after": c.after})
+        return {name: pa.Table.from_pylist(part, _rows_schema(name)) for name, part in rows.items()}
+
+    def transact(self, changes: int, since: datetime, until: datetime) -> list[Change]:
         """At least `changes` changes, if any, in transactions spread over the time from `since` to `until`."""
-        while (done := sum(map(len, self._written.values()))) < changes:
+        while (done := len(self._written)) < changes:
             now = since + (until - since) * done / changes
             self._now = now.replace(microsecond=now.microsecond // 1000 * 1000)
             # What a transaction has nothing to do for, because no row is in the right state, another will find.
             self._random.choices(list(self._kinds), list(self._kinds.values()))[0]()
         self._forget()
-        written, self._written = self._written, defaultdict(list)
-        return {name: pa.Table.from_pylist(rows, _rows_schema(name)) for name, rows in written.items()}
+        written, self._written = self._written, []
+        return written
 
     def _place_order(self) -> None:
         order_id = next(self._next["orders"])
@@ -197,7 +250,7 @@ class Company:
         if order is None:
             return
         self._update("orders", order, status=self._spell("paid"))
-        self._stage["paid"].append(_key("orders", order))
+        self._stage["paid"].append(key_of("orders", order))
         shipment_id = next(self._next["shipments"])
         window = self._now.replace(minute=0, second=0, microsecond=0) + timedelta(hours=3)
         self._insert(
@@ -230,7 +283,7 @@ class Company:
         )
         for number, order in enumerate(orders, start=1):
             self._update("orders", order, status=self._spell("shipped"))
-            self._stage["shipped"].append(_key("orders", order))
+            self._stage["shipped"].append(key_of("orders", order))
             shipment = self._shipment(order)
             if shipment is None:
                 continue
@@ -245,7 +298,7 @@ class Company:
                 longitude=13.2 + 0.4 * self._random.random(),
                 completed_at=None,
             )
-            self._stop_of[_key("shipments", shipment)] = (route_id, number)
+            self._stop_of[key_of("shipments", shipment)] = (route_id, number)
 
     def _deliver(self) -> None:
         order = self._take("shipped")
@@ -258,15 +311,15 @@ class Company:
                 self._update("shipments", shipment, status="failed", exception_code="NOT_HOME")
             else:
                 self._update("shipments", shipment, status="delivered", delivered_at=self._now)
-            stop = self._stop_of.pop(_key("shipments", shipment), None)
+            stop = self._stop_of.pop(key_of("shipments", shipment), None)
             if stop in self._rows["route_stops"]:
                 self._update("route_stops", self._rows["route_stops"][stop], completed_at=self._now)
                 del self._rows["route_stops"][stop]  # it will not change again
         if failed:
-            self._stage["paid"].append(_key("orders", order))  # to be planned again
+            self._stage["paid"].append(key_of("orders", order))  # to be planned again
         else:
             self._update("orders", order, status=self._spell("complete"))
-            self._stage["closed"].append(_key("orders", order))
+            self._stage["closed"].append(key_of("orders", order))
 
     def _ping(self) -> None:
         lag = self._random.choice((0, 0, 1, 1, 2, 3, 5, 40, 240, -30))
@@ -303,7 +356,7 @@ class Company:
         if order is None:
             return
         self._update("orders", order, status=self._spell("cancelled"))
-        self._stage["closed"].append(_key("orders", order))
+        self._stage["closed"].append(key_of("orders", order))
         self._remove_shipment(order)
 
     def _delete(self) -> None:
@@ -324,7 +377,7 @@ class Company:
         if order:
             self._remove("orders", order)
             self._insert("orders", **order)
-            self._stage["closed"].append(_key("orders", order))
+            self._stage["closed"].append(key_of("orders", order))
 
     def _renumber(self) -> None:
         order = self._take("closed")
@@ -400,27 +453,35 @@ class Company:
     def _write(self, name: str, op: str, before: Image | None, after: Image | None) -> None:
         # A millisecond is a transaction; within it each change has a microsecond of its own, in the order of writing.
         self._t = max(to_us(self._now), self._t + 1)
-        self._written[name].append({"t": self._t, "op": op, "before": before, "after": after})
-        if name not in _REMEMBERED:
+        self._written.append(Change(self._t, name, op, before, after))
+        if name not in REMEMBERED:
             return
         if before is not None:
-            del self._rows[name][_key(name, before)]
+            del self._rows[name][key_of(name, before)]
         if after is not None:
-            key = _key(name, after)
+            key = key_of(name, after)
             self._rows[name][key] = after
-            if op == "c" or key != _key(name, before or after):
+            if op == "c" or key != key_of(name, before or after):
                 self._keys[name].append(key)
 
     def _forget(self) -> None:
         """Closed orders beyond the working set stay as they are, so that a long simulation keeps its size."""
         closed = self._stage["closed"]
-        for key in closed[: max(0, len(closed) - _WORKING_SET)]:
+        for key in closed[: max(0, len(closed) - WORKING_SET)]:
             order = self._rows["orders"].pop(key)
             self._rows["shipments"].pop(self._shipment_of.pop(order["order_id"], ()), None)
-        del closed[: max(0, len(closed) - _WORKING_SET)]
+        del closed[: max(0, len(closed) - WORKING_SET)]
         for name, rows in self._rows.items():
             if len(self._keys[name]) > 2 * len(rows) + 1000:
                 self._keys[name] = list(rows)
+
+
+def _state(log: ChangeLog) -> State:
+    with duckdb.connect() as db:
+        return State(
+            {name: _last_id(db, log, name) for name in ENTITIES},
+            {name: _latest_rows(db, log, name) for name in REMEMBERED},
+        )
 
 
 def _latest_rows(db: duckdb.DuckDBPyConnection, log: ChangeLog, name: str) -> dict[Key, Image]:
@@ -433,11 +494,11 @@ def _latest_rows(db: duckdb.DuckDBPyConnection, log: ChangeLog, name: str) -> di
         f"""
         SELECT after FROM read_parquet($files)
         WHERE op <> 'd' AND position IN (SELECT max(position) FROM read_parquet($files) GROUP BY {key})
-        ORDER BY position DESC LIMIT {_WORKING_SET}
+        ORDER BY position DESC LIMIT {WORKING_SET}
         """,
         {"files": files},
     ).to_arrow_table()
-    return {_key(name, row): row for row in rows["after"].to_pylist()}
+    return {key_of(name, row): row for row in rows["after"].to_pylist()}
 
 
 def _last_id(db: duckdb.DuckDBPyConnection, log: ChangeLog, name: str) -> int:
@@ -457,7 +518,7 @@ def _rows_schema(name: str) -> pa.Schema:
     return pa.schema([("t", pa.int64()), ("op", pa.string()), ("before", image), ("after", image)])
 
 
-def _key(name: str, row: Image) -> Key:
+def key_of(name: str, row: Image) -> Key:
     return tuple(row[k] for k in TABLES[name].key)
 
 

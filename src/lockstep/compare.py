@@ -1,0 +1,300 @@
+"""Whether a table of the change log, up to a position, says what the source's rows are: set-wise in DuckDB.
+
+Two things must hold of every key. The latest image that the log has of it is the source's row; that is what the
+rebuild rests on. And its signed images, each after image added and each before image subtracted, add up to that one
+row; that is what the increments rest on. Values are compared as text that tells every two of them apart (-0.0 from
+0.0, null from empty), by the first 64 bits of its MD5: two unequal images pass for equal once in 2^64.
+
+Memory does not grow with the table: images become a few numbers in a file, and its keys are compared in shares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lockstep.latest import bounded_database, quoted
+from lockstep.pgvalues import Layout, images
+from lockstep.schema import TEXT, Table, log_schema
+
+if TYPE_CHECKING:
+    import duckdb
+
+# How a key can differ.
+MISSING, ONLY, MODIFIED, UNBALANCED = "missing in the log", "only in the log", "modified", "unbalanced"
+KINDS = (MISSING, ONLY, MODIFIED, UNBALANCED)
+
+_NULL = "null"
+_SHARE = 1_000_000  # images of either side that are compared at once
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A key that differs. `columns` are those that differ, with the source's value and the log's, as text.
+
+    `rows` is what the log's changes of the key add up to, where it should be 1 (0 for a key that is gone). `note` says
+    why the source's row has no image, if it breaks the landing contract. `in_quarantine`: an event of the key is.
+    """
+
+    kind: str
+    key: Mapping[str, int | None]
+    rows: int
+    columns: Mapping[str, tuple[str | None, str | None]]
+    note: str | None
+    in_quarantine: bool
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How a table of the source and of the log compare.
+
+    `compared` counts the keys that either side has. `counts` has a number for each of KINDS. `in_quarantine` counts
+    the differing keys of which an event is in quarantine. A fingerprint is a sum over the side's rows, whatever their
+    order. `not_compared` names columns that images of the log have and the source has dropped. `differences` are the
+    first ones by key.
+    """
+
+    source_rows: int
+    log_rows: int
+    compared: int
+    counts: Mapping[str, int]
+    in_quarantine: int
+    source_fingerprint: str
+    log_fingerprint: str
+    not_compared: Sequence[str]
+    differences: Sequence[Difference]
+
+    @property
+    def differing(self) -> int:
+        return sum(self.counts.values())
+
+
+class Staging:
+    """Takes a table's rows as text, as `Source.copy` hands them on, into a Parquet file of images.
+
+    They are typed as a capture types them. A row that breaks the landing contract keeps its key and the reason.
+    """
+
+    def __init__(self, layout: Layout, path: Path) -> None:
+        self._layout = layout
+        self._file = pq.ParquetWriter(path, pa.schema([("image", layout.table.image), ("reason", TEXT)]))
+        self.rows = 0
+
+    def take(self, texts: list[pa.Array]) -> None:
+        image, reasons = images(self._layout, texts, None, "source's")
+        reason = pa.array([reasons.get(i) for i in range(len(image))] if reasons else [None] * len(image), TEXT)
+        self._file.write_batch(pa.record_batch([image, reason], ["image", "reason"]))
+        self.rows += len(image)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def compare(
+    layout: Layout,
+    staged: Path,
+    files: Sequence[Path],
+    position: int,
+    quarantined: Iterable[Mapping[str, int]],
+    scratch: Path,
+    limit: int,
+) -> Comparison:
+    """Compare the rows in `staged` (see `Staging`) with the log's `files` up to `position`.
+
+    `quarantined` are keys of events that the log lacks. At most `limit` differences are told one by one.
+    """
+    table = layout.table
+    with bounded_database(scratch) as connection:
+        none = scratch / "none.parquet"  # so that there is a file to read where the table has no changes
+        pq.write_table(log_schema(table).empty_table(), none)
+        tables = _Tables(connection, layout, staged, [none, *files], position)
+        digests = scratch / "digests.parquet"
+        source_rows, source_sum, log_rows, log_sum = tables.fill(digests)
+        digests.unlink()
+        tables.fill_quarantined(quarantined)
+        counts = dict.fromkeys(KINDS, 0) | dict(tables.rows("SELECT kind, COUNT(*) FROM differing GROUP BY kind"))
+        same_key = _same(table, "d", "q")
+        [(known,)] = tables.rows(f"SELECT COUNT(*) FROM differing AS d SEMI JOIN quarantined AS q ON {same_key}")
+        return Comparison(
+            source_rows,
+            log_rows,
+            log_rows + counts[MISSING],
+            counts,
+            known,
+            str(source_sum),
+            str(log_sum),
+            tables.dropped_columns(),
+            tables.differences(limit),
+        )
+
+
+class _Tables:
+    """The two sides in DuckDB, and `differing`: the keys in which they differ."""
+
+    def __init__(
+        self, connection: duckdb.DuckDBPyConnection, layout: Layout, staged: Path, files: Sequence[Path], position: int
+    ) -> None:
+        self._connection = connection
+        self._table = layout.table
+        known = [c.name for c in layout.table.columns]
+        self._extra = sorted({c.name for c in layout.columns} - set(known))
+        self._staged = f"read_parquet('{quoted(staged)}')"
+        paths = ", ".join(f"'{quoted(f)}'" for f in files)
+        log = f"read_parquet([{paths}], hive_partitioning = false)"
+        self._changes = f"(SELECT position, op, before, after FROM {log} WHERE position <= {position})"
+
+    def rows(self, statement: str) -> list[tuple[Any, ...]]:
+        found: list[tuple[Any, ...]] = self._connection.execute(statement).fetchall()
+        return found
+
+    def fill(self, digests: Path) -> tuple[int, int, int, int]:
+        """Make `differing`; returns the number of rows and the sum of digests of the source's side and of the log's.
+
+        `digests` is the file that is made on the way.
+        """
+        self._write_digests(digests)
+        keys = ", ".join(f"{k} BIGINT" for k in self._table.key)
+        self.rows(f"CREATE TEMP TABLE differing ({keys}, position BIGINT, rows BIGINT, kind TEXT)")
+        images = f"read_parquet('{quoted(digests)}')"
+        [(count,)] = self.rows(f"SELECT COUNT(*) FROM {images}")
+        shares = -(-count // _SHARE)
+        sums = [0, 0, 0, 0]
+        for share in range(shares):
+            found = self._compare(f"{images} WHERE HASH({', '.join(self._table.key)}) % {shares} = {share}")
+            sums = [a + b for a, b in zip(sums, found, strict=True)]
+        return sums[0], sums[1], sums[2], sums[3]
+
+    def _write_digests(self, path: Path) -> None:
+        """Every image as a row of numbers: `diff` is 1 for one after a change, -1 for one before, 0 for the source's.
+
+        `digest` is of all that is compared of an image, `known` of the columns that models can name: an added column
+        reaches old rows without any change, so that images with it do not add up.
+        """
+        source, after, before = (
+            ", ".join(f"{image}.{k}::BIGINT AS {k}" for k in self._table.key) for image in ("image", "after", "before")
+        )
+        self.rows(f"""
+            COPY (
+              SELECT {source}, 0 AS position, 0 AS diff, {self._digest("image")} AS known,
+                CASE WHEN reason IS NULL THEN {self._digest("image", with_extra=True)}
+                ELSE MD5_NUMBER_LOWER(reason) END AS digest
+              FROM {self._staged}
+              UNION ALL
+              SELECT {after}, position, 1, {self._digest("after")}, {self._digest("after", with_extra=True)}
+              FROM {self._changes} WHERE after IS NOT NULL AND op <> 'd'
+              UNION ALL
+              SELECT {before}, position, -1, {self._digest("before")}, NULL
+              FROM {self._changes} WHERE before IS NOT NULL
+            ) TO '{quoted(path)}' (FORMAT parquet)
+        """)
+
+    def _compare(self, images: str) -> tuple[int, ...]:
+        """Add the differing keys among some images to `differing`; returns as `fill` does."""
+        table = self._table
+        keys = ", ".join(table.key)
+        self.rows(f"CREATE OR REPLACE TEMP TABLE source AS SELECT {keys}, known, digest FROM {images} AND diff = 0")
+        self.rows(f"""
+            CREATE OR REPLACE TEMP TABLE log AS
+            SELECT {keys}, SUM(diff)::BIGINT AS rows, SUM(diff * known::HUGEINT) AS total,
+              MAX(position) FILTER (WHERE diff = 1) AS position,
+              ARG_MAX(digest, position) FILTER (WHERE diff = 1) AS digest,
+              COALESCE(MAX(position) FILTER (WHERE diff = 1) >= MAX(position), FALSE) AS is_live
+            FROM {images} AND diff <> 0 GROUP BY {keys}
+        """)
+        columns = ", ".join(f"COALESCE(s.{k}, l.{k}) AS {k}" for k in table.key)
+        self.rows(f"""
+            INSERT INTO differing
+            SELECT {columns}, l.position, COALESCE(l.rows, 0) AS rows,
+              CASE
+                WHEN s.digest IS NULL THEN CASE WHEN l.is_live THEN '{ONLY}' ELSE '{UNBALANCED}' END
+                WHEN l.is_live IS NOT TRUE THEN '{MISSING}'
+                WHEN s.digest <> l.digest THEN '{MODIFIED}'
+                ELSE '{UNBALANCED}'
+              END AS kind
+            FROM source AS s FULL JOIN log AS l ON {_same(table, "s", "l")}
+            WHERE CASE
+              WHEN s.digest IS NULL THEN l.is_live OR l.rows <> 0 OR l.total <> 0
+              ELSE l.is_live IS NOT TRUE OR s.digest <> l.digest OR l.rows <> 1 OR l.total <> s.known
+            END
+        """)
+        [sums] = self.rows("""
+            SELECT * FROM (SELECT COUNT(*), COALESCE(SUM(digest::HUGEINT), 0) FROM source),
+              (SELECT COUNT(*), COALESCE(SUM(digest::HUGEINT), 0) FROM log WHERE is_live)
+        """)
+        return sums
+
+    def fill_quarantined(self, keys: Iterable[Mapping[str, int]]) -> None:
+        """Make `quarantined`, the keys of events that the log lacks."""
+        schema = pa.schema([(c.name, c.type) for c in self._table.columns if c.name in self._table.key])
+        self._connection.register("quarantined", pa.Table.from_pylist([dict(k) for k in keys], schema))
+
+    def dropped_columns(self) -> list[str]:
+        """Columns that the log carried along in `extra` and the source has no more, so that there is no comparing."""
+        named = self.rows(f"""
+            SELECT DISTINCT UNNEST(CASE WHEN JSON_VALID(extra) THEN JSON_KEYS(extra) ELSE ['extra'] END)
+            FROM (SELECT after.extra AS extra FROM {self._changes})
+            WHERE extra IS NOT NULL
+        """)
+        return sorted({name for (name,) in named} - set(self._extra))
+
+    def differences(self, limit: int) -> list[Difference]:
+        """The first differing keys, with what differs in them."""
+        keys = self._table.key
+        self.rows(f"CREATE TEMP TABLE shown AS SELECT * FROM differing ORDER BY {', '.join(keys)} LIMIT {limit}")
+        same_key = " AND ".join(f"c.image.{k} = d.{k}" for k in keys)
+        after_key = " AND ".join(f"c.after.{k} = d.{k}" for k in keys)
+        sources = self._texts(f"{self._staged} AS c JOIN shown AS d ON {same_key}", "c.image", "c.reason")
+        same_change = f"c.position = d.position AND {after_key}"
+        logs = self._texts(f"{self._changes} AS c JOIN shown AS d ON {same_change}", "c.after", "NULL")
+        quarantined = set(self.rows(f"SELECT {', '.join(keys)} FROM quarantined"))
+        found = []
+        for *key, rows, kind in self.rows(f"SELECT {', '.join(keys)}, rows, kind FROM shown"):
+            (note, source), (_, log) = (side.get(tuple(key), (None, {})) for side in (sources, logs))
+            columns = {n: (source[n], log[n]) for n in source if kind == MODIFIED and source[n] != log[n]}
+            named = dict(zip(keys, key, strict=True))
+            found.append(Difference(kind, named, rows, columns, note, tuple(key) in quarantined))
+        return found
+
+    def _texts(
+        self, source: str, image: str, note: str
+    ) -> dict[tuple[Any, ...], tuple[str | None, dict[str, str | None]]]:
+        """A note on images, and their compared columns as text, by key."""
+        names = [*(c.name for c in self._table.columns), *self._extra]
+        columns = [f"CAST({image}.{c.name} AS TEXT)" for c in self._table.columns]
+        columns += [_member(image, name) for name in self._extra]
+        keys = [f"d.{k}" for k in self._table.key]
+        width = len(keys)
+        return {
+            row[:width]: (row[width], dict(zip(names, row[width + 1 :], strict=True)))
+            for row in self.rows(f"SELECT {', '.join([*keys, note, *columns])} FROM {source}")
+        }
+
+    def _digest(self, image: str, *, with_extra: bool = False) -> str:
+        """An image as a number. Texts come with their length, so that no two images have the same text."""
+        parts = [
+            f"COALESCE(STRLEN({image}.{c.name}) || ':' || {image}.{c.name}, '{_NULL}')"
+            if c.type == TEXT
+            else f"COALESCE(CAST({image}.{c.name} AS TEXT), '{_NULL}')"
+            for c in self._table.columns
+        ]
+        if with_extra:
+            members = [_member(image, name) for name in self._extra]
+            parts += [f"COALESCE(STRLEN({member}) || ':' || {member}, '{_NULL}')" for member in members]
+        return f"MD5_NUMBER_LOWER(CONCAT_WS('|', {', '.join(parts)}))"
+
+
+def _member(image: str, name: str) -> str:
+    """A column carried in `extra`, as JSON text; null where it is null or was not there yet, which mean the same."""
+    pointer = ("/" + name.replace("~", "~0").replace("/", "~1")).replace("'", "''")
+    extra = f"{image}.extra"
+    member = f"CAST(JSON_EXTRACT({extra}, '{pointer}') AS TEXT)"
+    return f"CASE WHEN JSON_VALID({extra}) THEN NULLIF({member}, 'null') ELSE 'no JSON: ' || {extra} END"
+
+
+def _same(table: Table, left: str, right: str) -> str:
+    return " AND ".join(f"{left}.{k} = {right}.{k}" for k in table.key)

@@ -1,0 +1,60 @@
+"""`lockstep init`: a project for a schema of your own, with everything that is the same for every schema."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from lockstep.contracts import CONTRACT_COLUMNS, MEASURE_COLUMNS
+from lockstep.errors import LockstepError
+from lockstep.project import project
+from lockstep.schema import SCHEMA_FILE
+
+# What knows nothing of the company: the rest of models/, macros/rules.py and the seeds are its own.
+COPIED = (
+    "config.yaml",
+    "audits",
+    "linter",
+    "macros",
+    "materializations",
+    "models/changes",
+    "models/hourly",
+    "models/live",
+    "models/mart/each_domain.sql",
+    "models/ops",
+    "models/rebuild/cut.sql",
+    "models/reconcile",
+    "models/seeds/contracts.sql",
+    "models/seeds/contract_measures.sql",
+    "models/verified/each_domain.sql",
+    "signals",
+)
+LEFT_OUT = ("rules.py", "__pycache__")
+
+
+def init(directory: Path) -> list[Path]:
+    """Make a project in `directory`, which must be new or empty; returns the files that are to be filled in.
+
+    Raises LockstepError if there is something in it already.
+    """
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise LockstepError(f"{directory} is there already and not empty. Name a new directory.")
+    origin = project()
+    for name in COPIED:
+        source, target = origin / name, directory / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns(*LEFT_OUT))
+        else:
+            shutil.copy(source, target)
+    files = {
+        SCHEMA_FILE: "-- CREATE TABLE statements of the source tables that figures are made of.\n",
+        "seeds/contracts.csv": ",".join(CONTRACT_COLUMNS.split()) + "\n",
+        "seeds/contract_measures.csv": ",".join(MEASURE_COLUMNS.split()) + "\n",
+    }
+    for name, text in files.items():
+        path = directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    (directory / "models" / "diffs").mkdir()
+    return [directory / name for name in files]

@@ -1,0 +1,453 @@
+"""`lockstep verify-source`: proof that the change log, up to a position, is the source at the same moment.
+
+A temporary replication slot gives a snapshot of the source together with its point in PostgreSQL's log: exactly the
+transactions whose commit lies before the point are in the snapshot. The change log is in commit order as well, so that
+its side is a prefix: everything up to the last change whose transaction the snapshot sees. Nothing is written to the
+source, and nothing to the change log, whose writer may go on meanwhile.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as StillRunning
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psycopg2
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from psycopg2.extensions import connection as Connection
+from psycopg2.extras import LogicalReplicationConnection
+
+from lockstep import source_receipts
+from lockstep.changelog import ALL_TABLES, ChangeLog, Watermark
+from lockstep.compare import KINDS, Comparison, Staging, compare
+from lockstep.errors import LockstepError
+from lockstep.latest import bounded_database, quoted
+from lockstep.lock import exclusive
+from lockstep.postgres import Snapshot, Source, format_lsn, parse_lsn, query
+from lockstep.schema import DISCARDED, TABLES, Table
+from lockstep.snapshot import PART_BYTES, PART_ROWS
+from lockstep.source_receipts import FAILED, INCOMPLETE, PASSED
+
+KEPT_KEYS = 20  # how many differing keys a receipt keeps
+_POLL = 0.05  # seconds
+_SUPERSEDED = "superseded"  # how the reason of a discarded event begins that a later snapshot made up for
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Visibility:
+    """Which transactions a snapshot sees, by the text of `pg_current_snapshot()`; its numbers have 64 bits."""
+
+    xmin: int
+    xmax: int
+    running: frozenset[int]
+
+    @classmethod
+    def parse(cls, text: str) -> Visibility:
+        xmin, xmax, running = text.split(":")
+        return cls(int(xmin), int(xmax), frozenset(int(x) for x in running.split(",") if x))
+
+    def sees(self, tx_id: int) -> bool:
+        """Whether a committed transaction is in the snapshot.
+
+        `tx_id` has the 32 bits that the replication stream has; it is the transaction nearest to the snapshot.
+        """
+        xid = self.xmax + (tx_id - self.xmax + (1 << 31)) % (1 << 32) - (1 << 31)
+        return xid < self.xmin or (xid < self.xmax and xid not in self.running)
+
+
+@dataclass(frozen=True)
+class TableResult:
+    """One table's comparison. `events` are its events in quarantine that the log lacks, by their state."""
+
+    table: str
+    comparison: Comparison
+    events: Mapping[str, int]
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Verified:
+    """A verification: the point of the source's log and the change log's position that stand for the same moment.
+
+    `warnings` is what is wrong with the source as it stands, with the statement that mends it.
+    """
+
+    source: str
+    lsn: str
+    position: int
+    verified_at: datetime
+    warnings: Sequence[str]
+    tables: Sequence[TableResult]
+
+    @property
+    def is_equal(self) -> bool:
+        return all(t.verdict == PASSED for t in self.tables)
+
+    def receipts(self, keys: int, *, with_values: bool = False) -> list[dict[str, Any]]:
+        """A row per table, with at most so many keys. Values may be personal data: stored receipts have none."""
+        return [
+            {
+                "source": self.source,
+                "source_table": t.table,
+                "lsn": self.lsn,
+                "position": self.position,
+                "verified_at": self.verified_at.isoformat(timespec="microseconds"),
+                "rows_compared": t.comparison.compared,
+                "source_rows": t.comparison.source_rows,
+                "log_rows": t.comparison.log_rows,
+                "differing": t.comparison.differing,
+                **{kind.replace(" ", "_"): t.comparison.counts[kind] for kind in KINDS},
+                "differing_in_quarantine": t.comparison.in_quarantine,
+                "events_open": t.events["open"],
+                "events_discarded": t.events["discarded"],
+                "source_fingerprint": t.comparison.source_fingerprint,
+                "log_fingerprint": t.comparison.log_fingerprint,
+                "columns_not_compared": list(t.comparison.not_compared),
+                "verdict": t.verdict,
+                "keys": [
+                    {
+                        "key": dict(d.key),
+                        "kind": d.kind,
+                        "columns": {n: list(v) for n, v in d.columns.items()} if with_values else list(d.columns),
+                        "rows_in_log": d.rows,
+                        "in_quarantine": d.in_quarantine,
+                        **({"note": d.note} if with_values else {}),
+                    }
+                    for d in t.comparison.differences[:keys]
+                ],
+            }
+            for t in self.tables
+        ]
+
+
+def verify(home: Path, dsn: str, tables: Sequence[str], timeout: float, limit: int, say: Say) -> Verified:
+    """Compare `tables` (all if empty) with the change log in `home`, and store a receipt for each.
+
+    `timeout` is how many seconds the source may take to give a snapshot and the log to reach it, `limit` how many
+    differing keys of a table are told one by one; `say` is told what is going on. One verification of a home at a
+    time; captures and runs go on meanwhile.
+
+    Raises LockstepError where there can be no comparison: the log was not captured from this database or does not reach
+    the point in time, the source is not ready, a file of the log cannot be read. A difference is no error.
+    """
+    wanted = _wanted(tables)
+    log = ChangeLog(home)
+    resume = log.watermark().resume
+    _check_captured(home, resume)
+    source = Source(dsn, resume["slot"], resume["publication"], resume["schema"], "lockstep verify-source")
+    scratch = home / "verify"
+    with (
+        exclusive(home / "verify.lock", "verifying the source"),
+        _said_plainly(home),
+        source.first_connections() as (connection, replication),
+    ):
+        shutil.rmtree(scratch, ignore_errors=True)  # of one that was killed
+        scratch.mkdir(parents=True)
+        try:
+            identity = source.identity(replication)
+            if (identity.system_identifier, identity.database) != (resume["system_identifier"], resume["database"]):
+                raise LockstepError(
+                    f"The change log in {home} was captured from database {resume['database']} of system "
+                    f"{resume['system_identifier']}; this is {identity.database} of {identity.system_identifier}."
+                )
+            warnings = _check_source(connection, source, wanted)
+            deadline = time.monotonic() + timeout
+            # Read before the point is made, so that all that has landed by now lies before it.
+            before = log.watermark()
+            with _snapshot(source, connection, replication, wanted, deadline, timeout, say) as (
+                snapshot,
+                reading,
+                sees,
+            ):
+                reached = _wait(log, source, connection, snapshot, deadline, say)
+                position = _cut(log, before.position, reached, sees, scratch)
+                verified_at = datetime.now(UTC).replace(tzinfo=None)
+                lacking = _lacking(log, position)
+                results = []
+                for table in wanted:
+                    say(f"{table.name} at position {position:,}")
+                    events = [e for e in lacking if e["table"] in (table.name, ALL_TABLES)]
+                    shown = max(limit, KEPT_KEYS)
+                    results.append(_table(log, source, reading, table, position, events, scratch, shown))
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        verified = Verified(identity.source, format_lsn(snapshot.lsn), position, verified_at, warnings, results)
+        source_receipts.append(home, verified.receipts(KEPT_KEYS))
+    return verified
+
+
+def _wanted(names: Sequence[str]) -> list[Table]:
+    unknown = [n for n in names if n not in TABLES]
+    if unknown:
+        raise LockstepError(f"There is no source table {unknown[0]}. The tables are: {', '.join(TABLES)}.")
+    return [t for name, t in TABLES.items() if not names or name in names]
+
+
+def _check_captured(home: Path, resume: Mapping[str, Any]) -> None:
+    if "slot" not in resume:
+        raise LockstepError(
+            f"The change log in {home} was not captured by `lockstep capture`: nothing ties it to a point of "
+            "PostgreSQL's log. `lockstep capture --new-snapshot` takes it over."
+        )
+    if resume.get("snapshot") != "complete":
+        raise LockstepError(
+            f"The change log in {home} has no complete snapshot of the source yet: `lockstep capture` is taking it, "
+            "or was stopped meanwhile. Verify when it is there."
+        )
+
+
+def _check_source(connection: Connection, source: Source, tables: Sequence[Table]) -> list[str]:
+    """Refuse a source that cannot be read; returns what else is wrong with it, as it may explain a difference."""
+    # By a slot name that is free: another slot is needed than the capture's.
+    problems = replace(source, slot=_slot_name()).check(connection, tables)
+    hindering = [p for p in problems if p.hinders_reading]
+    if hindering:
+        listed = "".join(f"\n  {p.text}\n    {p.statement}" for p in hindering)
+        raise LockstepError(f"The source cannot be verified:{listed}")
+    return [f"{p.text}: {p.statement}" for p in problems]
+
+
+def _slot_name() -> str:
+    return f"lockstep_verify_{os.getpid()}_{secrets.token_hex(4)}"
+
+
+@contextmanager
+def _said_plainly(home: Path) -> Iterator[None]:
+    import duckdb
+
+    try:
+        yield
+    except psycopg2.Error as e:
+        raise LockstepError(f"PostgreSQL ended the verification: {' '.join(str(e).split())} Try again.") from e
+    except duckdb.Error as e:
+        raise LockstepError(f"The change log cannot be compared: {' '.join(str(e).split())}") from e
+    except OSError as e:
+        if e.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise LockstepError(
+            f"The disk of {home} is full. The rows of one table at a time are put there while they are compared: "
+            "make room, or verify the smaller ones with `--table`."
+        ) from e
+
+
+@contextmanager
+def _snapshot(
+    source: Source,
+    connection: Connection,
+    replication: LogicalReplicationConnection,
+    tables: Sequence[Table],
+    deadline: float,
+    timeout: float,
+    say: Say,
+) -> Iterator[tuple[Snapshot, Connection, Visibility]]:
+    """A snapshot of the source, a connection that sees it, and which transactions it sees.
+
+    The slot exists until the connection has taken the snapshot over, the tables are held until the end.
+    """
+    temporary = replace(source, slot=_slot_name())
+    with ThreadPoolExecutor(1) as pool:
+        making = pool.submit(temporary.create_slot, replication, is_temporary=True)
+        try:
+            while True:
+                try:
+                    snapshot = making.result(timeout=0.2)
+                    break
+                except StillRunning:
+                    say("waiting for the transactions that are running in the source")
+                    if time.monotonic() > deadline:
+                        raise LockstepError(_still_running(connection, timeout)) from None
+        except BaseException:
+            if not making.done():
+                replication.cancel()
+            raise
+    with source.reading(snapshot) as (reading, _, _):
+        [[text]] = query(reading, "SELECT pg_current_snapshot()::text")
+        query(replication, f"DROP_REPLICATION_SLOT {temporary.slot}")
+        rewritten = source.hold(reading, tables)
+        if rewritten:
+            raise LockstepError(f"{', '.join(rewritten)} was truncated or rewritten just now. Verify again.")
+        yield snapshot, reading, Visibility.parse(text)
+
+
+def _still_running(connection: Connection, timeout: float) -> str:
+    rows = query(
+        connection,
+        "SELECT 'server process ' || pid || ' (' || COALESCE(NULLIF(application_name, ''), usename) || ')', xact_start "
+        "FROM pg_stat_activity WHERE backend_xid IS NOT NULL AND backend_type = 'client backend' "
+        "UNION ALL SELECT 'prepared transaction ' || gid, prepared FROM pg_prepared_xacts ORDER BY 2 LIMIT 1",
+    )
+    who = f" The oldest is that of {rows[0][0]}, since {rows[0][1]:%F %T %Z}." if rows else ""
+    return (
+        f"The source could not give a snapshot within {timeout:g} s: that waits for the transactions that are running."
+        f"{who} Wait for it, or allow more with `--timeout`."
+    )
+
+
+def _wait(
+    log: ChangeLog, source: Source, connection: Connection, snapshot: Snapshot, deadline: float, say: Say
+) -> Watermark:
+    """The watermark once the log has reached the snapshot's point. If it does not, LockstepError says why."""
+    next_look = 0.0
+    while True:
+        watermark = log.watermark()
+        _check_captured(log.home, watermark.resume)
+        landed = parse_lsn(watermark.resume["commit_lsn"])
+        if landed >= snapshot.lsn:
+            return watermark
+        now = time.monotonic()
+        behind = (
+            f"the change log has landed up to {format_lsn(landed)} (position {watermark.position:,}), the source is at "
+            f"{format_lsn(snapshot.lsn)}, {snapshot.lsn - landed:,} bytes of its log on"
+        )
+        if now >= next_look:
+            say(f"waiting: {behind}")
+            slot = source.slot_state(connection)
+            if slot is None or slot.is_lost:
+                what = "is gone" if slot is None else "is lost"
+                raise LockstepError(
+                    f"Not verified: {behind}, and it cannot get there: replication slot {source.slot} {what}. "
+                    "`lockstep capture --new-snapshot` lands how the source differs from the log."
+                )
+            next_look = now + 1.0
+        if now > deadline:
+            slot = source.slot_state(connection)
+            if slot and slot.active_pid:
+                why = (
+                    f"A capture is running (server process {slot.active_pid}) but has not come that far. Allow more "
+                    "time with `--timeout`; if the distance does not shrink, see what the capture says."
+                )
+            else:
+                why = "No capture is running, and only a capture moves the log on: start `lockstep capture`."
+            raise LockstepError(f"Not verified: {behind}. {why}")
+        time.sleep(_POLL)
+
+
+def _cut(log: ChangeLog, after: int, reached: Watermark, visibility: Visibility, scratch: Path) -> int:
+    """The last position that the snapshot sees, where all up to `after` is known to be seen."""
+    firsts: list[int] = []
+    last = after
+    for tx_id, first, until, is_snapshot in _transactions(log, after, reached.position, scratch):
+        if is_snapshot:
+            raise LockstepError("A new snapshot of the source landed while it was verified. Verify again.")
+        if visibility.sees(tx_id):
+            last = max(last, until)
+        else:
+            firsts.append(first)
+    if firsts and min(firsts) < last:
+        raise LockstepError(
+            f"The change log is not in the source's commit order: position {min(firsts)} was committed after the "
+            f"snapshot, and position {last} before it."
+        )
+    return last
+
+
+def _transactions(log: ChangeLog, after: int, until: int, scratch: Path) -> Iterator[tuple[int, int, int, bool]]:
+    """Of each transaction and table from `after` to `until`: its id, first and last position, if it is a snapshot's."""
+    with bounded_database(scratch) as connection:
+        for table in TABLES:
+            files = [f for f in log.files(table) if int(f.stem.split("-")[1]) > after]
+            if not files:
+                continue
+            paths = ", ".join(f"'{quoted(f)}'" for f in files)
+            yield from connection.execute(
+                f"SELECT tx_id, MIN(position), MAX(position), BOOL_OR(op = 'r') "
+                f"FROM read_parquet([{paths}], hive_partitioning = false) "
+                f"WHERE position > {after} AND position <= {until} GROUP BY tx_id"
+            ).fetchall()
+    for entry in log.quarantined():
+        if after < entry["position"] <= until:
+            tx_id = (_event(entry).get("source") or {}).get("txId")
+            if isinstance(tx_id, int):
+                yield tx_id, entry["position"], entry["position"], False
+
+
+def _table(
+    log: ChangeLog,
+    source: Source,
+    reading: Connection,
+    table: Table,
+    position: int,
+    events: Sequence[Mapping[str, Any]],
+    scratch: Path,
+    limit: int,
+) -> TableResult:
+    layout = source.layout(reading, table)
+    if layout.problem:
+        raise LockstepError(f"{table.name} was altered just now: {layout.problem}.")
+    staged = scratch / f"{table.name}.parquet"
+    staging = Staging(layout, staged)
+    try:
+        source.copy(reading, layout, staging.take, PART_ROWS, PART_BYTES)
+    finally:
+        staging.close()
+    keys = [key for e in events for key in _keys(table, e)]
+    found = compare(layout, staged, log.files(table.name), position, keys, scratch, limit)
+    staged.unlink()
+    states = {state: sum(e["state"] == state for e in events) for state in ("open", "discarded")}
+    return TableResult(table.name, found, states, _verdict(table, found, events))
+
+
+def _verdict(table: Table, found: Comparison, events: Sequence[Mapping[str, Any]]) -> str:
+    """Passed, or incomplete if no key differs but those of which quarantine has an event; failed otherwise.
+
+    An event without a key (of a table without its before images, say) may stand for any one key.
+    """
+    if not found.differing:
+        return PASSED
+    without_key = sum(not _keys(table, e) for e in events)
+    return INCOMPLETE if found.differing <= found.in_quarantine + without_key else FAILED
+
+
+def _lacking(log: ChangeLog, position: int) -> list[dict[str, Any]]:
+    """The quarantined events that the log lacks up to `position`: the open and the discarded ones."""
+    events = [e for e in log.quarantined() if e["position"] <= position and e["state"] != "landed"]
+    if not any(e["state"] == "discarded" for e in events):
+        return events
+    fillers = pa.concat_tables(pq.read_table(f, partitioning=None) for f in log.files(DISCARDED))
+    made_up_for = fillers.filter(pc.starts_with(fillers["reason"], _SUPERSEDED))["position"].to_pylist()
+    return [e for e in events if e["position"] not in set(made_up_for)]
+
+
+def _event(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """A quarantined event, parsed; nothing if it is no JSON object."""
+    try:
+        event = json.loads(entry["event"])
+    except ValueError:
+        return {}
+    return event if isinstance(event, dict) else {}
+
+
+def _keys(table: Table, entry: Mapping[str, Any]) -> list[dict[str, int]]:
+    """The keys of which a quarantined event tells: those of its images."""
+    event = _event(entry)
+    keys = []
+    for image in (event.get("before"), event.get("after")):
+        if isinstance(image, dict) and all(_is_key(table, name, image.get(name)) for name in table.key):
+            keys.append({name: image[name] for name in table.key})
+    return keys
+
+
+def _is_key(table: Table, name: str, value: object) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int):
+        return False
+    (column,) = (c for c in table.columns if c.name == name)
+    try:
+        pa.scalar(value, column.type)
+    except (pa.ArrowInvalid, OverflowError):
+        return False
+    return True
