@@ -50,7 +50,8 @@ _ENVELOPE = json.dumps(
             "ts_ns": "JSON",
             "ts_ms": "JSON",
         },
-        "transaction": {"id": "VARCHAR"},
+        "transaction": {"id": "VARCHAR", "total_order": "JSON"},
+        "data_collections": "JSON",
         "status": "VARCHAR",
         "id": "VARCHAR",
         "ts_ms": "JSON",
@@ -199,6 +200,8 @@ SELECT
       THEN COALESCE(regexp_replace(e.transaction.id, '^([0-9]+):[0-9]+$', '\\1'), e.source.txId ->> '$')
   END AS transaction,
   e.transaction.id IS NOT NULL AS is_bounded,
+  whole(e.transaction.total_order) AS total_order,
+  CASE WHEN kind = 'end' THEN e.data_collections::VARCHAR END AS collections,
   CASE WHEN kind = 'end' THEN moment(millis_as_micros(e.ts_ms)) END AS ended_at
 FROM kinds
 """
@@ -226,14 +229,12 @@ def connect() -> duckdb.DuckDBPyConnection:
 def parse(con: duckdb.DuckDBPyConnection, lines: pa.Table) -> list[Table]:
     """Parse `lines` (`line` and `is_text` of `lines.SCHEMA`) into `records` and `parsed_<table>`.
 
-    Line i has the ordinal i * STRIDE. Returns the tables that have change events in the chunk, those with a
+    Returns the tables that have change events in the chunk, those with a
     `parsed_<table>`. It holds ordinal, committed_at, op, before, after, tx_id and lsn as in `schema.batch_schema`;
     `same_op` and `same_key`, the op and key by which the log knows the event; and `reason`, null unless the event
     breaks the landing contract. TRUNCATE events are in `records` only.
     """
-    ordinals = pa.array(np.arange(lines.num_rows, dtype=np.int64) * STRIDE)
-    _register(con, "lines", lines.select(["line", "is_text"]).append_column("ordinal", ordinals))
-    units = _open(con)
+    units = read(con, lines)
     parts = con.execute(
         """
         SELECT "table", LIST(DISTINCT schema_id) FROM records
@@ -245,6 +246,13 @@ def parse(con: duckdb.DuckDBPyConnection, lines: pa.Table) -> list[Table]:
         selects = (_select(table, schema_id, _units(con, table, schema_id, units)) for schema_id in schema_ids)
         con.execute(f"CREATE OR REPLACE TABLE parsed_{table.name} AS {' UNION ALL '.join(selects)}")
     return [table for table, _ in found]
+
+
+def read(con: duckdb.DuckDBPyConnection, lines: pa.Table) -> Mapping[tuple[str, str], tuple[int, int]]:
+    """Read `lines` into `records`; return the declared unit of (schema, column). Line i has the ordinal i * STRIDE."""
+    ordinals = pa.array(np.arange(lines.num_rows, dtype=np.int64) * STRIDE)
+    _register(con, "lines", lines.select(["line", "is_text"]).append_column("ordinal", ordinals))
+    return _open(con)
 
 
 def as_lines(events: Sequence[str]) -> pa.Table:

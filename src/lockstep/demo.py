@@ -1,4 +1,4 @@
-"""`make demo`: a simulated company, its hourly, daily and live figures, and the proof that they agree.
+"""`make demo`: a simulated company, its hourly, daily and live figures in five domains, and the proof that they agree.
 
 Everything lies in `data/demo`, which each demo makes anew; a home of the user's own is never touched.
 """
@@ -11,12 +11,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import duckdb
 from duckdb import DuckDBPyConnection
 from rich.live import Live
 from rich.table import Table
+from sqlglot import exp, parse_one
 
 from lockstep import operate, show, warehouse
 from lockstep.changelog import ChangeLog
@@ -36,20 +39,55 @@ NOW = {
     "hourly": f"SELECT {_SUMS}, (SELECT MAX(log_hour) + INTERVAL '1' HOUR FROM hourly.log) AS as_of FROM hourly.orders",
     "live": f"SELECT {_SUMS}, MAX(as_of) AS as_of FROM mart.orders_hourly",
 }
-AT_CUT = {
-    "rebuild": f"SELECT {_SUMS} FROM rebuild.orders, rebuild.cut WHERE cut = $cut",
-    "hourly": f"SELECT {_SUMS} FROM hourly.orders WHERE log_hour < $cut",
-    "live": f"""SELECT {_SUMS} FROM (
-        SELECT orders, revenue_cents FROM verified.orders WHERE cut = $cut - INTERVAL '1' DAY
-        UNION ALL
-        SELECT orders, revenue_cents FROM hourly.orders
-        WHERE log_hour >= $cut - INTERVAL '1' DAY AND log_hour < $cut)""",
-}
 # A witness that knows none of the paths: it reads nothing but the log.
 RECOUNT = """SELECT COUNT(after) AS orders, SUM(after.amount_cents) AS revenue_cents FROM (
     SELECT after, ROW_NUMBER() OVER (
         PARTITION BY COALESCE(after.order_id, before.order_id) ORDER BY position DESC) AS recency
     FROM changes.orders WHERE logged_at < $until) WHERE recency = 1"""
+
+FAULTY = "delivery_status"
+
+
+@dataclass(frozen=True)
+class Witness:
+    """What the log itself says of a domain, counted from the last image of every key, beside what the models say."""
+
+    table: str
+    keys: tuple[str, ...]
+    figures: tuple[tuple[str, str, str], ...]  # what it is, SQL over the domain's cells, SQL over the last images
+
+
+WITNESSES = {
+    "vehicle_positions": Witness(
+        "gps_pings", ("ping_id",), (("drivers", "COUNT(DISTINCT driver_id)", "COUNT(DISTINCT after.driver_id)"),)
+    ),
+    "delivery_status": Witness(
+        "shipments",
+        ("shipment_id",),
+        (
+            ("shipments", "SUM(shipments)", "COUNT(after)"),
+            ("late", "SUM(late)", "COUNT(CASE WHEN after.delivered_at > after.window_to_at THEN 1 END)"),
+        ),
+    ),
+    "orders": Witness(
+        "orders",
+        ("order_id",),
+        (("orders", "SUM(orders)", "COUNT(after)"), ("cents", "SUM(revenue_cents)", "SUM(after.amount_cents)")),
+    ),
+    "customer_activity": Witness(
+        "orders",
+        ("order_id",),
+        (
+            ("orders", "SUM(orders)", "COUNT(after)"),
+            ("over 10 000.00", "SUM(alert_orders)", "COUNT(CASE WHEN after.amount_cents > 1000000 THEN 1 END)"),
+        ),
+    ),
+    "route_performance": Witness(
+        "route_stops",
+        ("route_id", "stop_number"),
+        (("stops", "SUM(stops_planned)", "COUNT(after)"), ("done", "SUM(stops_done)", "COUNT(after.completed_at)")),
+    ),
+}
 
 
 def main() -> None:
@@ -69,11 +107,14 @@ def main() -> None:
     say(f"{LIVE_SECONDS} seconds of live changes, {CHANGES_PER_SECOND} a second")
     _watch_live(home)
 
-    say("The hours that have closed meanwhile, and the receipts of all reconciliations")
+    say("The hours that have closed meanwhile, the receipts of all reconciliations, and what is served")
     run(home, None)
     show.receipts(operate.receipts(home))
+    _show_serving(home)
 
-    say("The proof: the three paths at the last cut, and live now, beside a recount of the log itself")
+    _diverge_and_return(home)
+
+    say("The proof: three paths at the last cut, and live now, in every domain, beside a recount of the log itself")
     agree = _prove(home)
     end("data/demo", started, agree)
 
@@ -101,9 +142,10 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "lockstep.cli", *arguments]
 
 
-def lockstep(*arguments: str) -> None:
-    if subprocess.run(command(*arguments)).returncode:
-        raise LockstepError(f"`lockstep {arguments[0]}` failed; see above.")
+def lockstep(*arguments: str, fails: bool = False) -> None:
+    """Run a command; `fails` if it is to find something and say so by its exit code."""
+    if (subprocess.run(command(*arguments)).returncode != 0) != fails:
+        raise LockstepError(f"`lockstep {arguments[0]}` did not end as expected; see above.")
 
 
 def run(home: Path, at: datetime | None) -> operate.Run:
@@ -165,17 +207,95 @@ def _live_table(figures: dict[str, Row], position: int) -> Table:
     return table
 
 
+def _diverge_and_return(home: Path) -> None:
+    """Damage a folded hour, and see the domain fall back to the rebuild, be explained, be mended, and return."""
+    with duckdb.connect(str(home / "warehouse.duckdb")) as connection:
+        view = "SELECT sql FROM duckdb_views() WHERE schema_name = 'hourly' AND view_name = ?"
+        [definition] = connection.execute(view, [FAULTY]).fetchone() or [""]
+        [table] = [t for t in parse_one(definition, dialect="duckdb").find_all(exp.Table) if "__" in t.db]
+        physical = f'"{table.db}"."{table.name}"'
+        [cut] = connection.execute("SELECT cut FROM rebuild.cut").fetchone() or [None]
+        first = f"(SELECT MIN(log_hour) FROM {physical})"  # the snapshot, in which everything lies
+        busiest = f"SELECT log_hour FROM {physical} WHERE log_hour < ? AND log_hour > {first}"
+        busiest += " GROUP BY 1 ORDER BY COUNT(*) DESC, 1 LIMIT 1"
+        [hour] = connection.execute(busiest, [cut]).fetchone() or [None]
+        say(
+            f"A fault on purpose: {FAULTY} loses its increments of {hour:%Y-%m-%d %H:%M}. A receipt at the cut finds it"
+        )
+        connection.execute(f"DELETE FROM {physical} WHERE log_hour = ?", [hour])
+    lockstep("reconcile", FAULTY, "--at", f"{cut:%Y-%m-%d %H:%M}", "--limit", "3", fails=True)
+    _show_serving(home)
+
+    say("Why?")
+    lockstep("explain", FAULTY, "--limit", "2", fails=True)
+
+    restate = ["plan", "--restate-model", f"hourly.{FAULTY}", "--start", f"{hour:%Y-%m-%d %H:%M:%S}"]
+    restate += [
+        "--end",
+        f"{hour + timedelta(minutes=59):%Y-%m-%d %H:%M:%S}",
+        "--auto-apply",
+        "--no-prompts",
+        "--skip-tests",
+    ]
+    say(f"Mended by restating that hour: sqlmesh {' '.join(restate)}")
+    sqlmesh = subprocess.run([Path(sys.executable).with_name("sqlmesh"), *restate], capture_output=True, text=True)
+    if sqlmesh.returncode:
+        raise LockstepError(f"The restatement failed: {sqlmesh.stdout[-2000:]}{sqlmesh.stderr}")
+    _show_serving(home)
+
+    say("One cut has passed since; the contract asks for two until live is trusted again")
+    lockstep("reconcile", FAULTY)
+    if _show_serving(home)[FAULTY] != "live":
+        raise LockstepError(f"{FAULTY} did not return to live; see above.")
+
+
+def _show_serving(home: Path) -> dict[str, str]:
+    """What is served of each domain, and why."""
+    with warehouse.reader(home) as connection:
+        rows = warehouse.rows(connection, "SELECT * FROM ops.serving ORDER BY domain")
+    table = Table("domain", "mode", "served from", "as of", "reason", box=None, pad_edge=False)
+    for r in rows:
+        color = "green" if r["served_from"] == "live" else "yellow"
+        table.add_row(
+            r["domain"],
+            r["mode"],
+            f"[{color}]{r['served_from']}[/{color}]",
+            f"{r['as_of']:%m-%d %H:%M:%S}",
+            r["reason"],
+        )
+    console.print(table)
+    return {r["domain"]: r["served_from"] for r in rows}
+
+
 def _prove(home: Path) -> bool:
-    """The three paths at the last cut, and live now, each beside the recount; whether all are equal."""
+    """The paths at the last cut, and live now, each beside the recount; whether all are equal."""
+    table = Table("domain", "", box=None, pad_edge=False)
+    for name in ("rebuild", "hourly", "recount at the cut", "live", "recount now", ""):
+        table.add_column(name, justify="right")
+    agree = True
     with warehouse.reader(home) as connection:
         [cut] = connection.execute("SELECT cut FROM rebuild.cut").fetchone() or [None]
-        at_cut = {name: figure(connection, query, cut=cut) for name, query in AT_CUT.items()}
-        live = figure(connection, NOW["live"])
-        now = live["as_of"]
-        recount_at_cut = figure(connection, RECOUNT, until=cut)
-        recount_now = figure(connection, RECOUNT, until=now + timedelta(microseconds=1))
-    rows = [(name, cut, row, recount_at_cut) for name, row in at_cut.items()]
-    return show_proof("the recount of the log", [*rows, ("live", now, live, recount_now)])
+        [now] = connection.execute("SELECT MIN(readable_until) FROM changes.watermark").fetchone() or [None]
+        for domain, witness in WITNESSES.items():
+            key = ", ".join(f"COALESCE(after.{k}, before.{k})" for k in witness.keys)
+            last = f"""(SELECT after FROM changes.{witness.table} WHERE logged_at <= $until
+                QUALIFY ROW_NUMBER() OVER (PARTITION BY {key} ORDER BY position DESC) = 1)"""
+            for name, ours, recount in witness.figures:
+                queries: tuple[tuple[str, Row], ...] = (
+                    (f"SELECT {ours} FROM rebuild.{domain}", {}),
+                    (f"SELECT {ours} FROM hourly.{domain} WHERE log_hour < $cut", {"cut": cut}),
+                    (f"SELECT {recount} FROM {last}", {"until": cut - timedelta(microseconds=1)}),
+                    (f"SELECT {ours} FROM live.{domain}", {}),
+                    (f"SELECT {recount} FROM {last}", {"until": now}),
+                )
+                found = [(connection.execute(q, p).fetchone() or [None])[0] or 0 for q, p in queries]
+                same = found[0] == found[1] == found[2] and found[3] == found[4]
+                agree = agree and same
+                verdict = "[green]equal[/green]" if same else "[red]NOT EQUAL[/red]"
+                table.add_row(domain, name, *(f"{n:,}" for n in found), verdict)
+    console.print(table)
+    console.print(f"The cut is {cut:%Y-%m-%d %H:%M}, now is {now:%Y-%m-%d %H:%M:%S}.")
+    return agree
 
 
 def show_proof(witness: str, rows: list[tuple[str, datetime, Row, Row]]) -> bool:

@@ -24,6 +24,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from lockstep import debezium
 from lockstep.changelog import ALL_TABLES, ChangeLog, Watermark, Writer, durable_replace
@@ -99,7 +100,7 @@ def ingest(
         # Another lock than the log's, which waits for the source's name: what was kept is read before that.
         stack.enter_context(exclusive(home / "ingest.lock", "ingesting change events"))
         reader = LineReader([*([str(unfinished)] if unfinished.exists() else []), *files])
-        work = _Ingest(ChangeLog(home), stack)
+        work = Landing(ChangeLog(home), stack)
         rest: pa.Table | None = None
         chunks = reader.chunks(chunk_bytes)
         chunk = next(chunks, None)
@@ -109,10 +110,10 @@ def ingest(
                 chunk = pa.concat_tables([chunk, more])
             following = next(chunks, None)
             chunk = pa.concat_tables([rest, chunk]) if rest is not None else chunk
-            end = _End.MORE
+            end = End.MORE
             if following is None:
                 # An input that was cut off ends in the middle of something, also where nothing marks transactions.
-                end = _End.CUT if reader.problem else _End.WHOLE if ends_transactions else _End.INPUT
+                end = End.CUT if reader.problem else End.WHOLE if ends_transactions else End.INPUT
             rest = work.chunk(chunk, end)
             progress(work.summary.read, reader.bytes_read)
             chunk = following
@@ -125,7 +126,7 @@ def ingest(
         return work.summary
 
 
-class _End(Enum):
+class End(Enum):
     """What follows a chunk: more, nothing for now, nothing because the input was cut off, or nothing for good."""
 
     MORE = auto()
@@ -134,32 +135,52 @@ class _End(Enum):
     WHOLE = auto()
 
 
-class _Ingest:
-    """The state of one ingest: the connection that parses chunks and, once the source is known, the log's writer."""
+class Landing:
+    """Lands chunks of one stream of events: whatever the stream comes from, this decides what of it lands, and how.
 
-    def __init__(self, log: ChangeLog, stack: ExitStack) -> None:
+    Holds the connection that parses chunks and, once the source is known, the log's writer, entered into `stack`.
+    `lends` promises to call `lend` now and then.
+    """
+
+    def __init__(self, log: ChangeLog, stack: ExitStack, *, lends: bool = False) -> None:
         self._log = log
         self._stack = stack
+        self._lends = lends
         self._con = debezium.connect()
         self._writer: Writer | None = None
         self._source: str | None = None
-        self._has_marks = False
+        self.has_marks = False
+        self.lacks_marks = False
+        self._lsns: dict[Path, tuple[int, int]] = {}
         self._con.execute("CREATE TABLE quarantined (fingerprint VARCHAR)")
         before = log.watermark() if log.exists() else Watermark()
         self.summary = Summary(before=before, after=before)
 
-    def chunk(self, lines: pa.Table, end: _End) -> pa.Table:
-        """Land what is complete; return the lines that have to be read again before whatever follows."""
+    def chunk(
+        self, lines: pa.Table, end: End, resume: Callable[[pa.Table], Mapping[str, Any]] = lambda kept: {}
+    ) -> pa.Table:
+        """Land what is complete; return the lines that have to be read again before whatever follows.
+
+        What `resume` makes of these lines replaces entries of the watermark's `resume`, in the act that lands the rest.
+        Afterwards `has_marks` says whether a transaction mark was ever seen, and `lacks_marks` that what waits is of
+        marked transactions though none was.
+        """
         tables = debezium.parse(self._con, lines)
         self._open_writer(lines)
         self._find_fresh(tables)
         kept = self._keep_unfinished(tables, end)
         for name in ("rejected", "truncates", *(f"fresh_{table.name}" for table in tables)):
             self._con.execute(f"DELETE FROM {name} WHERE ordinal IN (SELECT ordinal FROM kept)")
-        self._count(tables, 0 if end is _End.MORE else kept.num_rows)
+        self._count(tables, 0 if end is End.MORE else kept.num_rows)
+        rest = lines.take(pc.divide(kept["ordinal"], debezium.STRIDE))
         if self._writer:
-            self._land(self._writer, tables, lines)
-        return lines.take(pc.divide(kept["ordinal"], debezium.STRIDE))
+            self._land(self._writer, tables, lines, resume(rest))
+        return rest
+
+    def lend(self, go_on: Callable[[], bool]) -> bool:
+        """Let a command that asks for it write to the log, between two chunks; False if `go_on` ended the waiting."""
+        writer = self._writer
+        return writer is None or not writer.is_asked_for() or writer.lend(go_on)
 
     def _open_writer(self, lines: pa.Table) -> None:
         """Open the log for the source of the first event; refuse events of another."""
@@ -185,7 +206,7 @@ class _Ingest:
                     f"It begins: {lines['line'][0].as_py()[:200]}"
                 )
             return
-        self._writer = self._stack.enter_context(self._log.writer(source, "ingesting change events"))
+        self._writer = self._stack.enter_context(self._log.writer(source, "ingesting change events", lends=self._lends))
         self.summary.before = self.summary.after = self._writer.watermark
         self._con.register("before", _fingerprints([e["event"] for e in self._log.quarantined()]))
         self._con.execute("INSERT INTO quarantined SELECT fingerprint FROM before")
@@ -197,7 +218,7 @@ class _Ingest:
         """Leave in `fresh_<table>`, `truncates` and `rejected` what neither landed nor is in quarantine, once each."""
         con = self._con
         for table in tables:
-            con.execute(f"CREATE OR REPLACE TABLE fresh_{table.name} AS {_fresh(con, self._log, table)}")
+            con.execute(f"CREATE OR REPLACE TABLE fresh_{table.name} AS {self._fresh(table)}")
         broken = [
             f"SELECT ordinal, committed_at, '{table.name}' AS \"table\", reason FROM parsed_{table.name} "
             "WHERE reason IS NOT NULL"
@@ -227,15 +248,15 @@ class _Ingest:
             [fresh],
         )
 
-    def _keep_unfinished(self, tables: list[Table], end: _End) -> pa.Table:
+    def _keep_unfinished(self, tables: list[Table], end: End) -> pa.Table:
         """Register and return as `kept` the ordinals of what must wait for the end of its transaction.
 
         That is each event from the first one of an open transaction on, with the transaction marks that go with them.
         """
         con = self._con
-        self._has_marks |= self._has(_IS_MARK)
-        is_open = "FALSE" if end is _End.WHOLE else f"(is_bounded OR {self._has_marks})"
-        if end in (_End.MORE, _End.CUT):
+        self.has_marks |= self._has(_IS_MARK)
+        is_open = "FALSE" if end is End.WHOLE else f"(is_bounded OR {self.has_marks})"
+        if end in (End.MORE, End.CUT):
             is_open += " OR transaction = (SELECT arg_max(transaction, ordinal) FROM records WHERE kind = 'change')"
         pending = " UNION ALL ".join(
             f"SELECT ordinal FROM {name}" for name in ("rejected", "truncates", *(f"fresh_{t.name}" for t in tables))
@@ -244,9 +265,9 @@ class _Ingest:
             f"""
             CREATE OR REPLACE TABLE pending AS
             SELECT
-              ordinal, transaction,
-              COALESCE(({is_open}) AND transaction NOT IN (SELECT transaction FROM records WHERE kind = 'end'), FALSE)
-                AS is_open
+              ordinal, transaction, is_bounded,
+              COALESCE(({is_open}) AND transaction IS NOT NULL
+                AND transaction NOT IN (SELECT transaction FROM records WHERE kind = 'end'), FALSE) AS is_open
             FROM ({pending}) JOIN records USING (ordinal)
             """
         )
@@ -263,6 +284,8 @@ class _Ingest:
             """
         ).to_arrow_table()
         con.register("kept", kept)
+        waits = bool(con.execute("SELECT 1 FROM pending WHERE is_open AND is_bounded LIMIT 1").fetchall())
+        self.lacks_marks = waits and not self.has_marks
         return kept
 
     def _count(self, tables: list[Table], kept: int) -> None:
@@ -297,9 +320,9 @@ class _Ingest:
             row = con.execute(f"SELECT {counts} FROM pending WHERE ordinal IN (SELECT ordinal FROM kept)").fetchall()[0]
             summary.unfinished, summary.unfinished_events, summary.kept = row
 
-    def _land(self, writer: Writer, tables: list[Table], lines: pa.Table) -> None:
+    def _land(self, writer: Writer, tables: list[Table], lines: pa.Table, moved: Mapping[str, Any]) -> None:
         con = self._con
-        resume = self._expand_truncates(writer, tables)
+        resume = {**self._expand_truncates(writer, tables), **moved}
         changes = {}
         for table in tables:
             link_snapshot(con, self._log, table)
@@ -318,20 +341,20 @@ class _Ingest:
         ).fetchall()[0][0]
         was = writer.watermark.logged_at
         is_later = was is not None and ended is not None and ended > was
-        if changes or rejected.num_rows or resume is not None or is_later:
+        if changes or rejected.num_rows or resume != writer.watermark.resume or is_later:
             landed = writer.land(changes, rejected, reached=ended, resume=resume)
             self.summary.quarantined += landed.quarantined
             self.summary.landed.update({name: rows.num_rows for name, rows in changes.items()})
             self.summary.after = writer.watermark
 
-    def _expand_truncates(self, writer: Writer, tables: list[Table]) -> Mapping[str, Any] | None:
+    def _expand_truncates(self, writer: Writer, tables: list[Table]) -> Mapping[str, Any]:
         """Turn each TRUNCATE into deletes of the keys that live at its place; return the resume state that knows it."""
         con = self._con
         truncates = con.execute(
             'SELECT ordinal, committed_at, "table", tx_id, lsn FROM truncates ORDER BY ordinal'
         ).fetchall()
         if not truncates:
-            return None
+            return writer.watermark.resume
         for ordinal, committed_at, name, tx_id, lsn in truncates:
             table = TABLES[name]
             if table not in tables:
@@ -354,6 +377,54 @@ class _Ingest:
         remembered = [*resume.get("truncates", ()), *([name, tx, lsn] for _, _, name, tx, lsn in truncates)]
         return {**resume, "truncates": remembered[-_REMEMBERED_TRUNCATES:]}
 
+    def _fresh(self, table: Table) -> str:
+        """SELECT from `parsed_<table>`, with the columns of `schema.batch_schema`, what is sound and new, once each."""
+        con = self._con
+        conditions = ["reason IS NULL"]
+        if con.execute("SELECT 1 FROM quarantined LIMIT 1").fetchall():
+            conditions.append(
+                f"""
+                ordinal NOT IN (
+                  SELECT ordinal FROM records
+                  WHERE kind = 'change' AND "table" = '{table.name}'
+                    AND {debezium.fingerprint()} IN (SELECT fingerprint FROM quarantined)
+                )
+                """
+            )
+        low, high = con.execute(f"SELECT MIN(lsn), MAX(lsn) FROM parsed_{table.name}").fetchall()[0]
+        landed = _rows(self._files(table, low, high), "lsn, tx_id, op, before, after", f"lsn BETWEEN {low} AND {high}")
+        if landed:
+            key = ", ".join(f"{k} := CASE WHEN op = 'd' THEN before.{k} ELSE after.{k} END" for k in table.key)
+            conditions.append(
+                f"""
+                NOT EXISTS (
+                  SELECT 1 FROM (SELECT lsn, tx_id, op, struct_pack({key}) AS key FROM ({landed})) AS l
+                  WHERE l.lsn = p.lsn AND l.tx_id IS NOT DISTINCT FROM p.tx_id
+                    AND l.op = p.same_op AND l.key = p.same_key
+                )
+                """
+            )
+        return f"""
+        SELECT ordinal, committed_at, op, before, after, tx_id, lsn
+        FROM parsed_{table.name} AS p
+        WHERE {" AND ".join(conditions)}
+        QUALIFY ROW_NUMBER() OVER (PARTITION BY tx_id, lsn, same_op, same_key ORDER BY ordinal) = 1
+        """
+
+    def _files(self, table: Table, low: int, high: int) -> list[Path]:
+        """The table's visible files that may hold a change whose lsn lies in this range.
+
+        By the files' own statistics, each read once: asking DuckDB for the rows opens every file every time.
+        """
+        found = []
+        for path in self._log.files(table.name) if self._log.exists() else ():
+            if path not in self._lsns:
+                self._lsns[path] = _lsn_range(path)
+            first, last = self._lsns[path]
+            if first <= high and low <= last:
+                found.append(path)
+        return found
+
 
 def _fingerprints(events: Sequence[str]) -> pa.Table:
     """A column `fingerprint` of these raw events, by which the same event sent again is known."""
@@ -367,45 +438,26 @@ def _fingerprints(events: Sequence[str]) -> pa.Table:
     ).to_arrow_table()
 
 
-def _fresh(con: duckdb.DuckDBPyConnection, log: ChangeLog, table: Table) -> str:
-    """SELECT from `parsed_<table>`, with the columns of `schema.batch_schema`, what is sound and new, once each."""
-    conditions = ["reason IS NULL"]
-    if con.execute("SELECT 1 FROM quarantined LIMIT 1").fetchall():
-        conditions.append(
-            f"""
-            ordinal NOT IN (
-              SELECT ordinal FROM records
-              WHERE kind = 'change' AND "table" = '{table.name}'
-                AND {debezium.fingerprint()} IN (SELECT fingerprint FROM quarantined)
-            )
-            """
-        )
-    low, high = con.execute(f"SELECT MIN(lsn), MAX(lsn) FROM parsed_{table.name}").fetchall()[0]
-    landed = _log_rows(log, table, "lsn, tx_id, op, before, after", f"lsn BETWEEN {low} AND {high}")
-    if landed:
-        key = ", ".join(f"{k} := CASE WHEN op = 'd' THEN before.{k} ELSE after.{k} END" for k in table.key)
-        conditions.append(
-            f"""
-            NOT EXISTS (
-              SELECT 1 FROM (SELECT lsn, tx_id, op, struct_pack({key}) AS key FROM ({landed})) AS l
-              WHERE l.lsn = p.lsn AND l.tx_id IS NOT DISTINCT FROM p.tx_id AND l.op = p.same_op AND l.key = p.same_key
-            )
-            """
-        )
-    return f"""
-    SELECT ordinal, committed_at, op, before, after, tx_id, lsn
-    FROM parsed_{table.name} AS p
-    WHERE {" AND ".join(conditions)}
-    QUALIFY ROW_NUMBER() OVER (PARTITION BY tx_id, lsn, same_op, same_key ORDER BY ordinal) = 1
-    """
-
-
 def _log_rows(log: ChangeLog, table: Table, columns: str, condition: str = "TRUE") -> str:
     """SELECT from the table's visible files; empty if it has none."""
-    files = [str(f) for f in log.files(table.name)] if log.exists() else []
+    return _rows(log.files(table.name) if log.exists() else [], columns, condition)
+
+
+def _rows(files: Sequence[Path], columns: str, condition: str) -> str:
     if not files:
         return ""
-    return f"SELECT {columns} FROM read_parquet({files!r}, hive_partitioning = FALSE) WHERE {condition}"
+    names = [str(f) for f in files]
+    return f"SELECT {columns} FROM read_parquet({names!r}, hive_partitioning = FALSE) WHERE {condition}"
+
+
+def _lsn_range(path: Path) -> tuple[int, int]:
+    """The smallest and largest lsn in a file of the log; everything, if the file does not say."""
+    metadata = pq.read_metadata(path)
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    columns = [g.column(i) for g in groups for i in range(g.num_columns) if g.column(i).path_in_schema == "lsn"]
+    if not columns or not all(c.statistics and c.statistics.has_min_max for c in columns):
+        return -(1 << 63), 1 << 63
+    return min(c.statistics.min for c in columns), max(c.statistics.max for c in columns)
 
 
 def _changes(log: ChangeLog, table: Table, until: int | None = None) -> str:

@@ -24,7 +24,7 @@ SCHEMA = pa.schema(
     [
         ("line", pa.string()),
         ("is_text", pa.bool_()),
-        ("file", pa.dictionary(pa.int8(), pa.string())),
+        ("file", pa.dictionary(pa.int16(), pa.string())),
         ("number", pa.int64()),
     ]
 )
@@ -178,7 +178,7 @@ def _table(data: bytes, name: str, number: int) -> pa.Table:
     else:
         offsets = np.concatenate([[0], ends]).astype(np.int32)
         column = pa.Array.from_buffers(pa.string(), len(ends), [None, pa.py_buffer(offsets), pa.py_buffer(data)])
-    file = pa.DictionaryArray.from_arrays(np.zeros(len(ends), np.int8), [name])
+    file = pa.DictionaryArray.from_arrays(np.zeros(len(ends), np.int16), [name])
     return pa.table([column, is_text, file, np.arange(number, number + len(ends))], schema=SCHEMA)
 
 

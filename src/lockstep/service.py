@@ -1,0 +1,41 @@
+"""What commands that run until they are stopped have in common."""
+
+from __future__ import annotations
+
+import errno
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lockstep.errors import LockstepError
+
+
+@contextmanager
+def stop_on_signal() -> Iterator[threading.Event]:
+    """An event that SIGTERM and SIGINT set. Outside the main thread, where signals do not arrive, nothing sets it."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    previous = {s: signal.signal(s, lambda *_: stop.set()) for s in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def disk_full_said_plainly(home: Path) -> Iterator[None]:
+    """Turn the error of a full disk into a LockstepError that says what to do."""
+    try:
+        yield
+    except OSError as e:
+        if e.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise LockstepError(
+            f"The disk of {home} is full. Nothing is lost: what has landed is whole, and the source keeps the rest. "
+            "Make room and start again."
+        ) from e
