@@ -1,26 +1,34 @@
 """Measure `lockstep capture` against a PostgreSQL on the same machine: backlog, freshness, memory.
 
-    .venv/bin/python bench/capture.py [CHANGES]
+    .venv/bin/python bench/capture.py [--changes 600000] [--runs 3] [backlog|one_transaction|wide|freshness]...
 
-Backlog: CHANGES (default 600,000) updates, inserts and deletes wait in the slot; how fast do they become durable
-Parquet, and how fast does `pg_recvlogical` read the same from the same point to /dev/null. The process's start is left
-out, and printed. One transaction: the same in a single transaction. Freshness: at 1,000 changes/s, the time from a
-commit to the watermark that holds it. Prints JSON; seconds, changes per second, megabytes.
+backlog: so many updates, inserts and deletes wait in the slot; how fast do they become durable Parquet, and how fast
+does `pg_recvlogical` read the same from the same point to /dev/null. The process's start is left out, and printed.
+one_transaction: the same in a single transaction. wide: rows with 1 kB and 10 kB of text that hardly compresses,
+inserted and updated in small transactions, in a single one, and read by a snapshot; how much memory does it take.
+freshness: at 1,000 changes/s, the time from a commit to the watermark that holds it, and to the first answer of
+`live.orders` in the warehouse that counts it, asked by one thread over and over with 50 ms between.
+
+Prints JSON: of each figure the median, the least and the greatest of the runs; seconds, changes per second, megabytes.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+import duckdb
 import psycopg2
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
@@ -29,6 +37,7 @@ from lockstep.changelog import ChangeLog
 from lockstep.postgres import parse_lsn
 from postgres import Cluster, server_programs
 
+PROJECT = Path(__file__).parent.parent
 LOCKSTEP = Path(sys.executable).with_name("lockstep")
 RATE, FRESHNESS_SECONDS = 1_000, 20
 _ORDERS = """
@@ -37,30 +46,55 @@ FROM generate_series({first}, {last}) AS g
 """
 
 
-def main(changes: int) -> None:
+_WIDE = """
+INSERT INTO products SELECT g, (SELECT string_agg(md5(g || '/' || i), '') FROM generate_series(1, {size} / 32) AS i),
+  'tea', g, now() FROM generate_series({first}, {last}) AS g
+"""
+Figures = dict[str, float]
+
+
+def main(changes: int, runs: int, wanted: list[str]) -> None:
     programs = server_programs()
     assert programs, "PostgreSQL's server is not installed: apt-get install postgresql"
-    results = {}
-    with tempfile.TemporaryDirectory(prefix="lockstep-bench-") as name:
-        directory = Path(name)
-        directory.chmod(0o755)
-        if os.geteuid() == 0:
-            shutil.chown(directory, "postgres")
-        server = Cluster(programs, directory)
-        server.start()
-        try:
-            results["backlog"] = _backlog(server, directory, changes, per_transaction=100)
-            results["one_transaction"] = _backlog(server, directory, changes, per_transaction=changes)
-            for trigger in ("1s", "200ms"):
-                results[f"freshness_{trigger}"] = _freshness(server, directory, trigger)
-        finally:
-            server.stop("immediate")
-    print(json.dumps(results, indent=2))
+    measures: dict[str, Callable[[Cluster, Path], Figures]] = {
+        "backlog": lambda server, directory: _backlog(server, directory, changes, per_transaction=100),
+        "one_transaction": lambda server, directory: _backlog(server, directory, changes, per_transaction=changes),
+        "wide_1kB": lambda server, directory: _wide(server, directory, 1_000, 60_000),
+        "wide_10kB": lambda server, directory: _wide(server, directory, 10_000, 10_000),
+        "freshness_1s": lambda server, directory: _freshness(server, directory, "1s"),
+        "freshness_200ms": lambda server, directory: _freshness(server, directory, "200ms"),
+    }
+    chosen = [name for name in measures if not wanted or name.startswith(tuple(wanted))]
+    results: dict[str, list[Figures]] = {name: [] for name in chosen}
+    for _ in range(runs):
+        for name in chosen:
+            with tempfile.TemporaryDirectory(prefix="lockstep-bench-") as scratch:
+                directory = Path(scratch)
+                directory.chmod(0o755)
+                if os.geteuid() == 0:
+                    shutil.chown(directory, "postgres")
+                server = Cluster(programs, directory)
+                server.start()
+                try:
+                    results[name].append(measures[name](server, directory))
+                finally:
+                    server.stop("immediate")
+    print(json.dumps({name: _summary(found) for name, found in results.items()}, indent=2))
 
 
-def _backlog(server: Cluster, directory: Path, changes: int, per_transaction: int) -> dict[str, float]:
+def _summary(runs: list[Figures]) -> dict[str, str | float]:
+    """Of each figure its median, with the least and the greatest."""
+    summary: dict[str, str | float] = {}
+    for figure in runs[0]:
+        values = [run[figure] for run in runs]
+        middle, low, high = statistics.median(values), min(values), max(values)
+        summary[figure] = middle if low == high else f"{middle:g} ({low:g} .. {high:g})"
+    return summary
+
+
+def _backlog(server: Cluster, directory: Path, changes: int, per_transaction: int) -> Figures:
     server.create_shop()
-    home = directory / f"home-{per_transaction}"
+    home = directory / "home"
     _capture(server, home, "--until-caught-up")
     # What a capture costs that finds nothing to do: starting Python, connecting, checking.
     start_seconds = min(_capture(server, home, "--until-caught-up")[0] for _ in range(3))
@@ -125,19 +159,47 @@ def _capture(server: Cluster, home: Path, *options: str) -> tuple[float, float, 
     return time.monotonic() - started, round(usage.ru_maxrss / 1024), printed
 
 
-def _freshness(server: Cluster, directory: Path, trigger: str) -> dict[str, float]:
+def _wide(server: Cluster, directory: Path, size: int, rows: int) -> Figures:
+    """Peak memory over wide rows, each landed as an insert and an update, and read again by a snapshot."""
+    figures: Figures = {}
+    for name, per_transaction in (("small", 100), ("one", rows)):
+        server.create_shop()
+        server.execute("ALTER TABLE products ALTER name SET STORAGE EXTERNAL")  # else the server compresses it
+        home = directory / name
+        _capture(server, home, "--until-caught-up")
+        for first in range(1, rows + 1, per_transaction):
+            last = first + per_transaction - 1
+            server.execute(_WIDE.format(size=size, first=first, last=last))
+            server.execute(f"UPDATE products SET price_cents = 7 WHERE product_id BETWEEN {first} AND {last}")
+        seconds, megabytes, printed = _capture(server, home, "--until-caught-up")
+        assert ChangeLog(home).watermark().position == 2 * rows, printed
+        figures[f"peak_rss_mb_{name}_transactions" if name == "small" else "peak_rss_mb_one_transaction"] = megabytes
+        figures[f"{name}_seconds"] = round(seconds, 1)
+    while server.execute("SELECT 1 FROM pg_replication_slots WHERE active"):
+        time.sleep(0.05)
+    server.execute("SELECT pg_drop_replication_slot('lockstep')")
+    _, figures["peak_rss_mb_snapshot"], _ = _capture(server, directory / "snapshot", "--until-caught-up")
+    return figures
+
+
+def _freshness(server: Cluster, directory: Path, trigger: str) -> Figures:
     server.create_shop()
-    home = directory / f"home-{trigger}"
+    home = directory / "home"
+    server.execute(_ORDERS.format(first=1, last=RATE))
     _capture(server, home, "--until-caught-up")
+    environment = {**os.environ, "LOCKSTEP_HOME": str(home)}
+    built = subprocess.run([LOCKSTEP, "run"], cwd=PROJECT, env=environment, capture_output=True, text=True)
+    assert built.returncode == 0, built.stdout + built.stderr
     follower = subprocess.Popen(
         [LOCKSTEP, "capture", server.dsn(), "--trigger", trigger],
-        env={**os.environ, "LOCKSTEP_HOME": str(home)},
+        env=environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    commits: list[tuple[int, float]] = []
-    landings: list[tuple[int, float]] = []
     done = threading.Event()
+    landings: list[tuple[int, float]] = []
+    answers: list[tuple[int, float]] = []
+    asking: list[float] = []
 
     def watch() -> None:
         log = ChangeLog(home)
@@ -149,38 +211,69 @@ def _freshness(server: Cluster, directory: Path, trigger: str) -> dict[str, floa
                 seen = lsn
             time.sleep(0.005)
 
-    watcher = threading.Thread(target=watch)
-    watcher.start()
+    def ask() -> None:
+        # One thread: the asking must not take the cores from what it measures.
+        config = {"file_search_path": str(home), "threads": 1}
+        with duckdb.connect(home / "warehouse.duckdb", read_only=True, config=config) as con:
+            con.execute("SET TimeZone = 'UTC'")
+            while not done.is_set():
+                asked = time.monotonic()
+                [(orders,)] = con.execute("SELECT SUM(orders) FROM live.orders").fetchall()
+                answers.append((orders, time.monotonic()))
+                asking.append(answers[-1][1] - asked)
+                time.sleep(0.05)
+
+    threads = [threading.Thread(target=watch), threading.Thread(target=ask)]
+    for thread in threads:
+        thread.start()
+    commits: list[tuple[int, int, float]] = []  # the source's end just after, orders until then, when
     with closing(psycopg2.connect(server.dsn())) as connection, connection.cursor() as cursor:
         connection.autocommit = True
         time.sleep(2)
         started = time.monotonic()
-        for second in range(FRESHNESS_SECONDS * 10):
-            time.sleep(max(0.0, started + second / 10 - time.monotonic()))
+        for tenth in range(FRESHNESS_SECONDS * 10):
+            time.sleep(max(0.0, started + tenth / 10 - time.monotonic()))
             for i in range(RATE // 100):
-                first = second * RATE + i * 10 + 1
+                first = RATE + tenth * RATE // 10 + i * 10 + 1
                 cursor.execute(_ORDERS.format(first=first, last=first + 9))
                 committed = time.monotonic()
                 cursor.execute("SELECT pg_current_wal_insert_lsn()")
-                commits.append((parse_lsn(cursor.fetchone()[0]), committed))
-    time.sleep(2)
+                commits.append((parse_lsn(cursor.fetchone()[0]), first + 9, committed))
+        took = time.monotonic() - started
+    time.sleep(3)
     done.set()
-    watcher.join()
+    for thread in threads:
+        thread.join()
     follower.terminate()
     follower.wait()
+    return {
+        "changes_per_second": round(RATE * FRESHNESS_SECONDS / took),
+        **_delays("to_watermark", [(lsn, at) for lsn, _, at in commits], landings),
+        **_delays("to_live_view", [(orders, at) for _, orders, at in commits], answers),
+        "live_view_query_p50_seconds": round(statistics.median(asking), 3),
+    }
+
+
+def _delays(name: str, commits: list[tuple[int, float]], seen: list[tuple[int, float]]) -> Figures:
+    """From each commit to the first sight of something that is at least as far."""
     delays = []
     at = 0
-    for lsn, committed in commits:
-        while landings[at][0] < lsn:
+    for point, committed in commits:
+        while seen[at][0] < point:
             at += 1
-        delays.append(landings[at][1] - committed)
+        delays.append(seen[at][1] - committed)
     delays.sort()
     return {
-        "p50_seconds": round(delays[len(delays) // 2], 3),
-        "p99_seconds": round(delays[int(len(delays) * 0.99)], 3),
-        "max_seconds": round(delays[-1], 3),
+        f"{name}_p50_seconds": round(delays[len(delays) // 2], 3),
+        f"{name}_p99_seconds": round(delays[int(len(delays) * 0.99)], 3),
+        f"{name}_max_seconds": round(delays[-1], 3),
     }
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 600_000)
+    parser = argparse.ArgumentParser(description="Measure lockstep capture.")
+    parser.add_argument("measures", nargs="*", metavar="MEASURE", help="backlog, one_transaction, wide, freshness")
+    parser.add_argument("--changes", type=int, default=600_000)
+    parser.add_argument("--runs", type=int, default=3)
+    arguments = parser.parse_args()
+    main(arguments.changes, arguments.runs, arguments.measures)

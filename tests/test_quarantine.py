@@ -1,12 +1,13 @@
 """`lockstep quarantine`: whatever is decided about an event fills its position, and lifts the hold only then.
 
 Awkward cases: an event that passes by now; one that still fails; a snapshot row over an image; a key update; an event
-decided about twice; positions that hold none; asking before discarding.
+decided about twice; positions that hold none; asking before discarding; a log that is being written.
 """
 
 from __future__ import annotations
 
 import json
+import time
 from datetime import datetime
 
 import pyarrow as pa
@@ -146,6 +147,16 @@ def test_help(home, command):
     result = run(home, *command.split(), "--help")
     assert result.exit_code == 0
     assert len(result.stdout.split()) > 20
+
+
+def test_a_writer_that_does_not_lend_the_log_is_named_at_once(home):
+    deliver(home, BROKEN)
+    started = time.monotonic()
+    with ChangeLog(home).writer("postgresql:shop", "landing for long"):
+        assert "landing for long" in str(run(home, "discard", "1", "--yes").exception)
+    assert time.monotonic() - started < 5
+    assert states(home) == {1: "open"}
+    assert run(home, "discard", "1", "--yes").exit_code == 0
 
 
 def test_without_a_log(home):

@@ -7,6 +7,8 @@ everything after that point, whatever the slot says, and the slot is told only o
 
 Two threads share the work: this one reads messages, another decodes and lands them. Memory is bounded by what the two
 may hold, PART_ROWS and PART_BYTES each: a larger transaction lands in parts that become visible together.
+
+It holds the change log's lock as long as it runs, and lends it between two batches to a command that asks for it.
 """
 
 from __future__ import annotations
@@ -14,13 +16,12 @@ from __future__ import annotations
 import errno
 import logging
 import select
-import signal
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,15 +37,21 @@ from psycopg2.extras import LogicalReplicationConnection
 from lockstep.changelog import Batch, ChangeLog, Landed, Writer
 from lockstep.errors import LockstepError
 from lockstep.latest import live_images
+from lockstep.lock import exclusive
+from lockstep.logs import about
+from lockstep.metrics import CapturePublisher, CaptureState
 from lockstep.pgoutput import BEGIN, COMMIT, TRUNCATE, Decoder, commit_end
 from lockstep.postgres import LEFTOVER_SECONDS, Source, close_quietly, format_lsn, is_out_of_reach, parse_lsn, query
 from lockstep.schema import TABLES, TIMESTAMP, Table, batch_schema
+from lockstep.service import stop_on_signal
 from lockstep.snapshot import PART_BYTES, PART_ROWS, begin, check_continues
 
 LONGEST_TRIGGER = 10.0  # seconds; how far a backlog may lengthen the trigger, unless it is longer itself
 _PROBE_EVERY = 1.0  # seconds
 _PATIENCE = 0.25  # seconds; the longest wait for the network before the clock and the stop signal are looked at
 _SHORTEST_WAIT, _LONGEST_WAIT = 0.5, 30.0  # seconds between attempts to connect again
+_COUNT_EVERY = 10.0  # seconds between two counts of what is open in quarantine
+_TELL_EVERY = 60.0  # seconds between two lines of the log that say how far it is
 _CUT_OFF = 120.0  # seconds the server may take to notice that a connection of ours, cut by the network, is gone
 
 log = logging.getLogger("lockstep.capture")
@@ -78,31 +85,50 @@ def capture(
         identity = source.identity(replication)
     summary = Captured()
     with (
-        _stop_on_signal() as stop,
+        stop_on_signal() as stop,
         _disk_full_said_plainly(home),
-        ChangeLog(home).writer(identity.source, "capturing changes") as writer,
+        # A lock of its own tells others that it lives: the log's may be lent.
+        exclusive(home / "capture.lock", "capturing changes"),
+        ChangeLog(home).writer(identity.source, "capturing changes", lends=True) as writer,
     ):
-        summary.snapshot = begin(home, writer, source, new_snapshot, stop)
-        if not stop.is_set():
-            _follow(home, writer, source, identity.database, trigger, until_caught_up, stop, summary)
+        publisher = CapturePublisher(home, CaptureState(source.slot, trigger))
+        publisher.publish(writer.watermark)
+        try:
+            summary.snapshot = begin(home, writer, source, new_snapshot, stop)
+            if not stop.is_set():
+                with suppress(_StoppedWhileLent):
+                    _follow(home, writer, source, identity.database, trigger, until_caught_up, stop, summary, publisher)
+            publisher.state.phase, publisher.state.problem = "stopped", None
+        except BaseException as e:
+            publisher.state.phase, publisher.state.problem = "failed", " ".join(str(e).split()) or type(e).__name__
+            raise
+        finally:
+            with suppress(OSError):  # not to hide what went wrong before
+                publisher.publish(writer.watermark)
         summary.position = writer.watermark.position
         summary.lsn = str(writer.watermark.resume.get("commit_lsn", "-"))
     return summary
 
 
-@contextmanager
-def _stop_on_signal() -> Iterator[threading.Event]:
-    """An event that SIGTERM and SIGINT set. Outside the main thread, where signals do not arrive, nothing sets it."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    previous = {s: signal.signal(s, lambda *_: stop.set()) for s in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield stop
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+class _StoppedWhileLent(Exception):
+    """Told to stop while another command had the change log. Nothing may be written any more, and nothing need be."""
+
+
+def _lend_if_asked(writer: Writer, stop: threading.Event, meanwhile: Callable[[], None] = lambda: None) -> bool:
+    """Let a command that asks for it write to the log; whether one did. No batch may be open."""
+    if not writer.is_asked_for():
+        return False
+
+    def go_on() -> bool:
+        meanwhile()
+        return not stop.is_set()
+
+    started = time.monotonic()
+    if not writer.lend(go_on):
+        raise _StoppedWhileLent
+    seconds = round(time.monotonic() - started, 3)
+    log.info("lent the change log to another command for %.1f s", seconds, extra=about("lent", seconds=seconds))
+    return True
 
 
 @contextmanager
@@ -127,9 +153,19 @@ def _follow(
     until_caught_up: bool,
     stop: threading.Event,
     summary: Captured,
+    publisher: CapturePublisher,
 ) -> None:
     """Land the stream until told to stop, connecting again whenever the connection is lost."""
     wait = _SHORTEST_WAIT
+    state = publisher.state
+
+    def pause(seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0 and not stop.is_set():
+            if _lend_if_asked(writer, stop):
+                publisher.publish(writer.watermark)
+            stop.wait(min(left, _PATIENCE))
+
     held_since: float | None = None
     while not stop.is_set():
         position = writer.watermark.position
@@ -139,26 +175,33 @@ def _follow(
             connection, replication = source.connect(), source.connect_replication()
             if summary.reconnects:
                 check_continues(connection, source, source.identity(replication), writer.watermark.resume)
-            with _Stream(home, writer, source, database, connection, replication, trigger, summary) as stream:
+            with _Stream(
+                home, writer, source, database, connection, replication, trigger, summary, publisher
+            ) as stream:
                 if summary.reconnects:
-                    log.info("connected again, continuing from %s", writer.watermark.resume["commit_lsn"])
+                    lsn = writer.watermark.resume["commit_lsn"]
+                    log.info("connected again, continuing from %s", lsn, extra=about("reconnected", lsn=lsn))
                 held_since = None
+                state.phase, state.problem = "following", None
                 stream.pump(stop, until_caught_up)
             return
         except errors.ObjectInUse:
             held_since = held_since or time.monotonic()
             if connection and time.monotonic() - held_since > (_CUT_OFF if summary.reconnects else LEFTOVER_SECONDS):
                 raise LockstepError(source.in_use(connection)) from None
-            stop.wait(_SHORTEST_WAIT)
+            pause(_SHORTEST_WAIT)
         except psycopg2.Error as e:
             if not is_out_of_reach(e):
                 raise LockstepError(f"PostgreSQL refuses to send changes: {str(e).strip()}") from e
             if writer.watermark.position > position:
                 wait = _SHORTEST_WAIT
             reason = " ".join(str(e).split()) or type(e).__name__
-            log.warning("connection lost (%s); trying again in %.1f s", reason, wait)
+            extra = about("connection_lost", reason=reason, wait_seconds=wait)
+            log.warning("connection lost (%s); trying again in %.1f s", reason, wait, extra=extra)
             summary.reconnects += 1
-            stop.wait(wait)
+            state.phase, state.problem, state.reconnects = "reconnecting", reason, summary.reconnects
+            publisher.publish(writer.watermark)
+            pause(wait)
             wait = min(wait * 2, _LONGEST_WAIT)
         finally:
             close_quietly(replication, connection)
@@ -188,11 +231,18 @@ class _Lander:
         self._decoder = decoder
         self._open = ExitStack()
         self._batch: Batch | None = None
+        self.seconds = 0.0  # that the last batch to land took
+
+    @property
+    def is_open(self) -> bool:
+        return self._batch is not None
 
     def take(self, segment: _Segment) -> Landed | None:
         """What became visible, if the segment ends a transaction."""
+        started = time.monotonic()
         if self._batch is None:
             self._batch = self._open.enter_context(self._writer.batch())
+            self.seconds = 0.0
         batch = self._batch
         if segment.payloads:
             part = self._decoder.decode(segment.payloads, segment.lsns)
@@ -200,10 +250,12 @@ class _Lander:
         if segment.truncate:
             self._truncate(batch, *segment.truncate)
         if segment.end_lsn is None:
+            self.seconds += time.monotonic() - started
             return None
         resume = {**self._writer.watermark.resume, "commit_lsn": format_lsn(segment.end_lsn)}
         landed = batch.land(reached=segment.reached, resume=resume)
         self.abandon()
+        self.seconds += time.monotonic() - started
         return landed
 
     def abandon(self) -> None:
@@ -272,7 +324,10 @@ class _Stream:
         replication: LogicalReplicationConnection,
         trigger: float,
         summary: Captured,
+        publisher: CapturePublisher,
     ) -> None:
+        self._home = home
+        self._writer = writer
         self._source = source
         self._connection = connection
         self._replication = replication
@@ -280,6 +335,11 @@ class _Stream:
         self._interval = trigger
         self._drained_at = 0.0  # when nothing was left to read
         self._summary = summary
+        self._publisher = publisher
+        self._told_at = time.monotonic()
+        self._count_open()
+        self._is_count_old = False
+        self._stop = threading.Event()
         self._landed_lsn = parse_lsn(writer.watermark.resume["commit_lsn"])
         self._start_lsn = self._landed_lsn
         self._pending = _Pending()
@@ -311,7 +371,12 @@ class _Stream:
         self._lander.abandon()
 
     def pump(self, stop: threading.Event, until_caught_up: bool) -> None:
-        """Read and land until `stop` is set, or until the point that the source had reached at the start."""
+        """Read and land until `stop` is set, or until the point that the source had reached at the start.
+
+        Raises _StoppedWhileLent if it was set while another command had the change log.
+        """
+        self._stop = stop
+        self._publish()
         read = self._reader.read_message
         is_landed = False  # whether the messages at hand belong to a transaction that has landed before
         while not stop.is_set():
@@ -366,6 +431,70 @@ class _Stream:
             if not self._landing:
                 self._hand_over_whole()
         self._ask(now)
+        self._attend()
+
+    def _attend(self) -> None:
+        """What others want of us: the change log for a moment, and to know how it goes."""
+        if self._landing is None and not self._lander.is_open:
+            acknowledged = time.monotonic()
+
+            def acknowledge() -> None:
+                nonlocal acknowledged
+                if time.monotonic() - acknowledged > _PROBE_EVERY:
+                    acknowledged = time.monotonic()
+                    with suppress(psycopg2.Error):  # a lost connection is dealt with when the log is ours again
+                        self._acknowledge()
+
+            if _lend_if_asked(self._writer, self._stop, acknowledge):
+                self._count_open()
+                self._publish()
+        if self._publisher.is_due():
+            self._publish()
+
+    def _count_open(self) -> None:
+        # Finding them reads the log, so that it is left alone where nothing is held: then none is open.
+        is_held = bool(self._writer.watermark.holds)
+        entries = ChangeLog(self._home).quarantined() if is_held else []
+        self._publisher.state.quarantine_open = sum(e["state"] == "open" for e in entries)
+        self._is_count_old, self._counted_at = False, time.monotonic()
+
+    def _publish(self) -> None:
+        if self._is_count_old and time.monotonic() - self._counted_at >= _COUNT_EVERY:
+            self._count_open()
+        [[lag, retained, safe, now]] = query(
+            self._connection,
+            "SELECT pg_current_wal_flush_lsn() - %s::pg_lsn, pg_current_wal_flush_lsn() - restart_lsn, safe_wal_size, "
+            "clock_timestamp() FROM (SELECT) AS one LEFT JOIN pg_replication_slots ON slot_name = %s",
+            (format_lsn(self._landed_lsn), self._source.slot),
+        )
+        state, watermark = self._publisher.state, self._writer.watermark
+        state.trigger_seconds = self._interval
+        state.lag_bytes = max(int(lag), 0)
+        state.retained_bytes = None if retained is None else int(retained)
+        state.safe_bytes = None if safe is None else int(safe)
+        if watermark.logged_at:
+            age = now.astimezone(UTC).replace(tzinfo=None) - watermark.logged_at
+            state.lag_seconds = round(max(age.total_seconds(), 0.0), 3)
+        self._publisher.publish(watermark)
+        if time.monotonic() - self._told_at >= _TELL_EVERY:
+            self._told_at = time.monotonic()
+            log.info(
+                "position %d, %.1f changes/s, %s bytes and %s s behind",
+                state.position,
+                state.changes_per_second,
+                state.lag_bytes,
+                state.lag_seconds,
+                extra=about(
+                    "progress",
+                    position=state.position,
+                    lsn=state.lsn,
+                    changes=state.changes,
+                    changes_per_second=state.changes_per_second,
+                    lag_bytes=state.lag_bytes,
+                    lag_seconds=state.lag_seconds,
+                    trigger_seconds=state.trigger_seconds,
+                ),
+            )
 
     def _ask(self, now: float) -> None:
         """Probe the source's end once a second: that tells when we have caught up, and moves an idle log's clock."""
@@ -427,9 +556,41 @@ class _Stream:
             self._summary.batches += 1
         self._summary.changes += landed.changes
         self._summary.quarantined += landed.quarantined
-        if landed.quarantined:
-            log.warning("%d events went to quarantine: `lockstep quarantine list`", landed.quarantined)
+        self._acknowledge()
+        self._tell(landed)
+        if not self._stop.is_set():
+            self._attend()
+
+    def _acknowledge(self) -> None:
         self._acknowledger.send_feedback(write_lsn=self._landed_lsn, flush_lsn=self._landed_lsn, force=True)
+
+    def _tell(self, landed: Landed) -> None:
+        """Note and log what has landed."""
+        summary, state = self._summary, self._publisher.state
+        state.changes, state.batches, state.quarantined = summary.changes, summary.batches, summary.quarantined
+        state.files += landed.files
+        if landed.quarantined:
+            self._is_count_old = True
+            log.warning(
+                "%d events went to quarantine: `lockstep quarantine list`",
+                landed.quarantined,
+                extra=about("quarantined", events=landed.quarantined, position=landed.watermark.position),
+            )
+        if landed.changes:
+            log.debug(
+                "%d changes landed in %.3f s, up to position %d",
+                landed.changes,
+                self._lander.seconds,
+                landed.watermark.position,
+                extra=about(
+                    "landed",
+                    position=landed.watermark.position,
+                    lsn=format_lsn(self._landed_lsn),
+                    changes=landed.changes,
+                    files=landed.files,
+                    seconds=round(self._lander.seconds, 4),
+                ),
+            )
 
     def _finish(self) -> None:
         """Land the whole transactions that are here; the rest will be sent again."""

@@ -36,6 +36,11 @@ UNITS = {
 }
 _MEASURABLE = {"BIGINT", "DOUBLE", "TIMESTAMP"}  # types of which two values lie a distance apart
 
+# What the stamped models call columns of their own.
+_RESERVED = frozenset(
+    ("as_of", "class", "copies", "cut", "latest_at", "latest_position", "log_hour", "rebuilt", "served_from")
+)
+
 
 @dataclass(frozen=True)
 class Measure:
@@ -105,11 +110,11 @@ class Contract:
         return (*order, *(m.name for m in self.merged))
 
 
-_CONTRACT = (
+CONTRACT_COLUMNS = (
     "domain owner mode horizon_minutes freshness_seconds shadow_days passes_to_return receipt_hours on_bad_event "
     "source_table source_key joined_tables reads_domains grain"
 )
-_MEASURE = "domain measure merge unit tolerance_absolute tolerance_relative description"
+MEASURE_COLUMNS = "domain measure merge unit tolerance_absolute tolerance_relative description"
 
 
 @functools.cache
@@ -119,7 +124,7 @@ def load(seeds: Path | None = None) -> dict[str, Contract]:
     contracts: dict[str, Contract] = {}
     lines: list[_Row] = []
     measures = _measures(seeds / "contract_measures.csv")
-    for row in _rows(seeds / "contracts.csv", _CONTRACT):
+    for row in _rows(seeds / "contracts.csv", CONTRACT_COLUMNS):
         domain, table = row["domain"], row["source_table"]
         row.check("domain", _is_name(domain), "a lower-case name")
         row.check("domain", domain not in contracts, "each domain once")
@@ -127,17 +132,19 @@ def load(seeds: Path | None = None) -> dict[str, Contract]:
         row.check("mode", row["mode"] in MODES, f"one of {', '.join(MODES)}")
         row.check("on_bad_event", row["on_bad_event"] in BAD_EVENTS, f"one of {', '.join(BAD_EVENTS)}")
         sources = (table, *row["joined_tables"].split())
-        for column in ("source_table", "joined_tables"):
-            row.check(column, set(row[column].split()) <= set(TABLES), f"of {', '.join(TABLES)}")
-        row.check("source_table", bool(table), f"of {', '.join(TABLES)}")
+        row.check("source_table", table in TABLES, f"one of {', '.join(TABLES)}")
+        row.check("joined_tables", set(row["joined_tables"].split()) <= set(TABLES), f"of {', '.join(TABLES)}")
         key = tuple(row["source_key"].split())
         row.check("source_key", key == TABLES[table].key, f"the key of {table}: {' '.join(TABLES[table].key)}")
         grain = tuple(row["grain"].split())
         row.check("grain", bool(grain) and all(map(_is_name, grain)), "lower-case names of columns")
         own = tuple(m for m, at in measures if at["domain"] == domain)
-        row.check("domain", any(m.merge != "batch" for m in own), "a measure in contract_measures.csv that is not batch")
-        names = {m.name for m in own} | {"latest_at", "latest_position"}
+        merges = any(m.merge != "batch" for m in own)
+        row.check("domain", merges, "a measure in contract_measures.csv that is not batch")
+        row.check("grain", len(set(grain)) == len(grain), "each column once")
+        names = {m.name for m in own}
         row.check("grain", not names & set(grain), "names that no measure has")
+        row.check("grain", not _RESERVED & set(grain), f"none of {', '.join(sorted(_RESERVED))}")
         contracts[domain] = Contract(
             domain,
             row["owner"],
@@ -160,30 +167,43 @@ def load(seeds: Path | None = None) -> dict[str, Contract]:
         row.check("domain", row["domain"] in contracts, "a domain of contracts.csv")
     for row in lines:
         others = set(contracts) - {row["domain"]}
-        row.check("reads_domains", set(row["reads_domains"].split()) <= others, f"of {', '.join(sorted(others))}")
+        known = set(row["reads_domains"].split()) <= others
+        row.check("reads_domains", known, f"other domains: {', '.join(sorted(others)) or 'there is none'}")
+    if not contracts:
+        raise LockstepError(f"{seeds / 'contracts.csv'} has no domain yet. docs/your-own-tables.md shows a first one.")
     return contracts
 
 
 def skips(table: str) -> bool:
-    """Whether a bad event of this table is passed over: all domains that stand on the table say so."""
-    rules = {c.on_bad_event for c in load().values() if c.source_table == table}
+    """Whether a bad event of this table is passed over: every domain whose numbers need the table says so.
+
+    A table that no domain needs holds. So does every table where the contracts cannot be read: what lands does not
+    depend on them, and a hold that was not needed is taken back without loss, a number over a hole is not.
+    """
+    try:
+        rules = {c.on_bad_event for c in load().values() if table in c.sources}
+    except LockstepError:
+        return False
     return rules == {"skip"}
 
 
 def _measures(path: Path) -> list[tuple[Measure, _Row]]:
     """Every measure with the row it stands in."""
     measures: list[tuple[Measure, _Row]] = []
-    for row in _rows(path, _MEASURE):
+    for row in _rows(path, MEASURE_COLUMNS):
         name, merge, unit = row["measure"], row["merge"], row["unit"]
         row.check("measure", _is_name(name), "a lower-case name")
+        row.check("measure", name not in _RESERVED, f"none of {', '.join(sorted(_RESERVED))}")
         row.check("merge", merge in MERGES, f"one of {', '.join(MERGES)}")
         row.check("unit", unit in UNITS, f"one of {', '.join(UNITS)}")
         row.check("unit", merge != "sum" or UNITS[unit] == "BIGINT", "a unit of whole numbers: sums are exact")
         row.check("unit", merge == "batch" or UNITS[unit] in _MEASURABLE or merge == "latest", "a unit with an order")
         for tolerance in ("tolerance_absolute", "tolerance_relative"):
-            row.check(tolerance, row.number(tolerance) == 0 or merge not in ("sum", "batch"), f"0, as it merges by {merge}")
-            row.check(tolerance, row.number(tolerance) == 0 or UNITS[unit] in _MEASURABLE, f"0, as its unit is {unit}")
-        row.check("tolerance_relative", row.number("tolerance_relative") == 0 or unit != "timestamp", "0 for a timestamp")
+            exact = row.number(tolerance) == 0
+            row.check(tolerance, exact or merge not in ("sum", "batch"), f"0, as it merges by {merge}")
+            row.check(tolerance, exact or UNITS[unit] in _MEASURABLE, f"0, as its unit is {unit}")
+        share = row.number("tolerance_relative")
+        row.check("tolerance_relative", share == 0 or unit != "timestamp", "0 for a timestamp")
         twice = any(m.name == name and at["domain"] == row["domain"] for m, at in measures)
         row.check("measure", not twice, "each measure of a domain once")
         tolerances = row.number("tolerance_absolute"), row.number("tolerance_relative")

@@ -11,7 +11,7 @@ from lockstep.schema import SCHEMA_FILE
 
 
 def drop_if_stale() -> None:
-    """Drop the home's model cache if a contract, the source schema or the log's first hour is not what the cached models were made from.
+    """Drop the home's model cache if a contract, the source schema or the first hour is not what it was made from.
 
     SQLMesh looks at the times of models, macros and config only: a model that was loaded before the first change
     landed would keep its start, and a domain added to a contract would not be stamped, until some file is touched.

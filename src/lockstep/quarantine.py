@@ -17,6 +17,8 @@ from lockstep.errors import LockstepError
 from lockstep.ingest import link_snapshot
 from lockstep.schema import TIMESTAMP, Table, log_schema
 
+_PATIENCE = 60.0  # seconds; a capture lends the log between two batches, and a batch is seconds
+
 Entry = dict[str, Any]  # as `ChangeLog.quarantined` returns it
 
 
@@ -45,9 +47,12 @@ def entries(home: Path, positions: Collection[int] = (), state: str | None = Non
 
 
 def retry(home: Path, positions: Collection[int]) -> Retry:
-    """Read the open events at `positions` again by the rules of today; land those that pass at their kept positions."""
+    """Read the open events at `positions` again by the rules of today; land those that pass at their kept positions.
+
+    Like `discard` it may be called while a capture runs: that lends the log for as long.
+    """
     log = ChangeLog(home)
-    with log.writer(_source(log), "retrying quarantined events") as writer:
+    with log.writer(_source(log), "retrying quarantined events", patience=_PATIENCE) as writer:
         events = _open(home, positions)
         landed: dict[str, list[pa.Table]] = {}
         failed: dict[int, str] = {}
@@ -67,7 +72,7 @@ def retry(home: Path, positions: Collection[int]) -> Retry:
 def discard(home: Path, positions: Collection[int]) -> Watermark:
     """Give up the open events at `positions` for good: their positions are filled, and their hours can seal."""
     log = ChangeLog(home)
-    with log.writer(_source(log), "discarding quarantined events") as writer:
+    with log.writer(_source(log), "discarding quarantined events", patience=_PATIENCE) as writer:
         return writer.resolve({}, _open(home, positions))
 
 
@@ -101,7 +106,10 @@ def _read(log: ChangeLog, event: Entry) -> tuple[Table, pa.Table] | str:
     if reason:
         return str(reason)
     if op != same_op:
-        return "it changes the primary key, which makes a delete and an insert, but only one position is kept for it"
+        return (
+            "it changes the primary key, which makes a delete and an insert, but only one position is kept for it; "
+            "`lockstep capture --new-snapshot` lands what it changed, and discards it"
+        )
     return table, _row(con, log, table, event)
 
 

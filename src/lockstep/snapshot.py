@@ -2,7 +2,8 @@
 
 A first snapshot lands whole, as op `r`. A later one (the slot was lost, or the log was filled otherwise) lands only
 how the source differs from the log: new rows as `r`, changed ones as `r` with the image that the log has of them,
-vanished ones as `d`. Adding it up then gives the source's state again, and nothing is counted twice.
+vanished ones as `d`. Adding it up then gives the source's state again, and nothing is counted twice. What events in
+quarantine said is in that difference, so they are discarded with it.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from psycopg2.extras import LogicalReplicationConnection
 from lockstep.changelog import Batch, Writer
 from lockstep.errors import LockstepError
 from lockstep.latest import differences
+from lockstep.logs import about
 from lockstep.pgoutput import REJECTED_SCHEMA, event
 from lockstep.pgvalues import Layout, images, json_image
 from lockstep.postgres import Identity, Source, format_lsn, parse_lsn, query
@@ -166,30 +168,50 @@ def _snapshot(
     state: Mapping[str, Any],
     stop: threading.Event,
 ) -> int:
-    log.info("making slot %s; this waits for the transactions that are running now", source.slot)
+    log.info(
+        "making slot %s; this waits for the transactions that are running now",
+        source.slot,
+        extra=about("slot", slot=source.slot),
+    )
     snapshot = source.create_slot(replication)
     scratch = home / "snapshot"
     try:
         with source.reading(snapshot) as (reading, xid, at), writer.batch() as batch:
+            superseded = batch.supersede_quarantine()
             stage = _Stage(identity.database, source.schema, xid, snapshot.lsn, at, batch, stop)
             for table in TABLES.values():
                 layout = source.layout(reading, table)
                 if writer.watermark.position:
                     scratch.mkdir(parents=True, exist_ok=True)
-                    staged = scratch / f"{table.name}.parquet"
-                    with pq.ParquetWriter(staged, pa.schema([("image", table.image)])) as file:
-                        source.copy(reading, layout, stage.rows(layout, _into(file)), PART_ROWS, PART_BYTES)
+                    staged, unread = scratch / f"{table.name}.parquet", scratch / "unread.parquet"
+                    with (
+                        pq.ParquetWriter(staged, pa.schema([("image", table.image)])) as file,
+                        pq.ParquetWriter(unread, REJECTED_SCHEMA) as rejected,
+                    ):
+                        rows = stage.rows(layout, _into(file), rejected.write_table)
+                        source.copy(reading, layout, rows, PART_ROWS, PART_BYTES)
                     for before, after in differences(table, batch.files(table.name), staged, scratch):
                         stage.land(layout, before, after)
-                    staged.unlink()
+                    # Last: a row that cannot be read is gone from the log by now, so that a retry brings it back.
+                    with pq.ParquetFile(unread) as file:
+                        for group in range(file.num_row_groups):
+                            stage.reject(file.read_row_group(group))
                 else:
-                    source.copy(reading, layout, stage.rows(layout, stage.land), PART_ROWS, PART_BYTES)
+                    source.copy(reading, layout, stage.rows(layout, stage.land, stage.reject), PART_ROWS, PART_BYTES)
             landed = batch.land(
                 reached=at, resume={**state, "snapshot": "complete", "commit_lsn": format_lsn(snapshot.lsn)}
             )
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    log.info("snapshot at %s: %d changes landed", format_lsn(snapshot.lsn), landed.changes)
+    lsn = format_lsn(snapshot.lsn)
+    fields = about("snapshot", position=landed.watermark.position, lsn=lsn, changes=landed.changes)
+    log.info("snapshot at %s: %d changes landed", lsn, landed.changes, extra=fields)
+    if superseded:
+        log.info(
+            "%d events in quarantine were discarded: the snapshot holds what they said",
+            len(superseded),
+            extra=about("superseded", positions=superseded),
+        )
     return landed.changes
 
 
@@ -212,16 +234,19 @@ class _Stage:
         self._stop = stop
 
     def rows(
-        self, layout: Layout, take: Callable[[Layout, pa.Array | None, pa.Array], None]
+        self,
+        layout: Layout,
+        take: Callable[[Layout, pa.Array | None, pa.Array], None],
+        reject: Callable[[pa.Table], None],
     ) -> Callable[[list[pa.Array]], None]:
-        """What to do with rows as text: reject those that break the landing contract, `take` the others' images."""
+        """What to do with rows as text: `reject` those that break the landing contract, `take` the others' images."""
 
         def typed(texts: list[pa.Array]) -> None:
             if self._stop.is_set():
                 raise _Stopped
             after, reasons = images(layout, texts, None, "after")
             if reasons:
-                self._reject(layout, texts, reasons)
+                reject(self._rejected(layout, texts, reasons))
                 after = after.take(pa.array([i for i in range(len(after)) if i not in reasons], pa.int64()))
             take(layout, None, after)
 
@@ -243,7 +268,10 @@ class _Stage:
         ]
         self._batch.add({layout.table.name: pa.table(columns, schema=batch_schema(layout.table))})
 
-    def _reject(self, layout: Layout, texts: list[pa.Array], reasons: Mapping[int, str]) -> None:
+    def reject(self, rejected: pa.Table) -> None:
+        self._batch.add({}, rejected)
+
+    def _rejected(self, layout: Layout, texts: list[pa.Array], reasons: Mapping[int, str]) -> pa.Table:
         at_us = (self._at - datetime(1970, 1, 1)).total_seconds() * 1e6
         rejected = []
         for row, reason in sorted(reasons.items()):
@@ -251,4 +279,4 @@ class _Stage:
             name = layout.table.name
             text = event(self._database, self._schema, name, "r", None, image, self._xid, self._lsn, round(at_us))
             rejected.append({"ordinal": row, "committed_at": self._at, "table": name, "reason": reason, "event": text})
-        self._batch.add({}, pa.Table.from_pylist(rejected, REJECTED_SCHEMA))
+        return pa.Table.from_pylist(rejected, REJECTED_SCHEMA)
