@@ -155,7 +155,7 @@ AUDIT (
   name source_is_append_only
 );
 
-/* `latest`, `max` and `min` can take nothing back: a ping that was changed or deleted after it was merged would stay in the increments
+/* Merging by `latest`, `max` or `min` takes nothing back: a ping that was changed or deleted after it was merged would stay in the increments
    for ever. A source that does so needs measures that merge by sum. */
 SELECT
   position,

@@ -62,17 +62,18 @@ def is_on_time(evaluator, completed_at: exp.Expression, planned_arrival_at: exp.
 def distance_m(evaluator, latitude, longitude, to_latitude, to_longitude):
     """Metres between two points in degrees, as the crow flies: `@distance_m(latitude, longitude, to_latitude, to_longitude)`.
 
-    The haversine formula on a sphere of 6 371 km, within 0.6 % of the ellipsoid.
+    The haversine formula on a sphere of 6 371 km, within 0.6 % of the ellipsoid. NULL where a coordinate is.
     """
     a, b, c, d = (f"RADIANS({x.sql('duckdb')})" for x in (latitude, longitude, to_latitude, to_longitude))
-    half_chord = f"POWER(SIN(({c} - {a}) / 2), 2) + COS({a}) * COS({c}) * POWER(SIN(({d} - {b}) / 2), 2)"
-    return f"2 * 6371000 * ASIN(SQRT(LEAST(1, {half_chord})))"
+    chord = f"POWER(SIN(({c} - {a}) / 2), 2) + COS({a}) * COS({c}) * POWER(SIN(({d} - {b}) / 2), 2)"
+    # not ASIN: at opposite points rounding may leave its domain
+    return f"2 * 6371000 * ATAN2(SQRT({chord}), SQRT(ABS(1 - ({chord}))))"
 
 
 @macro()
 def travel_time(evaluator, distance_m: exp.Expression):
     """How long a van takes for so many metres in a city, at 25 km/h: `recorded_at + @travel_time(distance_m)`."""
-    return f"INTERVAL '1' SECOND * ({distance_m.sql('duckdb')} / (25000.0 / 3600))"
+    return f"INTERVAL '1' SECOND * (({distance_m.sql('duckdb')}) / (25000.0 / 3600))"
 
 
 @macro()
@@ -80,6 +81,6 @@ def dimension_key(evaluator, dimension: exp.Expression, natural_key: exp.Express
     """The key of a dimension's member: `@dimension_key('product', product_id) AS product_key`.
 
     A hash of the natural key alone, the same in every fact, in every run and on every engine: a fact has its key
-    before the dimension knows the member, so facts never wait for dimensions.
+    before the dimension knows the member, so facts never wait for dimensions. NULL for no member.
     """
-    return f"MD5(CONCAT('{dimension.name}', ':', CAST({natural_key.sql('duckdb')} AS TEXT)))"
+    return f"MD5('{dimension.name}:' || CAST({natural_key.sql('duckdb')} AS TEXT))"

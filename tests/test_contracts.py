@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import pytest
 
-from lockstep.contracts import load
+from lockstep import contracts
+from lockstep.contracts import load, skips
 from lockstep.errors import LockstepError
 from lockstep.schema import TABLES
 
@@ -14,42 +16,71 @@ SEEDS = Path(__file__).parents[1] / "seeds"
 INVALID = Path(__file__).parent / "fixtures" / "invalid" / "contracts"
 
 # The fixture, where its mistake is, and what the message has to name besides.
-MISTAKES = {
-    "unknown_merge": ("contract_measures.csv, line 3", ["merge", "'min'", "sum, batch"]),
-    "measure_is_no_name": ("contract_measures.csv, line 3", ["measure", "orders per day"]),
-    "measure_with_too_few_fields": ("contract_measures.csv, line 2", ["fields"]),
-    "measures_without_merge": ("contract_measures.csv", ["columns merge"]),
-    "measure_of_unknown_domain": ("contract_measures.csv, line ", ["parcels", "contracts.csv"]),
-    "measure_twice": ("contract_measures.csv, line 3", ["'orders'", "once"]),
-    "measures_missing": ("contract_measures.csv", ["missing"]),
-    "unknown_mode": ("contracts.csv, line 2", ["mode", "'alive'", "batch, shadow, live"]),
-    "unknown_source_table": ("contracts.csv, line 2", ["source_table", "'purchases'", "orders"]),
-    "unknown_joined_table": ("contracts.csv, line 2", ["joined_tables", "suppliers"]),
-    "source_key_of_another_table": ("contracts.csv, line 2", ["source_key", "'product_id'", "orders"]),
-    "key_of_two_columns": ("contracts.csv, line 2", ["source_key", "'route_id'", "route_stops"]),
-    "grain_empty": ("contracts.csv, line 2", ["grain", "names"]),
-    "grain_is_no_name": ("contracts.csv, line 2", ["grain", "Status;"]),
-    "owner_with_quote": ("contracts.csv, line 2", ["owner", "quotes"]),
-    "domain_twice": ("contracts.csv, line 3", ["orders", "once"]),
-    "no_measure_that_merges_by_sum": ("contracts.csv, line 2", ["orders", "sum", "contract_measures.csv"]),
-    "no_measure_at_all": ("contracts.csv, line 3", ["parcels", "sum"]),
-    "contract_with_too_many_fields": ("contracts.csv, line 2", ["fields"]),
-    "contracts_without_grain": ("contracts.csv", ["columns grain"]),
+MEASURES = {
+    "measure_is_no_name": ("line 3", ["measure", "'orders per day'", "lower-case"]),
+    "measure_with_a_reserved_name": ("line 3", ["measure", "'log_hour'", "none of"]),
+    "unknown_merge": ("line 3", ["merge", "'mean'", "sum, latest, max, min, batch"]),
+    "unknown_unit": ("line 3", ["unit", "'stones'", "count, cents"]),
+    "sum_of_a_fraction": ("line 3", ["unit", "'ratio'", "sums are exact"]),
+    "maximum_of_a_text": ("line 3", ["unit", "'text'", "an order"]),
+    "tolerance_of_a_sum": ("line 2", ["tolerance_absolute", "'1'", "merges by sum"]),
+    "relative_tolerance_of_a_batch_measure": ("line 3", ["tolerance_relative", "'0.01'", "merges by batch"]),
+    "tolerance_of_a_text": ("line 3", ["tolerance_absolute", "'1'", "unit is text"]),
+    "relative_tolerance_of_a_timestamp": ("line 3", ["tolerance_relative", "'0.01'", "timestamp"]),
+    "tolerance_is_no_number": ("line 3", ["tolerance_absolute", "'some'", "a number that is not negative"]),
+    "tolerance_below_zero": ("line 3", ["tolerance_absolute", "'-1'", "a number that is not negative"]),
+    "tolerance_without_end": ("line 3", ["tolerance_relative", "'inf'", "a number that is not negative"]),
+    "measure_twice": ("line 3", ["measure", "'orders'", "once"]),
+    "measure_with_too_few_fields": ("line 2", ["fields"]),
+    "measures_without_merge": ("", ["lacks the columns merge"]),
+    "measures_missing": ("", ["missing", "restore"]),
+    "measure_of_unknown_domain": ("line 4", ["domain", "'parcels'", "contracts.csv"]),
+}
+CONTRACTS = {
+    "contracts_missing": ("", ["missing", "restore"]),
+    "contracts_without_grain": ("", ["lacks the columns grain"]),
+    "contract_with_too_many_fields": ("line 2", ["fields"]),
+    "domain_is_no_name": ("line 2", ["domain", "'Orders'", "lower-case"]),
+    "domain_twice": ("line 3", ["domain", "'orders'", "once"]),
+    "owner_missing": ("line 2", ["owner", "''", "a name"]),
+    "owner_with_quote": ("line 2", ["owner", "o'brien", "quotes"]),
+    "unknown_mode": ("line 2", ["mode", "'alive'", "batch, shadow, live"]),
+    "unknown_rule_for_bad_events": ("line 2", ["on_bad_event", "'ignore'", "hold, skip"]),
+    "unknown_source_table": ("line 2", ["source_table", "'purchases'", "orders"]),
+    "two_source_tables": ("line 2", ["source_table", "'orders products'", "one of"]),
+    "unknown_joined_table": ("line 2", ["joined_tables", "suppliers", "orders"]),
+    "source_key_of_another_table": ("line 2", ["source_key", "'product_id'", "the key of orders: order_id"]),
+    "half_a_composite_key": ("line 2", ["source_key", "'route_id'", "route_id stop_number"]),
+    "grain_empty": ("line 2", ["grain", "''", "names"]),
+    "grain_is_no_name": ("line 2", ["grain", "Status;"]),
+    "grain_column_twice": ("line 2", ["grain", "'region region'", "once"]),
+    "grain_column_named_as_a_measure": ("line 2", ["grain", "'region orders'", "no measure"]),
+    "grain_column_with_a_reserved_name": ("line 2", ["grain", "'region cut'", "none of"]),
+    "no_measure_that_merges": ("line 2", ["domain", "'orders'", "contract_measures.csv that is not batch"]),
+    "no_measure_at_all": ("line 3", ["domain", "'parcels'", "contract_measures.csv"]),
+    "horizon_of_no_minutes": ("line 2", ["horizon_minutes", "'0'", "from 1 on"]),
+    "freshness_in_fractions": ("line 2", ["freshness_seconds", "'1.5'", "whole number"]),
+    "shadow_of_no_days": ("line 2", ["shadow_days", "'0'", "from 1 on"]),
+    "return_without_a_pass": ("line 2", ["passes_to_return", "'0'", "from 1 on"]),
+    "receipts_older_than_a_day_not_allowed": ("line 2", ["receipt_hours", "'24'", "from 25 on"]),
+    "reads_an_unknown_domain": ("line 2", ["reads_domains", "'parcels'", "other domains"]),
+    "reads_itself": ("line 2", ["reads_domains", "'orders'", "other domains"]),
 }
 
 
-@pytest.mark.parametrize("mistake", MISTAKES)
+@pytest.mark.parametrize("mistake", [*MEASURES, *CONTRACTS])
 def test_a_mistake_is_named_by_file_and_line(mistake):
-    place, named = MISTAKES[mistake]
+    file = "contract_measures.csv" if mistake in MEASURES else "contracts.csv"
+    line, named = (MEASURES | CONTRACTS)[mistake]
     with pytest.raises(LockstepError) as error:
         load(INVALID / mistake)
     message = str(error.value)
-    assert place in message
+    assert f"{INVALID / mistake / file}{', ' if line else ' '}{line}" in message
     assert [text for text in named if text not in message] == []
 
 
 def test_every_fixture_is_tested():
-    assert {path.name for path in INVALID.iterdir()} == set(MISTAKES)
+    assert {path.name for path in INVALID.iterdir()} == {*MEASURES, *CONTRACTS}
 
 
 def test_the_projects_own_contracts_are_right():
@@ -57,19 +88,88 @@ def test_the_projects_own_contracts_are_right():
     assert orders.grain == ("ordered_hour", "product_id", "region", "status")
     assert orders.measures("sum") == ("orders", "units", "revenue_cents", "high_value_orders")
     assert orders.measures("batch") == ("distinct_customers", "median_amount_cents", "p95_amount_cents")
+    assert tuple(m.name for m in orders.merged) == orders.state == orders.measures("sum")
+
+
+def test_latest_measures_carry_what_they_are_merged_by():
+    positions = load(SEEDS)["vehicle_positions"]
+    measures = ("latitude", "longitude", "speed_kmh", "recorded_at")
+    assert positions.measures("latest") == measures
+    assert positions.state == ("latest_at", "latest_position", *measures)
+    assert {m.name: m.type for m in positions.merged}["recorded_at"] == "TIMESTAMP"
+
+
+def test_a_domain_names_its_composite_key_and_what_it_reads():
+    routes = load(SEEDS)["route_performance"]
+    assert routes.source_key == ("route_id", "stop_number")
+    assert routes.sources == ("route_stops", "routes", "shipments", "drivers")
+    assert routes.reads == ("vehicle_positions",)
+    assert load(SEEDS)["orders"].reads == ()
 
 
 @pytest.mark.parametrize("contract", load(SEEDS).values(), ids=lambda contract: contract.domain)
 def test_sources_are_the_source_table_and_what_it_is_joined_with(contract):
     assert contract.sources[0] == contract.source_table
     assert set(contract.sources) <= set(TABLES)
-    assert contract.source_key in TABLES[contract.source_table].key
+    assert contract.source_key == TABLES[contract.source_table].key
 
 
-def test_joined_tables_may_be_none(tmp_path):
-    (tmp_path / "contract_measures.csv").write_text("domain,measure,merge,unit,description\no,n,sum,count,N\n")
-    (tmp_path / "contracts.csv").write_text(
-        "domain,owner,mode,source_table,source_key,joined_tables,grain\no,me,batch,orders,order_id,,region\n"
+@pytest.fixture
+def contract(tmp_path):
+    """Loads the contract of orders, alone in the world, with some columns changed."""
+    [row] = [row for row in csv.DictReader((SEEDS / "contracts.csv").open()) if row["domain"] == "orders"]
+    lines = (SEEDS / "contract_measures.csv").read_text().splitlines(keepends=True)
+    (tmp_path / "contract_measures.csv").write_text("".join(x for x in lines if x.startswith(("domain,", "orders,"))))
+
+    def write(**columns):
+        changed = {**row, **columns}
+        (tmp_path / "contracts.csv").write_text(",".join(changed) + "\n" + ",".join(changed.values()) + "\n")
+        return load.__wrapped__(tmp_path)["orders"]
+
+    return write
+
+
+def test_joined_tables_may_be_none(contract):
+    assert contract(joined_tables="").sources == ("orders",)
+
+
+def test_the_least_that_a_contract_may_ask_for(contract):
+    least = contract(
+        horizon_minutes="1", freshness_seconds="1", shadow_days="1", passes_to_return="1", receipt_hours="25"
     )
-    assert load(tmp_path)["o"].sources == ("orders",)
-    assert load(tmp_path)["o"].grain == ("region",)
+    assert (least.horizon_minutes, least.freshness_seconds, least.shadow_days) == (1, 1, 1)
+    assert (least.passes_to_return, least.receipt_hours) == (1, 25)
+
+
+def test_the_contracts_decide_whose_bad_events_are_passed_over():
+    assert skips("gps_pings")
+    assert {table for table in TABLES if skips(table)} == {"gps_pings"}
+
+
+@pytest.mark.parametrize(
+    ("on_bad_event", "joined_tables", "passed_over"),
+    [
+        ("skip", "products", {"orders", "products"}),  # what no domain needs holds
+        ("skip", "", {"orders"}),
+        ("hold", "products", set()),
+    ],
+)
+def test_a_table_is_passed_over_where_a_domain_that_needs_it_says_so(
+    contract, monkeypatch, on_bad_event, joined_tables, passed_over
+):
+    only = contract(on_bad_event=on_bad_event, joined_tables=joined_tables)
+    monkeypatch.setattr(contracts, "load", lambda: {"orders": only})
+    assert {table for table in (*TABLES, "*") if skips(table)} == passed_over
+
+
+def test_one_domain_that_holds_a_table_is_enough(contract, monkeypatch):
+    pair = {"one": contract(on_bad_event="skip"), "other": contract(on_bad_event="hold", joined_tables="")}
+    monkeypatch.setattr(contracts, "load", lambda: pair)
+    assert {table for table in TABLES if skips(table)} == {"products"}
+
+
+def test_what_cannot_be_read_holds(monkeypatch, tmp_path):
+    """Landing goes on outside of a project, and over a mistake in a contract."""
+    load.cache_clear()
+    monkeypatch.chdir(tmp_path)
+    assert not skips("gps_pings")

@@ -14,9 +14,19 @@ WITH totals AS (
     SUM(open_orders) AS open_orders,
     SUM(revenue_cents) AS revenue_cents,
     SUM(alert_orders) AS alert_orders,
-    SUM(CASE WHEN ordered_bucket > as_of - INTERVAL '1' HOUR THEN orders ELSE 0 END) AS orders_last_hour,
     SUM(
-      CASE WHEN ordered_bucket > as_of - INTERVAL '1' HOUR THEN revenue_cents ELSE 0 END
+      CASE
+        WHEN ordered_bucket > as_of - INTERVAL '1' HOUR AND ordered_bucket <= as_of
+        THEN orders
+        ELSE 0
+      END
+    ) AS orders_last_hour,
+    SUM(
+      CASE
+        WHEN ordered_bucket > as_of - INTERVAL '1' HOUR AND ordered_bucket <= as_of
+        THEN revenue_cents
+        ELSE 0
+      END
     ) AS revenue_last_hour_cents,
     served_from,
     as_of

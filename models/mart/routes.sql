@@ -162,14 +162,17 @@ WITH serving AS (
 ), expected AS (
   SELECT
     *,
-    GREATEST(as_of, recorded_at + @travel_time(distance_m)) AS expected_arrival_at,
+    CASE
+      WHEN NOT distance_m IS NULL
+      THEN GREATEST(as_of, recorded_at + @travel_time(distance_m))
+    END AS expected_arrival_at,
     LEAST(planned_arrival_at + @on_time_grace(), window_to_at) AS due_at
   FROM joined
 )
 SELECT
   route_id::BIGINT AS route_id, /* Route */
   service_date::DATE AS service_date, /* Day of the route; NULL while only its stops are known */
-  @dimension_key('driver', driver_id)::TEXT AS driver_key, /* Hash of the natural key, as in dims.drivers */
+  @dimension_key('driver', driver_id)::TEXT AS driver_key, /* Hash of the natural key, as in dims.drivers; NULL where driver_id is */
   driver_id::BIGINT AS driver_id, /* Driver; NULL while only its stops are known */
   stops_planned::BIGINT AS stops_planned, /* Stops */
   stops_done::BIGINT AS stops_done, /* Completed stops */
@@ -179,19 +182,19 @@ SELECT
   capacity_parcels::INT AS capacity_parcels, /* Parcels that fit into the van as of as_of; NULL if the driver is unknown */
   next_stop_number::INT AS next_stop_number, /* First stop that is not completed; NULL when all are */
   planned_arrival_at::TIMESTAMP AS planned_arrival_at, /* Planned arrival there */
-  window_to_at::TIMESTAMP AS window_to_at, /* End of its promised window; NULL if the shipment is unknown */
+  window_to_at::TIMESTAMP AS window_to_at, /* End of its promised window; NULL if the shipment is on no route */
   latitude::DOUBLE AS latitude, /* Last known position of the driver, degrees */
   longitude::DOUBLE AS longitude, /* Last known position of the driver, degrees */
   recorded_at::TIMESTAMP AS recorded_at, /* When that was */
   distance_m::DOUBLE AS distance_m, /* Metres from there to the next stop, as the crow flies */
-  expected_arrival_at::TIMESTAMP AS expected_arrival_at, /* Arrival at the next stop at 25 km/h, not before as_of */
+  expected_arrival_at::TIMESTAMP AS expected_arrival_at, /* Arrival at the next stop at 25 km/h, not before as_of; NULL while no position is known */
   (
     EPOCH(due_at) - EPOCH(expected_arrival_at)
   )::DOUBLE AS slack_seconds, /* Time left until the stop is late, by plan (plus 15 minutes) or window; negative when it cannot be reached in time */
   (
-    COALESCE(due_at < expected_arrival_at, FALSE)
+    COALESCE(due_at < COALESCE(expected_arrival_at, as_of), FALSE)
     OR COALESCE(parcels_on_board > capacity_parcels, FALSE)
-  )::BOOLEAN AS is_at_risk, /* Late for its next stop, or loaded over capacity */
+  )::BOOLEAN AS is_at_risk, /* Cannot reach its next stop in time, is past it wherever it is, or is loaded over capacity */
   served_from::TEXT AS served_from, /* live or rebuild */
   as_of::TIMESTAMP AS as_of /* The figures include all changes logged up to then */
 FROM expected

@@ -18,7 +18,8 @@ WITH receipts AS (
     AND (
       receipts.cells_compared = 0 OR NOT generations.cut IS NULL
     ) AS is_stored, /* a run that died after the receipt has not stored its generation yet */
-    MAX(CASE WHEN receipts.verdict <> 'passed' THEN receipts.reconciled_at END) OVER (PARTITION BY receipts.domain) AS last_failed_at
+    MAX(CASE WHEN receipts.verdict <> 'passed' THEN receipts.reconciled_at END) OVER (PARTITION BY receipts.domain) AS last_failed_at,
+    MAX(CASE WHEN receipts.verdict <> 'passed' THEN receipts.cut END) OVER (PARTITION BY receipts.domain) AS last_failed_cut
   FROM reconcile.receipts AS receipts
   LEFT JOIN (
     @verified_cuts()
@@ -36,6 +37,7 @@ WITH receipts AS (
       DISTINCT CASE
         WHEN receipts.verdict = 'passed'
         AND receipts.reconciled_at > COALESCE(receipts.last_failed_at, '0001-01-01'::TIMESTAMP)
+        AND receipts.cut >= COALESCE(receipts.last_failed_cut, '0001-01-01'::TIMESTAMP) /* an earlier hour proves nothing about it */
         THEN receipts.cut
       END
     ) AS cuts_passed
@@ -82,14 +84,16 @@ WITH receipts AS (
     domain
 ), readable AS (
   SELECT
-    contracts.domain,
+    needs.domain,
     MIN(watermark.readable_until) AS readable_until
-  FROM seeds.contracts AS contracts
+  FROM needs
+  JOIN seeds.contracts AS contracts
+    ON contracts.domain = needs.needed
   JOIN changes.watermark AS watermark
     ON watermark.source_table = contracts.source_table
     OR ARRAY_CONTAINS(STR_SPLIT(contracts.joined_tables, ' '), watermark.source_table)
   GROUP BY
-    contracts.domain
+    needs.domain
 ), decided AS (
   SELECT
     contracts.domain,
