@@ -186,6 +186,6 @@ def test_a_file_system_that_cannot_exchange_is_named(log: ChangeLog, monkeypatch
 
     before = rows(log)
     monkeypatch.setattr(ctypes, "CDLL", Without)
-    with pytest.raises(LockstepError, match="cannot exchange two directories"):
-        compact(log.home, NOON + HOUR)
+    problem = compact(log.home, NOON + HOUR).problem
+    assert problem and "cannot exchange two directories" in problem
     assert rows(log) == before

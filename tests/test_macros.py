@@ -137,7 +137,7 @@ def test_each_domain_gives_lists_of_the_contract(evaluator):
     assert positions["grain"] == "(driver_id)"
     assert positions["measure_names"] == "(latitude, longitude, speed_kmh, recorded_at)"
     assert positions["state"] == "(latest_at, latest_position, latitude, longitude, speed_kmh, recorded_at)"
-    assert "MEASURE('recorded_at', 'latest', 'TIMESTAMP', 7200.0, 0.0)" in positions["measures"]
+    assert "MEASURE('recorded_at', 'latest', 'TIMESTAMP', 172800.0, 0.0)" in positions["measures"]
 
 
 # Merging: rows (latest_at, latest_position, cents, speed, seen_at), of which each macro takes what it needs.

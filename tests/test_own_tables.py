@@ -107,6 +107,8 @@ def test_the_page_makes_a_project_that_agrees(tmp_path: Path, inventory: Invento
     for name, text in FILES.items():
         (project / name).parent.mkdir(parents=True, exist_ok=True)
         (project / name).write_text(text, encoding="utf-8")
+    refused = lockstep(project, "simulate")
+    assert "does not declare customers as the simulated company has it" in refused.stderr
     (tmp_path / "inventory.jsonl").write_text("\n".join(inventory.lines) + "\n", encoding="utf-8")
 
     for command in re.findall(r"^lockstep (ingest|run|receipts)(.*)$", PAGE, re.MULTILINE):

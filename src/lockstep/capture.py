@@ -368,6 +368,8 @@ class _Stream:
 
     def __exit__(self, *_: object) -> None:
         self._thread.shutdown(wait=True)
+        if self._landing and not self._landing[1].exception():  # it landed while the connection was lost
+            self._count(*self._landing)
         self._lander.abandon()
 
     def pump(self, stop: threading.Event, until_caught_up: bool) -> None:
@@ -548,18 +550,25 @@ class _Stream:
             return
         segment, landing = self._landing
         self._landing = None
+        landed = self._count(segment, landing)
+        if landed is None:
+            return
+        self._acknowledge()
+        self._tell(landed)
+        if not self._stop.is_set():
+            self._attend()
+
+    def _count(self, segment: _Segment, landing: Future[Landed | None]) -> Landed | None:
+        """What a finished landing made visible; raises what it raised."""
         landed = landing.result()
         if landed is None or segment.end_lsn is None:
-            return
+            return None
         self._landed_lsn = segment.end_lsn
         if segment.payloads:
             self._summary.batches += 1
         self._summary.changes += landed.changes
         self._summary.quarantined += landed.quarantined
-        self._acknowledge()
-        self._tell(landed)
-        if not self._stop.is_set():
-            self._attend()
+        return landed
 
     def _acknowledge(self) -> None:
         self._acknowledger.send_feedback(write_lsn=self._landed_lsn, flush_lsn=self._landed_lsn, force=True)

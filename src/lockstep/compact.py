@@ -22,7 +22,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lockstep.changelog import ChangeLog, fsync_directory, span
-from lockstep.errors import LockstepError
 from lockstep.lock import exclusive
 
 ROWS = 122_880  # of a row group: what DuckDB reads as one
@@ -31,21 +30,28 @@ _PATIENCE = 60.0  # seconds; a capture lets go of the log within a batch
 
 @dataclass
 class Compacted:
-    """What a compaction did. `files` became `hours` files, one per table and hour; sizes are bytes."""
+    """What a compaction did. `files` became `hours` files, one per table and hour; sizes are bytes.
+
+    `problem` is why it could do nothing at all.
+    """
 
     hours: int = 0
     files: int = 0
     bytes_before: int = 0
     bytes_after: int = 0
     until: datetime | None = None
+    problem: str | None = None
+
+
+class _CannotExchange(Exception):
+    pass
 
 
 def compact(home: Path, until: datetime | None, progress: Callable[[str], None] = lambda _: None) -> Compacted:
     """Merge the files of every hour that ends at or before `until` (None: of no hour).
 
     The log may be captured into meanwhile: its lock is borrowed for an instant per hour. Raises LockstepError if
-    another process keeps the lock, another compaction runs, or the file system cannot exchange directories; what was
-    done until then is whole.
+    another process keeps the lock or another compaction runs; what was done until then is whole.
     """
     log = ChangeLog(home)
     done = Compacted(until=until)
@@ -55,9 +61,15 @@ def compact(home: Path, until: datetime | None, progress: Callable[[str], None] 
     with exclusive(home / "compact.lock", "compacting the change log"):
         shutil.rmtree(scratch, ignore_errors=True)
         crowded = list(_crowded(log, until))
-        for n, hour in enumerate(crowded):
-            progress(f"compacting {hour.parent.name} {hour.name} ({n + 1} of {len(crowded)})")
-            _compact_hour(home, hour, scratch, done)
+        try:
+            for n, hour in enumerate(crowded):
+                progress(f"compacting {hour.parent.name} {hour.name} ({n + 1} of {len(crowded)})")
+                _compact_hour(home, hour, scratch, done)
+        except _CannotExchange:
+            done.problem = (
+                f"the file system of {home} cannot exchange two directories in one act, which it takes so that no "
+                "crash and no reader meets half an hour. ext4, xfs, btrfs and tmpfs can; without it all else works."
+            )
         progress("")
         shutil.rmtree(scratch, ignore_errors=True)
     return done
@@ -136,9 +148,5 @@ def _exchange(one: Path, other: Path) -> None:
     else:
         code = ctypes.get_errno()
     if code in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
-        raise LockstepError(
-            f"The file system of {other} cannot exchange two directories in one act, which compaction needs so that no "
-            "crash and no reader meets half an hour. Keep the data home on ext4, xfs, btrfs or tmpfs, or do without "
-            "compaction: everything else works."
-        )
+        raise _CannotExchange
     raise OSError(code, os.strerror(code), str(other))

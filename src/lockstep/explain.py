@@ -7,6 +7,7 @@ in whatever environment it failed.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,9 +16,10 @@ from typing import Any
 import duckdb
 
 from lockstep import warehouse
-from lockstep.contracts import Contract
+from lockstep.contracts import Contract, Measure
 from lockstep.errors import LockstepError
 from lockstep.project import project
+from lockstep.schema import TABLES
 from lockstep.warehouse import Row
 
 LOST = "lost"
@@ -28,6 +30,9 @@ FOLDED_EARLY = "folded too early"
 CHANGED_LATER = "changed after it was folded"
 BASE_ALTERED = "verified generation altered"
 RULES_DIFFER = "rule differs between the paths"
+NOT_APPEND_ONLY = "source is not append-only"
+LATE_BEYOND = "late, beyond the tolerance"
+LATE_TOLERATED = "late, covered by the tolerance"
 
 MEANING = {
     LOST: "the log has a hole: restore the file from a backup, then restate the hours",
@@ -41,12 +46,20 @@ MEANING = {
     BASE_ALTERED: "a verified generation is no longer the sum of the increments up to its cut, and live figures stood "
     "on it: find out who wrote to the warehouse; the next day's run stands on a generation of its own",
     RULES_DIFFER: "the two paths give the same row another cell or value: make the same change in both",
+    NOT_APPEND_ONLY: "the source took a row back, and increments cannot: stop it, or give the measures a merge by sum; "
+    "a change that must stay needs a log that begins after it",
+    LATE_BEYOND: "only the rebuild takes the row, it came too late for the increments, and they lie farther apart than "
+    "the contract allows: the next timely row heals it, and live is served again after the cuts of passes_to_return",
+    LATE_TOLERATED: "only the rebuild takes the row, it came too late for the increments; the contract allows for it",
 }
 
 
 @dataclass
 class Finding:
-    """One fault: its class, where it lies, and the change events that show it."""
+    """One fault: its class, where it lies, and the change events that show it.
+
+    `key` is the key on which it lies: a value, a tuple of values where the key is composite, or None.
+    """
 
     kind: str
     where: str
@@ -56,25 +69,30 @@ class Finding:
 
 @dataclass
 class Explanation:
-    """All that is wrong with a domain at its last cut. `cells` are those that differ, as `reconcile` classes them."""
+    """All that is wrong with a domain at its last cut.
+
+    `cells` are those that differ by more than the contract allows, as `reconcile` classes them; `tolerated` counts
+    those that differ by less. What is tolerated is no fault: its findings are there for information.
+    """
 
     domain: str
     cut: datetime | None
     cells: list[Row]
     findings: list[Finding]
+    tolerated: int = 0
 
     @property
     def is_clean(self) -> bool:
-        return not self.cells and not self.findings
+        return not self.cells and all(f.kind == LATE_TOLERATED for f in self.findings)
 
 
-def explain(home: Path, contract: Contract, limit: int = 20) -> Explanation:
-    """Diagnose a domain; at most `limit` cells, keys and hours of each kind are looked at.
+def explain(home: Path, contracts: Iterable[Contract], limit: int = 20) -> list[Explanation]:
+    """Diagnose domains; at most `limit` cells, keys and hours of each kind are looked at.
 
     Raises LockstepError if no plan of the project's files has come as far as a rebuild.
     """
     warehouse.require(home)
-    tables, folded_until = _physical_tables(contract)
+    made = _models(list(contracts))
     with warehouse.reader(home) as connection:
         existing = {
             f"{schema}.{name}"
@@ -82,74 +100,89 @@ def explain(home: Path, contract: Contract, limit: int = 20) -> Explanation:
                 "SELECT table_schema, table_name FROM information_schema.tables"
             ).fetchall()
         }
-        cells_model, verified_model = f"reconcile.{contract.domain}_cells", f"verified.{contract.domain}"
-        absent = {model for model, table in tables.items() if table not in existing}
-        missing = sorted(absent - {cells_model, verified_model})  # a fault may have stopped the plan before these two
+        absent = {name for models in made for name, table in models.tables.items() if table not in existing}
+        # A fault may have stopped the plan before these two.
+        missing = sorted(name for name in absent if not name.endswith("_cells") and not name.startswith("verified."))
         if missing:
             raise LockstepError(
                 f"{', '.join(missing)} of the project's files has not been computed in {home}. "
                 "Run `sqlmesh plan` (or `lockstep run`) first."
             )
-        diagnosis = _Diagnosis(connection, contract, tables, folded_until, limit)
-        cells = diagnosis.differing_cells() if cells_model not in absent else []
-        findings = diagnosis.positions() + diagnosis.broken_chains()
-        findings += diagnosis.stale_hours() or ([] if findings else diagnosis.differing_rules())
-        if not findings and verified_model not in absent:
-            findings = diagnosis.altered_generations()
-        return Explanation(contract.domain, diagnosis.cut, cells, findings)
+        return [_diagnose(_Diagnosis(connection, models, limit), models.contract.domain, absent) for models in made]
 
 
-def _physical_tables(contract: Contract) -> tuple[dict[str, str], datetime]:
-    """Model name -> the schema and table that hold it for the project's files as they are now.
+def _diagnose(diagnosis: _Diagnosis, domain: str, absent: set[str]) -> Explanation:
+    is_compared = f"reconcile.{domain}_cells" not in absent
+    cells = diagnosis.differing_cells() if is_compared else []
+    tolerated = diagnosis.tolerated() if is_compared else 0
+    findings = diagnosis.positions() + diagnosis.taken_back() + diagnosis.broken_chains()
+    findings += diagnosis.stale_hours() or ([] if findings else diagnosis.differing_rules())
+    if not findings and is_compared:
+        findings = diagnosis.late_rows()
+    if all(f.kind == LATE_TOLERATED for f in findings) and f"verified.{domain}" not in absent:
+        findings += diagnosis.altered_generations()
+    return Explanation(domain, diagnosis.cut, cells, findings, tolerated)
 
-    The second result is the end of the last hour that counts as folded into the domain's increments.
+
+@dataclass
+class _Models:
+    """What the project's files as they are now say of a domain.
+
+    `tables`: the schema and table that hold each model. `folded_until`: the end of the last hour that counts as folded
+    into the increments. `row`: the columns that make a row of `rebuild.latest_<domain>` unique. `sources`: the tables
+    whose changes the diffs are made of.
     """
+
+    contract: Contract
+    tables: dict[str, str]
+    folded_until: datetime
+    row: tuple[str, ...]
+    sources: tuple[str, ...]
+
+
+def _models(contracts: Sequence[Contract]) -> list[_Models]:
     from sqlglot import exp
     from sqlmesh import Context
     from sqlmesh.core.console import NoopConsole, set_console
 
     set_console(NoopConsole())
     context = Context(paths=str(project()))
-    domain = contract.domain
+    found = []
     try:
-        tables = {}
-        for model in (
-            "rebuild.cut",
-            "hourly.log",
-            "changes.all_positions",
-            f"changes.{contract.source_table}",
-            f"diffs.{domain}",
-            f"hourly.{domain}",
-            f"rebuild.latest_{domain}",
-            f"reconcile.{domain}_cells",
-            f"verified.{domain}",
-        ):
-            snapshot = context.get_snapshot(model, raise_if_missing=True)
-            if not snapshot.version:
-                raise LockstepError(f"{model} was edited and not planned since. Run `sqlmesh plan dev` first.")
-            table = exp.to_table(snapshot.table_name())
-            tables[model] = f"{table.db}.{table.name}"
-        folded = context.get_snapshot(f"hourly.{domain}", raise_if_missing=True).intervals
-        ends = [datetime.fromtimestamp(end / 1000, UTC).replace(tzinfo=None) for _, end in folded]
-        return tables, max(ends, default=datetime.min)
+        for contract in contracts:
+            domain = contract.domain
+            latest, hourly = f"rebuild.latest_{domain}", f"hourly.{domain}"
+            diffs = context.get_snapshot(f"diffs.{domain}", raise_if_missing=True)
+            upstream = {exp.to_table(name).name for name in context.dag.upstream(diffs.name) if '"changes"' in name}
+            sources = tuple(name for name in TABLES if name in upstream)
+            tables = {}
+            for model in (
+                *("rebuild.cut", "hourly.log", "changes.all_positions", *(f"changes.{s}" for s in sources)),
+                *(diffs.model.name, hourly, latest, f"reconcile.{domain}_cells", f"verified.{domain}"),
+            ):
+                snapshot = context.get_snapshot(model, raise_if_missing=True)
+                if not snapshot.version:
+                    raise LockstepError(f"{model} was edited and not planned since. Run `sqlmesh plan dev` first.")
+                table = exp.to_table(snapshot.table_name())
+                tables[model] = f"{table.db}.{table.name}"
+            row = tuple(c.name for g in context.get_model(latest).grains for c in g.find_all(exp.Column))
+            folded = context.get_snapshot(hourly, raise_if_missing=True).intervals
+            ends = [datetime.fromtimestamp(end / 1000, UTC).replace(tzinfo=None) for _, end in folded]
+            found.append(_Models(contract, tables, max(ends, default=datetime.min), row, sources))
+        return found
     finally:
         context.close()
 
 
 class _Diagnosis:
-    def __init__(
-        self,
-        connection: duckdb.DuckDBPyConnection,
-        contract: Contract,
-        tables: dict[str, str],
-        folded_until: datetime,
-        limit: int,
-    ) -> None:
+    def __init__(self, connection: duckdb.DuckDBPyConnection, models: _Models, limit: int) -> None:
+        contract, tables = models.contract, models.tables
         self._connection = connection
         self._contract = contract
-        self._folded_until = folded_until
+        self._folded_until = models.folded_until
+        self._row = models.row
         self._limit = limit
-        self._source = tables[f"changes.{contract.source_table}"]
+        self._sources = {name: tables[f"changes.{name}"] for name in models.sources}
         self._positions = tables["changes.all_positions"]
         self._log = tables["hourly.log"]
         self._diffs = tables[f"diffs.{contract.domain}"]
@@ -165,7 +198,12 @@ class _Diagnosis:
         return warehouse.rows(self._connection, query, list(parameters))
 
     def differing_cells(self) -> list[Row]:
-        return self._rows(f"SELECT * FROM {self._cells} WHERE class <> 'identical' ORDER BY ALL LIMIT {self._limit}")
+        is_beyond = "class NOT IN ('identical', 'tolerated')"
+        return self._rows(f"SELECT * FROM {self._cells} WHERE {is_beyond} ORDER BY ALL LIMIT {self._limit}")
+
+    def tolerated(self) -> int:
+        [row] = self._rows(f"SELECT COUNT(*) AS cells FROM {self._cells} WHERE class = 'tolerated'")
+        return int(row["cells"])
 
     def positions(self) -> list[Finding]:
         """Positions of the log that are missing or stand twice."""
@@ -193,28 +231,50 @@ class _Diagnosis:
             for r in holes
         ]
 
+    def taken_back(self) -> list[Finding]:
+        """Updates and deletes in a source of measures that cannot be taken back."""
+        if all(m.merge == "sum" for m in self._contract.merged):
+            return []
+        findings = []
+        for source, table in self._sources.items():
+            events = self._rows(
+                f"SELECT * FROM {table} WHERE op NOT IN ('c', 'r') OR before IS NOT NULL "
+                f"ORDER BY position LIMIT {self._limit}"
+            )
+            for event in events:
+                key = tuple((event["before"] or event["after"])[name] for name in TABLES[source].key)
+                where = f"{_named(TABLES[source].key, key)}, position {event['position']}"
+                findings.append(Finding(NOT_APPEND_ONLY, where, _plain(key), [event]))
+        return findings
+
     def broken_chains(self) -> list[Finding]:
         """Keys on which a before image is not the after image of the change before."""
-        key = self._contract.source_key
-        keys = self._rows(
-            f"""WITH chain AS (
-                SELECT COALESCE(after.{key}, before.{key}) AS key, position, before,
-                    LAG(after) OVER (PARTITION BY COALESCE(after.{key}, before.{key}) ORDER BY position) AS previous
-                FROM {self._source}
-            ) SELECT key, MIN(position) AS position FROM chain WHERE before IS DISTINCT FROM previous
-            GROUP BY key ORDER BY key LIMIT {self._limit}"""
-        )
-        return [self._classify_chain(row["key"]) for row in keys]
+        findings = []
+        for source, table in self._sources.items():
+            key = TABLES[source].key
+            of_change = ", ".join(f"COALESCE(after.{k}, before.{k})" for k in key)
+            keys = self._rows(
+                f"""WITH chain AS (
+                    SELECT {_list(f"COALESCE(after.{k}, before.{k}) AS {k}" for k in key)}, position, before,
+                        LAG(after) OVER (PARTITION BY {of_change} ORDER BY position) AS previous
+                    FROM {table}
+                ) SELECT {_list(key)} FROM chain WHERE before IS DISTINCT FROM previous
+                GROUP BY ALL ORDER BY ALL LIMIT {self._limit}"""
+            )
+            findings += [self._classify_chain(source, tuple(row.values())) for row in keys]
+        return findings
 
-    def _classify_chain(self, key: Any) -> Finding:
-        name = self._contract.source_key
+    def _classify_chain(self, source: str, values: tuple[Any, ...]) -> Finding:
+        names, key = TABLES[source].key, _plain(values)
         events = self._rows(
-            f"SELECT * FROM {self._source} WHERE COALESCE(after.{name}, before.{name}) = ? ORDER BY position", key
+            f"SELECT * FROM {self._sources[source]} WHERE "
+            f"{' AND '.join(f'COALESCE(after.{k}, before.{k}) = ?' for k in names)} ORDER BY position",
+            *values,
         )
         at = next(i for i, e in enumerate(events) if e["before"] != (events[i - 1]["after"] if i else None))
         event, previous = events[at], events[at - 1] if at else None
         shown = [e for e in (previous, event) if e]
-        where = f"{name} {key}, position {event['position']}"
+        where = f"{_named(names, values)}, position {event['position']}"
         change = (event["op"], event["before"], event["after"])
         if any((e["op"], e["before"], e["after"]) == change for e in events[:at]):
             return Finding(DUPLICATED, where, key, shown)
@@ -230,20 +290,38 @@ class _Diagnosis:
             return Finding(ALTERED, where, key, shown)
         return Finding(LOST, f"{where}: a change between is missing", key, shown)
 
+    def _apart(self, by: Sequence[str], one: str, other: str, tolerant: bool = False) -> str:
+        """A query for the cells, by some columns and the grain, in which two queries merge to different values.
+
+        Both give the columns `by`, the grain and the contract's state; the result one_<measure> and other_<measure>.
+        """
+        cell, state = _list(dict.fromkeys((*by, *self._contract.grain))), _list(self._contract.state)
+        measures = self._contract.merged
+        merged = _list(
+            f"{_merge(m, is_one)} AS {side}_{m.name}"
+            for m in measures
+            for side, is_one in (("one", "is_one"), ("other", "NOT is_one"))
+        )
+        differs = " OR ".join(
+            f"one_{m.name} IS DISTINCT FROM other_{m.name}" + (f" AND NOT {_is_near(m)}" if tolerant else "")
+            for m in measures
+        )
+        return f"""SELECT * FROM (
+            SELECT {cell}, {merged} FROM (
+                SELECT {cell}, {state}, TRUE AS is_one FROM ({one})
+                UNION ALL SELECT {cell}, {state}, FALSE AS is_one FROM ({other})
+            ) GROUP BY {cell}
+        ) WHERE {differs}"""
+
     def stale_hours(self) -> list[Finding]:
         """Folded hours whose increments are not what the log gives for them today."""
-        columns = ", ".join(self._contract.grain)
-        sums = self._contract.measures("sum")
+        apart = self._apart(
+            ["log_hour"],
+            f"SELECT *, DATE_TRUNC('hour', logged_at) AS log_hour FROM {self._diffs} WHERE logged_at < ?",
+            f"SELECT * FROM {self._hourly}",
+        )
         hours = self._rows(
-            f"""WITH sides AS (
-                SELECT DATE_TRUNC('hour', logged_at) AS log_hour, {columns}, {", ".join(sums)}
-                FROM {self._diffs} WHERE logged_at < ?
-                UNION ALL
-                SELECT log_hour, {columns}, {", ".join(f"-{m}" for m in sums)} FROM {self._hourly}
-            ), apart AS (
-                SELECT log_hour, {columns} FROM sides GROUP BY log_hour, {columns}
-                HAVING {" OR ".join(f"SUM({m}) <> 0" for m in sums)}
-            ), landed AS (
+            f"""WITH apart AS ({apart}), landed AS (
                 SELECT DATE_TRUNC('hour', logged_at) AS log_hour, COUNT(*) AS changes FROM {self._positions} GROUP BY 1
             )
             SELECT apart.log_hour, COUNT(*) AS cells, ANY_VALUE(landed.changes) AS changes,
@@ -262,60 +340,125 @@ class _Diagnosis:
         ]
 
     def altered_generations(self) -> list[Finding]:
-        """Verified generations that are not the sum of the increments up to their cut, as they were when verified."""
-        columns, sums = ", ".join(self._contract.grain), self._contract.measures("sum")
-        generations = self._rows(
-            f"""WITH generations AS (
-                SELECT DISTINCT cut FROM {self._verified}
-            ), sides AS (
-                SELECT cut, {columns}, {", ".join(sums)} FROM {self._verified}
-                UNION ALL
-                SELECT cut, {columns}, {", ".join(f"-{m}" for m in sums)}
-                FROM {self._hourly} JOIN generations ON log_hour < cut
-            ), apart AS (
-                SELECT cut, {columns} FROM sides GROUP BY cut, {columns}
-                HAVING {" OR ".join(f"SUM({m}) <> 0" for m in sums)}
-            )
-            SELECT cut, COUNT(*) AS cells FROM apart GROUP BY cut ORDER BY cut"""
+        """Verified generations that are not what the increments up to their cut come to, as when they were verified."""
+        apart = self._apart(
+            ["cut"],
+            f"SELECT * FROM {self._verified}",
+            f"SELECT cut, increments.* FROM {self._hourly} AS increments "
+            f"JOIN (SELECT DISTINCT cut FROM {self._verified}) AS generations ON log_hour < cut",
+            tolerant=True,
         )
+        generations = self._rows(f"SELECT cut, COUNT(*) AS cells FROM ({apart}) GROUP BY cut ORDER BY cut")
         return [Finding(BASE_ALTERED, f"cut {g['cut']}: {g['cells']} cells") for g in generations]
 
     def differing_rules(self) -> list[Finding]:
-        """Keys whose one net image lies in another cell, or counts otherwise, than their latest image."""
-        key, columns = self._contract.source_key, ", ".join(self._contract.grain)
-        sums = self._contract.measures("sum")
-        apart = self._rows(
-            f"""WITH sides AS (
-                SELECT {key}, {columns}, {", ".join(sums)} FROM {self._diffs} WHERE logged_at < ?
-                UNION ALL
-                SELECT {key}, {columns}, {", ".join(f"-{m}" for m in sums)} FROM {self._latest}
-            ), apart AS (
-                SELECT {key}, {columns}, {", ".join(f"SUM({m}) AS {m}" for m in sums)} FROM sides
-                GROUP BY {key}, {columns} HAVING {" OR ".join(f"SUM({m}) <> 0" for m in sums)}
+        """Rows whose one net image lies in another cell, or counts otherwise, than their latest image.
+
+        A row that only the rebuild has is not among them where the increments leave late rows out.
+        """
+        columns = _list(dict.fromkeys((*self._row, *self._contract.grain, *self._contract.state)))
+        latest = f"SELECT {columns} FROM {self._latest}"
+        if not self._are_sums:
+            latest += f" WHERE latest_position IN (SELECT latest_position FROM {self._diffs})"
+        apart = self._apart(self._row, f"SELECT {columns} FROM {self._diffs} WHERE logged_at < ?", latest)
+        found = self._rows(f"{apart} ORDER BY {_list(self._row)} LIMIT {2 * self._limit}", self.cut)
+        findings = []
+        for values in dict.fromkeys(tuple(r[c] for c in self._row) for r in found):
+            rows = [r for r in found if tuple(r[c] for c in self._row) == values]
+            apart_by = "; ".join(_differences(r, self._contract) for r in rows)
+            comparison = (
+                "increments minus rebuild is" if self._are_sums else "in the increments and not in the rebuild:"
             )
-            SELECT * FROM apart ORDER BY {key} LIMIT {2 * self._limit}""",
-            self.cut,
+            where = f"{_named(self._row, values)}: {comparison} {apart_by}"
+            findings.append(Finding(RULES_DIFFER, where, _plain(values), self._last_event(values)))
+        return findings[: self._limit]
+
+    def late_rows(self) -> list[Finding]:
+        """For each cell that is not identical, the row of the rebuild that the increments have left out."""
+        if self._are_sums:
+            return []
+        grain = self._contract.grain
+        same_cell = " AND ".join(f"cells.{g} IS NOT DISTINCT FROM latest.{g}" for g in grain)
+        found = self._rows(
+            f"""SELECT cells.class, {_list(f"latest.{c}" for c in dict.fromkeys((*self._row, *grain)))}, latest_position
+            FROM {self._cells} AS cells JOIN {self._latest} AS latest ON {same_cell}
+            WHERE class <> 'identical'
+            QUALIFY ROW_NUMBER() OVER (
+                PARTITION BY {_list(f"cells.{g}" for g in grain)} ORDER BY latest_at DESC, latest_position DESC
+            ) = 1 AND latest_position NOT IN (SELECT latest_position FROM {self._diffs})
+            ORDER BY class = 'tolerated', {_list(f"latest.{c}" for c in self._row)} LIMIT {self._limit}"""
         )
         findings = []
-        for value in dict.fromkeys(row[key] for row in apart):
-            rows = [row for row in apart if row[key] == value]
-            [event] = self._rows(
-                f"SELECT * FROM {self._source} WHERE after.{key} = ? AND logged_at < ? ORDER BY position DESC LIMIT 1",
-                value,
-                self.cut,
-            )
-            apart_by = "; ".join(_differences(row, self._contract) for row in rows)
-            findings.append(
-                Finding(RULES_DIFFER, f"{key} {value}: increments minus rebuild is {apart_by}", value, [event])
-            )
-        return findings[: self._limit]
+        for late in found:
+            [event] = self._events("position = ?", late["latest_position"])
+            values = tuple(late[c] for c in self._row)
+            kind = LATE_TOLERATED if late["class"] == "tolerated" else LATE_BEYOND
+            cell = _named(grain, [late[g] for g in grain])
+            where = f"{_named(self._row, values)} of {cell}, committed at {event['committed_at']}"
+            findings.append(Finding(kind, where, _plain(values), [event]))
+        return findings
+
+    @property
+    def _are_sums(self) -> bool:
+        return all(m.merge == "sum" for m in self._contract.merged)
+
+    def _last_event(self, values: tuple[Any, ...]) -> list[Row]:
+        """The last change before the cut of a row of `rebuild.latest_<domain>`, if the diffs know the row."""
+        is_row = " AND ".join(f"{name} IS NOT DISTINCT FROM ?" for name in self._row)
+        [last] = self._rows(
+            f"SELECT MAX(position) AS position FROM {self._diffs} WHERE {is_row} AND logged_at < ?", *values, self.cut
+        )
+        return self._events("position = ?", last["position"])
+
+    def _events(self, condition: str, *parameters: Any) -> list[Row]:
+        tables = self._sources.values()
+        return [e for t in tables for e in self._rows(f"SELECT * FROM {t} WHERE {condition}", *parameters)]
+
+
+def _merge(measure: Measure, condition: str) -> str:
+    """A measure over the rows of a group that meet a condition."""
+    name = measure.name
+    if measure.merge == "sum":
+        return f"COALESCE(SUM({name}) FILTER ({condition}), 0)"
+    if measure.merge == "latest":
+        struct = f"{{'at': latest_at, 'position': latest_position, 'value': {name}}}"
+        return f"(MAX({struct}) FILTER ({condition})).value"
+    return f"{measure.merge.upper()}({name}) FILTER ({condition})"
+
+
+def _is_near(measure: Measure) -> str:
+    """Whether two sides of a cell lie as near as the contract allows; `one_` is what a relative tolerance is of."""
+    one, other = f"one_{measure.name}", f"other_{measure.name}"
+    if measure.type == "TIMESTAMP":
+        return f"COALESCE(ABS(EPOCH({one}) - EPOCH({other})) <= {measure.tolerance_absolute}, FALSE)"
+    if measure.type == "TEXT":
+        return "FALSE"
+    allowed = f"GREATEST({measure.tolerance_absolute}, {measure.tolerance_relative} * ABS({one}))"
+    return f"COALESCE(ABS({one} - {other}) <= {allowed}, FALSE)"
 
 
 def _differences(row: Row, contract: Contract) -> str:
-    cell = ", ".join(f"{g} {row[g]}" for g in contract.grain)
-    measures = ", ".join(f"{m} {row[m]:+}" for m in contract.measures("sum") if row[m])
-    return f"{measures} in the cell {cell}"
+    cell = _named(contract.grain, [row[g] for g in contract.grain])
+    apart = []
+    for m in contract.merged:
+        one, other = row[f"one_{m.name}"], row[f"other_{m.name}"]
+        if one != other:
+            apart.append(f"{m.name} {one - other:+}" if m.merge == "sum" else f"{m.name} {one}, not {other}")
+    return f"{', '.join(apart)} in the cell {cell}"
 
 
 def _columns_apart(one: Row, other: Row) -> int:
     return sum(one[name] != other[name] for name in one)
+
+
+def _named(names: Iterable[str], values: Iterable[Any]) -> str:
+    """Columns with their values, without those that are not there."""
+    return ", ".join(f"{n} {v}" for n, v in zip(names, values, strict=True) if v is not None)
+
+
+def _plain(key: tuple[Any, ...]) -> Any:
+    return key if len(key) > 1 else key[0]
+
+
+def _list(names: Iterable[str]) -> str:
+    return ", ".join(names)

@@ -92,7 +92,7 @@ def exclusive(path: Path, purpose: str, *, lends: bool = False, patience: float 
     with path.open("a+", encoding="utf-8") as file, _asking(path, patience) as seconds:
         lock = Lock(path, file, purpose, lends)
         if not lock._take(seconds or _GLANCE):
-            raise LockstepError(_held(path))
+            raise LockstepError(held(path))
         try:
             yield lock
         finally:
@@ -109,7 +109,7 @@ def _asking(path: Path, patience: float) -> Iterator[float]:
     end = time.monotonic() + patience
     with asked_path(path).open("a+", encoding="utf-8") as asked:
         if not _try(asked, fcntl.LOCK_EX, patience):
-            raise LockstepError(_held(path))
+            raise LockstepError(held(path))
         yield max(end - time.monotonic(), _GLANCE)
 
 
@@ -144,7 +144,8 @@ def holder(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def _held(path: Path) -> str:
+def held(path: Path) -> str:
+    """What somebody is told who wants the lock and does not get it: who holds it, and since when."""
     found = holder(path)
     if found:
         who = f"process {found['pid']} ({found['command']}) since {found['since']}, {found['purpose']}"

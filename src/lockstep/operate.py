@@ -8,32 +8,40 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lockstep import warehouse
+from lockstep import metrics, publish, warehouse
 from lockstep.changelog import ChangeLog
+from lockstep.compact import Compacted, compact
 from lockstep.contracts import load
-from lockstep.lock import exclusive
+from lockstep.errors import LockstepError
+from lockstep.lock import exclusive, holder
 from lockstep.project import project
 from lockstep.warehouse import Row
 
 
 @dataclass
 class Run:
-    """What a run did. `failures` is what SQLMesh said of failed models and audits, one text each."""
+    """What a run did. `failures` is what SQLMesh said of failed models and audits, one text each.
+
+    `warnings` is what went wrong beside the figures: alerts that could not be sent.
+    """
 
     planned: bool
     seconds: float
     failures: list[str] = field(default_factory=list)
     receipts: list[Row] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    published: publish.Published | None = None
+    compacted: Compacted | None = None
 
     @property
     def agrees(self) -> bool:
-        """Whether every model ran, every audit passed and the last receipt of every domain did."""
+        """Whether every model ran, every audit passed, the last receipt of every domain did, and all is published."""
         domains = {r["domain"] for r in self.receipts if r["verdict"] == "passed"}
         return not self.failures and domains == set(load())
 
 
 def run(home: Path, at: datetime | None = None, verbose: bool = False) -> Run:
-    """Bring the warehouse up to date: plan if the home has none yet, else run what is due; then read the receipts.
+    """Bring the warehouse up to date: plan if there is none yet, else run what is due; then publish and compact.
 
     `at` is the time to run as of (UTC), for replays; None is now. One run at a time: a second one is refused with the
     holder's name. A failed model or audit does not raise, it is in the result. Raises LockstepError without a change.
@@ -43,8 +51,26 @@ def run(home: Path, at: datetime | None = None, verbose: bool = False) -> Run:
     with exclusive(home / "warehouse.lock", "running the models"):
         planned = not warehouse.is_planned(home)
         failures = _sqlmesh(planned, at, verbose)
-        receipts = last_receipts(home) if warehouse.is_planned(home) else []
-    return Run(planned, time.monotonic() - started, failures, receipts)
+        receipts: list[Row] = []
+        published = None
+        if warehouse.is_planned(home):
+            receipts = last_receipts(home)
+            try:
+                published = publish.write(home)  # also after a failure: analysts then get the last verified figures
+            except LockstepError as e:
+                failures.append(f"publish: {e}")
+        compacted = None
+        try:
+            compacted = compact(home, publish.oldest_needed_hour(home))
+        except LockstepError as e:
+            failures.append(f"compact: {e}")
+    result = Run(planned, time.monotonic() - started, failures, receipts, published=published, compacted=compacted)
+    metrics.publish_run(home, result.seconds, result.agrees, status(home))
+    if at is None:  # alerts are about now, and a replay is not
+        from lockstep import alerts  # which asks for the status
+
+        result.warnings += alerts.after_run(home, failures)
+    return result
 
 
 def _sqlmesh(plan: bool, at: datetime | None, verbose: bool) -> list[str]:
@@ -53,6 +79,9 @@ def _sqlmesh(plan: bool, at: datetime | None, verbose: bool) -> list[str]:
     from sqlmesh.core.console import NoopConsole, create_console, set_console
     from sqlmesh.utils.errors import SQLMeshError
 
+    from lockstep import onewriter
+
+    onewriter.install()
     failures: list[str] = []
 
     class Failures(NoopConsole):  # type: ignore[misc]
@@ -83,6 +112,8 @@ def _sqlmesh(plan: bool, at: datetime | None, verbose: bool) -> list[str]:
             context.plan(auto_apply=True, no_prompts=True, skip_tests=True, execution_time=at)
         elif context.run(execution_time=at, end=at).is_failure and not failures:
             failures.append("The run did not complete; `sqlmesh run` shows its output.")
+    except onewriter.InUse as e:
+        raise LockstepError(str(e).removeprefix("Error: ")) from None
     except SQLMeshError as e:
         if not failures:
             failures.append(str(e))
@@ -119,7 +150,8 @@ def status(home: Path) -> Row:
     """How the home stands: watermark, lag, sealed and folded hours, quarantine, and what is served of each domain.
 
     `lag_seconds` is the age of the watermark's `logged_at`: how long ago the source last committed something that
-    has landed. Times are UTC.
+    has landed. `capture` is `metrics.capture_status`. `warehouse` is `none`, `ready`, or `busy` while a run has it
+    open: then there are no domains. Times are UTC.
     """
     log = ChangeLog(home)
     watermark = log.watermark()
@@ -134,10 +166,21 @@ def status(home: Path) -> Row:
         "closed_until": watermark.closed_until(),
         "quarantined": sum(e["state"] == "open" for e in log.quarantined()),
         "holds": dict(watermark.holds),
+        "capture": metrics.capture_status(home),
+        "warehouse": "none",
         "domains": [],
     }
-    if warehouse.is_planned(home):
+    if not (home / "warehouse.duckdb").exists():
+        return result
+    # A run keeps everybody out, and lasts; how log and capture stand can be told all the same. Its lock is looked at
+    # first: a reader at the wrong moment would keep the run out.
+    if holder(home / "warehouse.lock") is not None:
+        return {**result, "warehouse": "busy"}
+    try:
+        if not warehouse.is_planned(home):
+            return result
         with warehouse.reader(home) as connection:
+            result["warehouse"] = "ready"
             for contract in load().values():
                 [serving] = warehouse.rows(connection, "SELECT * FROM ops.serving WHERE domain = ?", [contract.domain])
                 [folded] = warehouse.rows(
@@ -145,4 +188,6 @@ def status(home: Path) -> Row:
                 )
                 sealed_until = watermark.sealed_until(contract.sources)
                 result["domains"].append({**serving, "sealed_until": sealed_until, **folded})
+    except LockstepError:
+        result["warehouse"] = "busy"
     return result

@@ -12,12 +12,18 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from lockstep.alerts import Checked
     from lockstep.capture import Captured
     from lockstep.changelog import Watermark
+    from lockstep.compact import Compacted
     from lockstep.explain import Explanation
     from lockstep.ingest import Summary
+    from lockstep.migrate import Evidence, Fit, Promotion
     from lockstep.operate import Run
+    from lockstep.publish import Published
     from lockstep.quarantine import Entry, Retry
+    from lockstep.reconcile import Reconciled
+    from lockstep.verify import Verified
     from lockstep.warehouse import Row
 
 console = Console(highlight=False, soft_wrap=True)
@@ -52,6 +58,34 @@ def run(result: Run) -> None:
         console.print(f"{done} in {result.seconds:.1f} s: all paths agree.")
     else:
         console.print(f"{done} in {result.seconds:.1f} s: not all is well. `lockstep explain` says why.")
+    if result.published:
+        published(result.published, briefly=True)
+    if result.compacted and (result.compacted.hours or result.compacted.problem):
+        compacted(result.compacted)
+    for warning in result.warnings:
+        print(f"Warning: {warning}", file=sys.stderr)
+
+
+def published(p: Published, briefly: bool = False) -> None:
+    if not briefly:
+        table = Table("mart", "domain", "served from", "as of", "reason", box=None, pad_edge=False)
+        for m in p.marts:
+            as_of = "when queried" if m["is_live"] and m["served_from"] == "live" else _seconds(m["as_of"])
+            table.add_row(m["mart"], m["domain"] or "-", m["served_from"], as_of, m["reason"])
+        console.print(table)
+    console.print(f"Published {p.path} in {p.seconds:.1f} s: {p.size / 1e6:,.1f} MB.")
+
+
+def compacted(c: Compacted) -> None:
+    if c.problem:
+        console.print(Text(f"Not compacted: {c.problem}", style="yellow"))
+    elif not c.until:
+        console.print("Nothing is published yet, so no hour may be compacted.")
+    else:
+        print(
+            f"Compacted {c.files:,} files into {c.hours:,}, {c.bytes_before / 1e6:,.1f} MB into "
+            f"{c.bytes_after / 1e6:,.1f} MB, of the hours until {_minutes(c.until)}."
+        )
 
 
 def receipts(rows: list[Row]) -> None:
@@ -65,8 +99,7 @@ def receipts(rows: list[Row]) -> None:
     table.add_column("verdict")
     for r in rows:
         equal = r["rebuild_fingerprint"] == r["increments_fingerprint"]
-        divergence = ", ".join(f"{measure} {by}" for measure, by in r["divergence"].items() if by)
-        proof = f"{_short(r['rebuild_fingerprint'])} = {_short(r['increments_fingerprint'])}" if equal else divergence
+        proof = f"{_short(r['rebuild_fingerprint'])} = {_short(r['increments_fingerprint'])}" if equal else _apart(r)
         table.add_row(
             r["domain"],
             _minutes(r["cut"]),
@@ -78,6 +111,73 @@ def receipts(rows: list[Row]) -> None:
             Text(r["verdict"], style="green" if r["verdict"] == "passed" else "red"),
         )
     console.print(table)
+
+
+def source_receipts(rows: list[Row]) -> None:
+    """Receipts of `lockstep verify-source`."""
+    if not rows:
+        console.print("No receipts of the source: `lockstep verify-source` makes them.")
+        return
+    table = Table("source table", "verified at", "lsn", box=None, pad_edge=False)
+    for name in ("position", "rows compared", "differing", "in quarantine"):
+        table.add_column(name, justify="right")
+    table.add_column("source = log")
+    table.add_column("verdict")
+    styles = {"passed": "green", "incomplete": "yellow", "failed": "red"}
+    for r in rows:
+        equal = r["source_fingerprint"] == r["log_fingerprint"]
+        kinds = ("missing_in_the_log", "only_in_the_log", "modified", "unbalanced")
+        counts = ", ".join(f"{r[kind]:,} {kind.replace('_', ' ')}" for kind in kinds if r[kind])
+        proof = f"{_short(r['source_fingerprint'])} = {_short(r['log_fingerprint'])}" if equal else ""
+        events = [f"{r[f'events_{state}']:,} {state}" for state in ("open", "discarded") if r[f"events_{state}"]]
+        table.add_row(
+            r["source_table"],
+            r["verified_at"][:19].replace("T", " "),
+            r["lsn"],
+            f"{r['position']:,}",
+            f"{r['rows_compared']:,}",
+            f"{r['differing']:,}",
+            ", ".join(events) or "0",
+            counts or proof,
+            Text(r["verdict"], style=styles[r["verdict"]]),
+        )
+    console.print(table)
+
+
+def verified(v: Verified, limit: int) -> None:
+    for warning in v.warnings:
+        print(f"Warning: {warning}", file=sys.stderr)
+    rows = v.receipts(limit, with_values=True)
+    console.print(f"{v.source} at {v.lsn} is position {v.position:,} of the change log.")
+    source_receipts(rows)
+    for r in rows:
+        if r["columns_not_compared"]:
+            dropped = ", ".join(r["columns_not_compared"])
+            console.print(Text(f"{r['source_table']}: not compared, as the source has them no more: {dropped}"))
+        for d in r["keys"]:
+            key = ", ".join(f"{name} {value}" for name, value in d["key"].items())
+            told = [f"{n} is {_quoted(ours)}, in the log {_quoted(logs)}" for n, (ours, logs) in d["columns"].items()]
+            if d["kind"] == "unbalanced":
+                told.append(f"its changes add up to {_count(d['rows_in_log'], 'row')}")
+            told += [d["note"]] if d["note"] else []
+            told += ["an event of it is in quarantine"] if d["in_quarantine"] else []
+            console.print(Text(f"{r['source_table']} {key}: {d['kind']}" + "".join(f"; {t}" for t in told)))
+        if r["differing"] > len(r["keys"]):
+            console.print(f"{r['source_table']}: {_count(r['differing'] - len(r['keys']), 'more key')} (`--limit`)")
+    equal = "The change log equals the source." if v.is_equal else Text("The change log differs from it.", style="red")
+    console.print(equal)
+
+
+def _quoted(value: str | None) -> str:
+    return "null" if value is None else json_module.dumps(value, ensure_ascii=False)
+
+
+def _apart(receipt: Row) -> str:
+    """The measures that lie beyond their tolerance, and how far in the worst cell."""
+    beyond = [m for m in receipt["measures"] if not m["is_within_tolerance"]]
+    if not beyond:
+        return "within tolerance"
+    return ", ".join(f"{m['measure']} by up to {m['worst_absolute']:g}" for m in beyond)
 
 
 def _short(fingerprint: str) -> str:
@@ -95,10 +195,15 @@ def status(result: Row) -> None:
         "quarantine": f"{result['quarantined']} open"
         + "".join(f"; {t} held from {_minutes(h)}" for t, h in result["holds"].items()),
     }
+    if result["capture"]:
+        facts["capture"] = _capture(result["capture"])
     grid = Table.grid(padding=(0, 2))
     for name, fact in facts.items():
         grid.add_row(name, fact)
     console.print(grid)
+    if result["warehouse"] == "busy":
+        console.print("A run has the warehouse open: what is served can be told when it is done.")
+        return
     if not result["domains"]:
         console.print("No warehouse yet: `lockstep run` builds it.")
         return
@@ -128,32 +233,69 @@ def status(result: Row) -> None:
     console.print(table)
 
 
-def explanation(e: Explanation) -> None:
-    from lockstep.explain import MEANING
+def _capture(c: Row) -> str:
+    """How a capture stands, in a few lines."""
+    seen = f"{c['age_seconds']:,.0f} s ago"
+    if not c["is_running"]:
+        return f"not running: {c['phase']} {seen}" + (f": {c['problem']}" if c["problem"] else "")
+    lines = [f"{c['phase']} as process {c['pid']}, slot {c['slot']}, trigger {c['trigger_seconds']:g} s"]
+    if c["is_stale"]:
+        lines[0] += f"; STUCK? It last said so {seen}"
+    if c["problem"]:
+        lines[0] += f": {c['problem']}"
+    if c["lag_bytes"] is not None:
+        age = f" and {c['lag_seconds']:.1f} s" if c["lag_seconds"] is not None else ""
+        behind = f"{c['lag_bytes']:,} bytes{age}"
+        kept = f"; the server keeps {c['retained_bytes'] or 0:,} bytes of log for it"
+        room = f" and will keep {c['safe_bytes']:,} more" if c["safe_bytes"] is not None else ""
+        lines.append(f"{c['changes_per_second']:,.1f} changes/s, {behind} behind{kept}{room}")
+    lines.append(
+        f"since its start {_count(c['changes'], 'change')} in {_count(c['batches'], 'batch')} and "
+        f"{_count(c['files'], 'file')}, {c['quarantined']:,} to quarantine, {_count(c['reconnects'], 'reconnect')}"
+    )
+    return "\n".join(lines)
 
-    if e.is_clean:
-        console.print(f"{e.domain}: nothing to explain, the paths agree at the cut {_minutes(e.cut)}.")
-        return
-    console.print(f"[bold]{e.domain}[/bold] at the cut {_minutes(e.cut)}")
-    for cell in e.cells:
-        console.print(f"  {cell['class']:9} {_cell(cell)}")
-    for kind in dict.fromkeys(f.kind for f in e.findings):
-        console.print(Text(f"{kind.upper()}: {MEANING[kind]}", style="red"))
-        for finding in (f for f in e.findings if f.kind == kind):
-            console.print(f"  {finding.where}")
-            for event in finding.events:
-                console.print(f"    {event['position']} {_seconds(event['logged_at'])} {event['op']}  {_images(event)}")
+
+def explanations(all_domains: list[Explanation]) -> None:
+    """Why each domain's paths disagree. What lies in the log and was shown for one domain is named again, not shown."""
+    from lockstep.explain import LATE_TOLERATED, MEANING
+
+    shown: dict[tuple[str, str], str] = {}
+    for e in all_domains:
+        tolerated = f", but for {_count(e.tolerated, 'cell')} within the tolerance" if e.tolerated else ""
+        if e.is_clean:
+            console.print(f"{e.domain}: nothing to explain, the paths agree at the cut {_minutes(e.cut)}{tolerated}.")
+        else:
+            console.print(f"[bold]{e.domain}[/bold] at the cut {_minutes(e.cut)}")
+        for cell in e.cells:
+            console.print(Text(f"  {cell['class']:9} {_cell(cell)}"))
+        if e.cells and e.tolerated:
+            console.print(f"  and {_count(e.tolerated, 'cell')} within the tolerance")
+        for kind in dict.fromkeys(f.kind for f in e.findings):
+            style = "yellow" if kind == LATE_TOLERATED else "red"
+            console.print(Text(f"{kind.upper()}: {MEANING[kind]}", style=style))
+            for finding in (f for f in e.findings if f.kind == kind):
+                first = shown.setdefault((kind, finding.where), e.domain)
+                console.print(Text(f"  {finding.where}" + (f" (see {first})" if first != e.domain else "")))
+                for event in finding.events if first == e.domain else []:
+                    at = f"{event['position']} {_seconds(event['logged_at'])}"
+                    console.print(Text(f"    {at} {event['op']}  {_images(event)}"))
 
 
 def _cell(cell: Row) -> str:
     """A cell of `reconcile`: its grain, and the measures in which the paths differ."""
     measures = [name.removeprefix("rebuild_") for name in cell if name.startswith("rebuild_")]
     sides = {f"{side}_{m}" for m in measures for side in ("rebuild", "increments")}
-    grain = ", ".join(f"{n} {_plain(v)}" for n, v in cell.items() if n not in sides | {"cut", "class"})
+    columns = {n: v for n, v in cell.items() if n not in sides | {"cut", "class"} and v is not None}
+    grain = ", ".join(f"{n} {_plain(v)}" for n, v in columns.items())
     apart = [m for m in measures if cell[f"rebuild_{m}"] != cell[f"increments_{m}"]]
     return f"{grain}: " + ", ".join(
-        f"{m} {cell[f'rebuild_{m}']:,} rebuilt, {cell[f'increments_{m}']:,} added up" for m in apart
+        f"{m} {_value(cell[f'rebuild_{m}'])} rebuilt, {_value(cell[f'increments_{m}'])} added up" for m in apart
     )
+
+
+def _value(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, (int, float)) else "nothing" if value is None else _plain(value)
 
 
 def _images(event: Row) -> str:
@@ -229,7 +371,7 @@ def _point(watermark: Watermark) -> str:
 
 
 def _count(n: int, what: str) -> str:
-    return f"{n:,} {what}{'' if n == 1 else 's'}"
+    return f"{n:,} {what}{'' if n == 1 else 'es' if what.endswith('ch') else 's'}"
 
 
 def status_line(text: str) -> None:
@@ -246,9 +388,116 @@ def simulation(result: Row) -> None:
     )
 
 
+def simulation_into(result: Row) -> None:
+    if result["loaded"]:
+        print(
+            f"Loaded {result['loaded']:,} rows into {result['database']} in {result['load_seconds']:.1f} s: the "
+            f"company as of {_seconds(result['until'])} UTC."
+        )
+    if "changes" in result:
+        print(
+            f"Committed {result['changes']:,} changes in {result['transactions']:,} transactions to "
+            f"{result['database']} in {result['live_seconds']:.1f} s."
+        )
+
+
 def captured(s: Captured) -> None:
     snapshot = f"Snapshot: {s.snapshot:,} changes. " if s.snapshot else ""
     print(
         f"{snapshot}Captured {s.changes:,} changes in {s.batches:,} batches, {s.quarantined:,} events to quarantine, "
         f"{s.reconnects:,} reconnects. Position {s.position:,}, continues from {s.lsn}."
     )
+
+
+def reconciled(results: list[Reconciled], limit: int) -> None:
+    receipts([r.receipt for r in results])
+    for result in results:
+        for cell in result.cells:
+            console.print(Text(f"{result.receipt['domain']}  {cell['class']:9} {_cell(cell)}"))
+        more = result.receipt["cells_beyond"] - len(result.cells)
+        if result.cells and more:
+            console.print(f"{result.receipt['domain']}: {_count(more, 'more cell')} (`--limit`)")
+
+
+_STYLES = {"fits": "green", "not yet": "yellow", "does not fit": "red"}
+
+
+def fits(rows: list[Fit]) -> None:
+    table = Table(
+        "domain", "mode", "acted on", "figures", "path", "cheapest cadence", "contract", box=None, pad_edge=False
+    )
+    for f in rows:
+        verdict = Text(f.verdict, style=_STYLES[f.verdict])
+        within, fresh = f"within {f.horizon_minutes:,} min", f"{f.freshness_seconds:,} s old"
+        table.add_row(f.domain, f.mode, within, fresh, f.path, f.cadence, verdict + Text(f": {f.reason}", style=""))
+    console.print(table)
+
+
+def promotion(p: Promotion) -> None:
+    """The evidence on a domain's next step, and what stands against it."""
+    console.print(f"{p.domain}: {p.mode} -> {p.target}" if p.target else f"{p.domain} is live already.")
+    if p.evidence:
+        _evidence(p.evidence, p.contract.shadow_days, p.contract.freshness_seconds)
+    for objection in p.objections:
+        console.print(Text(f"AGAINST IT  {objection}", style="red"))
+
+
+def _evidence(e: Evidence, required: int, freshness: int) -> None:
+    if e.shadow_days or (e.receipts and e.receipts[-1]["mode"] == "shadow"):
+        days = ", ".join(map(str, e.shadow_days)) or "none"
+        console.print(f"days in shadow  {len(e.shadow_days)} of {required}: {days}")
+    if e.receipts:
+        mode, since = e.receipts[-1]["mode"], _seconds(e.receipts[0]["reconciled_at"])
+        console.print(f"receipts        {e.passed} passed, {e.failed} failed, in mode {mode}, since {since}")
+        worst = Table("measure", "cells differing", "worst", "allowed", box=None, pad_edge=False)
+        for w in e.worst:
+            apart = f"{w['worst_absolute']:g} {w['unit']} ({w['worst_relative']:.2%})" if w["cells_differing"] else "0"
+            allowed = [f"{w['tolerance_absolute']:g}"] if w["tolerance_absolute"] else []
+            allowed += [f"{w['tolerance_relative']:.2%}"] if w["tolerance_relative"] else []
+            worst.add_row(w["measure"], f"{w['cells_differing']:,}", apart, " or ".join(allowed) or "0")
+        console.print(worst)
+    console.print(f"live figures    {_freshness(e.live_age_seconds, freshness)}")
+
+
+def _freshness(age: float | None, objective: int) -> str:
+    return f"{age:,.0f} s old now, objective {objective:,} s" if age is not None else f"none, objective {objective:,} s"
+
+
+def migration(rows: list[Row]) -> None:
+    table = Table("domain", "mode", box=None, pad_edge=False)
+    for name in ("days in shadow", "receipts", "worst divergence", "live figures", "served from", "next step"):
+        table.add_column(name)
+    for r in rows:
+        planned = "" if r["planned_mode"] in (None, r["mode"]) else f" (planned: {r['planned_mode']})"
+        apart = ", ".join(f"{w['measure']} by {w['worst_absolute']:g} {w['unit']}" for w in r["worst"])
+        days = f"{r['shadow_days']} of {r['shadow_days_required']}" if r["mode"] == "shadow" else "-"
+        failed = f", {r['receipts_failed']} failed" if r["receipts_failed"] else ""
+        table.add_row(
+            r["domain"],
+            r["mode"] + planned,
+            days,
+            f"{r['receipts_passed']} passed{failed}",
+            apart or ("0" if r["receipts_passed"] + r["receipts_failed"] else "-"),
+            _freshness(r["live_age_seconds"], r["freshness_seconds"]),
+            r["served_from"] or "-",
+            r["next_step"],
+        )
+    console.print(table)
+
+
+def alerts(checked: Checked, channels: int) -> None:
+    for incident in checked.incidents:
+        state = Text("RESOLVED", style="green") if incident.resolved_at else Text("OPEN    ", style="red")
+        subject = f": {incident.subject}" if incident.subject else ""
+        console.print(state + Text(f"  {incident.condition}{subject}, since {incident.opened_at}", style=""))
+        console.print(Text(f"          {incident.text}"))
+    if checked.unknown:
+        console.print(f"Not known while a run has the warehouse open: {', '.join(checked.unknown)}.")
+    if not checked.incidents and not checked.unknown:
+        console.print("All is in order.")
+    for failure in checked.failures:
+        print(f"Not sent, to be tried again at the next check: {failure}", file=sys.stderr)
+    if not channels:
+        console.print("No channel is configured, so nobody is told: see docs/alerts.md.")
+    elif checked.sent:
+        console.print(f"{_count(checked.sent, 'message')} sent.")

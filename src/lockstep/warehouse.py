@@ -11,6 +11,7 @@ import duckdb
 from duckdb import DuckDBPyConnection
 
 from lockstep.errors import LockstepError
+from lockstep.onewriter import in_use
 
 Row = dict[str, Any]
 
@@ -29,13 +30,24 @@ def reader(home: Path) -> Iterator[DuckDBPyConnection]:
 
     Raises LockstepError if there is no warehouse yet, or if a run has it open: DuckDB lets nobody in meanwhile.
     """
+    with _connection(home, read_only=True) as connection:
+        yield connection
+
+
+@contextmanager
+def writer(home: Path) -> Iterator[DuckDBPyConnection]:
+    """As `reader`, but it may write. The caller holds the lock of the runs."""
+    with _connection(home, read_only=False) as connection:
+        yield connection
+
+
+@contextmanager
+def _connection(home: Path, read_only: bool) -> Iterator[DuckDBPyConnection]:
     path = require(home)
     try:
-        connection = duckdb.connect(str(path), read_only=True, config={"file_search_path": str(home)})
+        connection = duckdb.connect(str(path), read_only=read_only, config={"file_search_path": str(home)})
     except duckdb.IOException as e:
-        raise LockstepError(
-            f"{path} is in use by another process, probably a run. Try again when it is done. ({e})"
-        ) from None
+        raise LockstepError(in_use(path, e) or f"{path} cannot be opened: {e}") from None
     try:
         connection.execute("SET TimeZone = 'UTC'")
         yield connection

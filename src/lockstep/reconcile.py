@@ -1,0 +1,194 @@
+"""A receipt on demand: the rebuild at any sealed hour against the increments up to it.
+
+Nothing of it is computed here: the query is that of the planned model `reconcile.<domain>_receipts`, with whatever
+depends on the day's cut expanded into it and `rebuild.cut` replaced by the wanted cut. The receipt is stored where the
+nightly ones are, so `ops.serving` counts it as evidence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from lockstep import warehouse
+from lockstep.changelog import ChangeLog
+from lockstep.contracts import Contract, load
+from lockstep.errors import LockstepError
+from lockstep.lock import exclusive
+from lockstep.project import project
+from lockstep.warehouse import Row
+
+_CUT = "rebuild.cut"
+
+
+@dataclass(frozen=True)
+class Reconciled:
+    """A receipt as it was stored, and, if it failed, the first cells that differ by more than the contract allows."""
+
+    receipt: Row
+    cells: list[Row]
+
+    @property
+    def passed(self) -> bool:
+        return bool(self.receipt["verdict"] == "passed")
+
+
+def chosen(domains: Iterable[str]) -> list[Contract]:
+    """The contracts of these domains, or of all if none is named. Raises LockstepError on an unknown name."""
+    contracts = load()
+    names = list(dict.fromkeys(domains)) or list(contracts)
+    for name in names:
+        if name not in contracts:
+            raise LockstepError(f"There is no domain {name}. The contracts have: {', '.join(contracts)}.")
+    return [contracts[name] for name in names]
+
+
+def reconcile(home: Path, domains: Iterable[str] = (), at: datetime | None = None, limit: int = 20) -> list[Reconciled]:
+    """Compare the paths of `domains` (all if none is named) at the cut `at`, and store a receipt each.
+
+    `at` is a full hour (UTC); None is the last one that is sealed and folded, for each domain its own. A failed receipt
+    does not raise; at most `limit` of its cells are returned. Takes the lock of the runs. Raises LockstepError if the
+    hour is not sealed, not folded or before the log, or if an audit has stopped the rebuild of that very cut: the audit
+    knows what a comparison cannot see, and a receipt would vouch for it. Then no receipt at all is stored.
+    """
+    contracts = chosen(domains)
+    warehouse.require(home)
+    watermark = ChangeLog(home).watermark()
+    with exclusive(home / "warehouse.lock", "reconciling on demand"), _planned() as models:
+        cuts = {}
+        for contract in contracts:
+            sealed = watermark.sealed_until(contract.sources)
+            folded = models.folded_until(f"hourly.{contract.domain}")
+            cuts[contract.domain] = _cut(contract.domain, at, watermark.started_at, sealed, folded)
+        with warehouse.writer(home) as connection:
+            for domain, cut in cuts.items():
+                [stopped] = warehouse.rows(connection, *_stopped(domain, cut))
+                if stopped["rebuilt_at"]:
+                    raise LockstepError(
+                        f"{domain}: an audit stopped the rebuild at the cut {cut} before its receipt. `lockstep run` "
+                        "names the audit, and takes the receipt once it passes."
+                    )
+            return [_reconcile(connection, models, domain, cut, limit) for domain, cut in cuts.items()]
+
+
+def _reconcile(connection: Any, models: _Models, domain: str, cut: datetime, limit: int) -> Reconciled:
+    receipts = f"reconcile.{domain}_receipts"
+    query = models.query(receipts, cut)
+    [receipt] = warehouse.rows(connection, f"INSERT INTO {models.table(receipts)} BY NAME {query} RETURNING *")
+    cells = []
+    if receipt["verdict"] != "passed":
+        cells = warehouse.rows(
+            connection,
+            f"SELECT * FROM ({models.query(f'reconcile.{domain}_cells', cut)}) AS cells "
+            f"WHERE NOT class IN ('identical', 'tolerated') ORDER BY ALL LIMIT {limit}",
+        )
+    return Reconciled(receipt, cells)
+
+
+def _cut(
+    domain: str, at: datetime | None, started: datetime | None, sealed: datetime | None, folded: datetime | None
+) -> datetime:
+    if started is None or sealed is None or folded is None or min(sealed, folded) <= started:
+        raise LockstepError(f"{domain}: no hour is sealed and folded yet. `lockstep run` folds those that are sealed.")
+    if at is None:
+        return min(sealed, folded)
+    if at != at.replace(minute=0, second=0, microsecond=0):
+        raise LockstepError(f"{at} is no cut: cuts lie between two hours of the log. Give a full hour.")
+    if at > sealed:
+        raise LockstepError(
+            f"{domain}: the hours up to {at} are not sealed, only those up to {sealed}. "
+            "`lockstep status` says what holds them."
+        )
+    if at > folded:
+        raise LockstepError(
+            f"{domain}: the hours up to {at} are sealed but not folded, only those up to {folded}. "
+            "`lockstep run` folds them."
+        )
+    if at <= started:
+        raise LockstepError(f"{domain}: the log begins at {started}: there is nothing to compare at {at}.")
+    return at
+
+
+def _stopped(domain: str, cut: datetime) -> tuple[str, list[Any]]:
+    return (
+        f"""SELECT MAX(rebuilt_at) AS rebuilt_at FROM rebuild.cut AS rebuild_cut WHERE cut = ? AND NOT EXISTS (
+            SELECT 1 FROM reconcile.{domain}_receipts AS receipts
+            WHERE receipts.cut = rebuild_cut.cut AND receipts.reconciled_at >= rebuild_cut.rebuilt_at)""",
+        [cut],
+    )
+
+
+@contextmanager
+def _planned() -> Iterator[_Models]:
+    """The models as the last plan of production left them: what is edited and not planned is no evidence."""
+    from sqlmesh import Context
+    from sqlmesh.core.console import NoopConsole, set_console
+
+    set_console(NoopConsole())
+    context = Context(paths=str(project()), load=False)
+    try:
+        environment = context.state_reader.get_environment("prod")
+        if environment is None:
+            raise LockstepError("No plan has been carried through yet. `lockstep run` makes the first.")
+        snapshots = context.state_reader.get_snapshots(environment.snapshots).values()
+        yield _Models({snapshot.name: snapshot for snapshot in snapshots})
+    finally:
+        context.close()
+
+
+class _Models:
+    """The planned models, by name as `schema.model`."""
+
+    def __init__(self, snapshots: dict[str, Any]) -> None:
+        self._snapshots = snapshots
+        self._keys = {".".join(part.strip('"') for part in key.split(".")[-2:]): key for key in snapshots}
+        self._depends = {key: {parent.name for parent in s.parents} for key, s in snapshots.items()}
+
+    def _snapshot(self, model: str) -> Any:
+        if model not in self._keys:
+            raise LockstepError(f"{model} has not been planned yet. Run `sqlmesh plan` first.")
+        return self._snapshots[self._keys[model]]
+
+    def table(self, model: str) -> str:
+        """The physical table of a model."""
+        return str(self._snapshot(model).table_name())
+
+    def folded_until(self, model: str) -> datetime | None:
+        """The end of the hours that have been computed without a gap from the start on."""
+        intervals = self._snapshot(model).intervals
+        return datetime.fromtimestamp(intervals[0][1] / 1000, UTC).replace(tzinfo=None) if intervals else None
+
+    def query(self, model: str, cut: datetime) -> str:
+        """The model's query with everything that depends on the day's cut expanded, at another cut."""
+        from sqlglot import exp
+        from sqlmesh.core.snapshot import DeployabilityIndex
+
+        at_cut = self._downstream(self._keys[_CUT])
+        query = self._snapshot(model).model.render_query_or_raise(
+            execution_time=cut,  # as for that night; without a time SQLMesh answers as of the plan
+            snapshots=self._snapshots,
+            expand=at_cut & self._upstream(self._keys[model]),
+            deployability_index=DeployabilityIndex.all_deployable(),
+        )
+        table = exp.to_table(self.table(_CUT), dialect="duckdb")
+        wanted = exp.select(exp.cast(exp.Literal.string(str(cut)), "timestamp").as_("cut"))
+        for found in list(query.find_all(exp.Table)):
+            if (found.db, found.name) == (table.db, table.name):
+                found.replace(wanted.subquery(found.alias_or_name))
+        return str(query.sql(dialect="duckdb", comments=False))
+
+    def _upstream(self, key: str) -> set[str]:
+        found: set[str] = set()
+        pending = [key]
+        while pending:
+            new = self._depends[pending.pop()] - found
+            found |= new
+            pending += new
+        return found
+
+    def _downstream(self, key: str) -> set[str]:
+        return {other for other in self._depends if key in self._upstream(other)}
