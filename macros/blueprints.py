@@ -12,7 +12,7 @@ def each_domain(evaluator):
 
     Gives the model the contract's @domain (@domain_name as text), @owner and @source_table, and the lists @sources
     (text), @grain, @hourly_grain and @cut_grain (the same after log_hour or cut), @measures (what macros/merging.py
-    takes: all that merge), @measure_names (theirs) and @state (their columns, and what `latest` measures need beside them).
+    takes: all that merge), @measure_names (theirs) and @state (their columns, and what `latest` needs).
     """
     from lockstep.contracts import load
 

@@ -1,7 +1,7 @@
 """How measures merge, as the contracts declare it, and how far two merged values lie apart.
 
-@measures is a blueprint's list of `measure(name, merge, type, tolerance_absolute, tolerance_relative)`. The rebuild never
-uses @merged: it aggregates latest images in SQL of its own.
+@measures is a blueprint's list of `measure(name, merge, type, tolerance_absolute, tolerance_relative)`. The rebuild
+never uses @merged: it aggregates latest images in SQL of its own.
 """
 
 from __future__ import annotations
@@ -30,9 +30,7 @@ def merged_where(evaluator, measures, prefix, condition):
     A sum over no rows is 0, every other measure is NULL.
     """
     when = condition.sql("duckdb")
-    return [
-        _project(_merge(m, when), m.type, prefix.name + m.name) for m in _measures("merged_where", measures)
-    ]
+    return [_project(_merge(m, when), m.type, prefix.name + m.name) for m in _measures("merged_where", measures)]
 
 
 @macro()

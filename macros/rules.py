@@ -41,9 +41,7 @@ def is_timely(evaluator, recorded_at: exp.Expression, committed_at: exp.Expressi
     """
     recorded_at, committed_at = recorded_at.sql("duckdb"), committed_at.sql("duckdb")
     bound = "INTERVAL '3' MINUTE"
-    return parse_one(
-        f"{recorded_at} BETWEEN {committed_at} - {bound} AND {committed_at} + {bound}", dialect="duckdb"
-    )
+    return parse_one(f"{recorded_at} BETWEEN {committed_at} - {bound} AND {committed_at} + {bound}", dialect="duckdb")
 
 
 @macro()
@@ -60,7 +58,7 @@ def is_on_time(evaluator, completed_at: exp.Expression, planned_arrival_at: exp.
 
 @macro()
 def distance_m(evaluator, latitude, longitude, to_latitude, to_longitude):
-    """Metres between two points in degrees, as the crow flies: `@distance_m(latitude, longitude, to_latitude, to_longitude)`.
+    """Metres between two points in degrees, as the crow flies: `@distance_m(latitude, longitude, to_lat, to_lon)`.
 
     The haversine formula on a sphere of 6 371 km, within 0.6 % of the ellipsoid. NULL where a coordinate is.
     """

@@ -1,19 +1,25 @@
-"""A data home and the shop it is fed from: lands, runs the real models, compares every figure with the oracle."""
+"""A data home and the source it is fed from: lands, runs the real models, compares every figure with the oracle."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import copy
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pytest
+from duckdb import DuckDBPyConnection
+
 from lockstep import operate, warehouse
 from lockstep.changelog import ChangeLog
-from oracle import Batch, MartCell, Oracle, floor_hour
+from oracle import DOMAINS, GENERATIONS, Cells, Evidence, Oracle, Served, floor_hour, served
 from shop import Change, Shop, deliver, land
 
-MEASURES = "orders, units, revenue_cents, high_value_orders"
-CELL = "ordered_hour, product_id, region, status"
+RECONCILE_FAILS = "reconcile.{}_receipts: audit rebuild_equals_increments"
+BASE_FAILS = "verified.vehicle_positions: audit live_equals_rebuild_at_its_cut"
 
 
 def midnight(at: datetime) -> datetime:
@@ -21,15 +27,30 @@ def midnight(at: datetime) -> datetime:
 
 
 class Replay:
-    """One home and the shop whose changes land in it. Every method that computes also compares."""
+    """One home and the source whose changes land in it. Every method that computes also compares."""
 
     def __init__(self, home: Path, shop: Shop) -> None:
         self.home = home
         self.shop = shop
         self.cuts: list[datetime] = []
+        self.receipts: dict[str, list[dict[str, Any]]] = {domain: [] for domain in DOMAINS}
+        self._days_until: datetime | None = None  # the end of the last day that a rebuild was made for
+        self._due: list[str] = []  # what the last run has reconciled
+        self._base_fails = False  # the last generation of positions is not what was live before: tried in every run
+        self._connection: DuckDBPyConnection | None = None
         self._landed = 0
         self._reached: dict[int, datetime] = {}  # how many changes had landed -> where the source's clock was moved
-        self._batches: dict[datetime, dict[MartCell, Batch]] = {}  # as they must have been stored, by cut
+        # What must be stored, by domain or batch model and cut.
+        self._generations: dict[str, dict[datetime, Cells]] = {
+            name: {} for name in (*DOMAINS, "orders_daily", "customers_daily")
+        }
+
+    def copied(self, home: Path) -> Replay:
+        """The same home with the same past at another place."""
+        shutil.copytree(self.home, home, dirs_exist_ok=True)
+        other = copy.deepcopy(self)
+        other.home = home
+        return other
 
     @property
     def oracle(self) -> Oracle:
@@ -38,6 +59,27 @@ class Replay:
     @property
     def landed(self) -> list[Change]:
         return self.shop.changes[: self._landed]
+
+    @property
+    def watermark(self) -> datetime:
+        watermark = ChangeLog(self.home).watermark().logged_at
+        assert watermark
+        return watermark
+
+    def served(self) -> dict[str, Served]:
+        """What must be served of each domain."""
+        evidence = {
+            domain: [
+                Evidence(
+                    r["cut"],
+                    r["verdict"] == "passed",
+                    r["cells_compared"] == 0 or r["cut"] in self._generations[domain],
+                )
+                for r in receipts
+            ]
+            for domain, receipts in self.receipts.items()
+        }
+        return served(evidence, self.watermark)
 
     def land(self, *, sizes: Iterable[int] = (), again: int | None = None, reached: datetime | None = None) -> None:
         """Land what happened since, in batches of `sizes` changes that are rounded up to whole transactions.
@@ -62,103 +104,230 @@ class Replay:
             land(self.home, [], reached=reached)
             self._reached[self._landed] = reached
         if warehouse.is_planned(self.home):
-            self._compare_what_analysts_see()
+            with self._one_look():
+                self._compare_what_analysts_see()
 
     def run(self, at: datetime) -> None:
-        """Run the models as of `at`; everything must pass, and every figure be the oracle's."""
+        """Run the models as of `at`; what must pass must pass, and every figure be the oracle's."""
+        watermark = self.watermark
+        days_until = midnight(min(at, watermark))  # a day is due once all its hours are sealed
+        is_new_day = self._days_until is None or days_until > self._days_until
+        failures_must_be = self._expect(at, watermark, is_new_day)
         result = operate.run(self.home, at)
-        assert result.failures == []
-        assert result.agrees
-        watermark = ChangeLog(self.home).watermark().logged_at
-        assert watermark
-        [receipt] = result.receipts
-        self._compare_increments(until=min(floor_hour(at), floor_hour(watermark)))
-        if receipt["cut"] not in self.cuts:
-            assert receipt["cut"] == min(midnight(at), floor_hour(watermark))
-            self.cuts.append(receipt["cut"])
-        self._compare_generations(receipt)
-        self._compare_what_analysts_see()
+        assert sorted(failure.split(" found ")[0] for failure in result.failures) == sorted(failures_must_be)
+        assert result.agrees == (not failures_must_be)
+        self._days_until = max(days_until, self._days_until or days_until)
+        with self._one_look():
+            self._compare_increments(until=min(floor_hour(at), floor_hour(watermark)))
+            self._compare_receipts()
+            self._compare_generations()
+            self._compare_what_analysts_see()
 
     def run_next_day(self) -> None:
         """Let the source's clock pass midnight, and run at five in the morning: the cut is that midnight."""
-        watermark = ChangeLog(self.home).watermark().logged_at
-        assert watermark
-        morning = midnight(max([watermark, *self.cuts])) + timedelta(days=1, hours=5)
+        morning = midnight(max([self.watermark, *self.cuts])) + timedelta(days=1, hours=5)
         self.shop.now = max(self.shop.now, morning)
         self.land(reached=morning)
         self.run(morning)
         assert self.cuts[-1] == midnight(morning)
 
+    def _expect(self, at: datetime, watermark: datetime, is_new_day: bool) -> list[str]:
+        """Note what a run as of `at` must store, and return what must fail in it.
+
+        A new day reconciles every domain at a new cut. Else what failed is tried once more, at the same cut.
+        """
+        oracle, failures = self.oracle, []
+        if is_new_day:
+            cut = min(midnight(at), floor_hour(watermark))
+            if cut not in self.cuts:
+                self.cuts.append(cut)
+        cut = self.cuts[-1]
+        self._due = [d for d in DOMAINS if is_new_day or self._must_retry(d)]
+        for domain in self._due:
+            if not oracle.receipt(domain, cut).is_passed:
+                failures.append(RECONCILE_FAILS.format(domain))
+                continue
+            self._store(domain, cut, oracle.cells(domain, cut))
+            if domain == "vehicle_positions":
+                self._base_fails = not self._base_holds()
+        if self._base_fails and RECONCILE_FAILS.format("vehicle_positions") not in failures:
+            failures.append(BASE_FAILS)
+        if is_new_day:
+            self._store("orders_daily", cut, oracle.orders_batch(cut))
+            self._store("customers_daily", cut, oracle.customers_batch(cut))
+        return failures
+
+    def _must_retry(self, domain: str) -> bool:
+        return self.receipts[domain][-1]["verdict"] != "passed"
+
+    def _store(self, name: str, cut: datetime, cells: Cells) -> None:
+        generations = self._generations[name]
+        if cells:
+            generations[cut] = cells
+        for old in sorted(generations)[:-GENERATIONS]:
+            del generations[old]
+
+    def _base_holds(self) -> bool:
+        """Whether the positions that were live, on the generation before the last, come to the last generation."""
+        cuts = sorted(self._generations["vehicle_positions"])
+        return len(cuts) < 2 or self.oracle.base_holds(*reversed(cuts[-2:]))
+
     def _compare_increments(self, until: datetime) -> None:
-        found: dict[datetime, dict[Any, Any]] = {}
-        for log_hour, cells in _grouped(
-            self.query(
-                f"SELECT log_hour, {CELL}, {MEASURES} FROM hourly.orders "
-                "WHERE orders <> 0 OR units <> 0 OR revenue_cents <> 0 OR high_value_orders <> 0"
-            )
-        ).items():
-            found[log_hour] = _cells(cells)
-        expected = {hour: cells for hour, cells in self.oracle.increments().items() if hour < until}
-        assert found == expected
+        oracle = self.oracle
+        for domain, contract in DOMAINS.items():
+            found: dict[datetime, Cells] = {}
+            for log_hour, rows in _grouped(self._select(f"hourly.{domain}", ["log_hour"], domain)).items():
+                cells = self._cells(rows, domain)
+                found[log_hour] = {c: v for c, v in cells.items() if contract.tolerances or any(v)}
+            expected = {hour: cells for hour, cells in oracle.increments(domain).items() if hour < until}
+            assert {hour: cells for hour, cells in found.items() if cells} == expected, domain
 
-    def _compare_generations(self, receipt: dict[str, Any]) -> None:
+    def _compare_receipts(self) -> None:
+        """Those that the last run has made: one of each domain that was due, and each says what it must."""
+        oracle = self.oracle
+        assert self._connection
+        all_receipts = warehouse.rows(self._connection, "SELECT * FROM reconcile.receipts ORDER BY reconciled_at")
         [(cut,)] = self.query("SELECT cut FROM rebuild.cut")
-        assert cut == receipt["cut"]
-        rebuilt = _cells(self.query(f"SELECT {CELL}, {MEASURES} FROM rebuild.orders"))
-        assert rebuilt == self.oracle.cells(cut)
-        assert receipt["verdict"] == "passed"
-        assert receipt["cells_compared"] == len(rebuilt)
-        assert receipt["rebuild_fingerprint"] == receipt["increments_fingerprint"]
+        assert cut == self.cuts[-1]
+        for domain, contract in DOMAINS.items():
+            known = self.receipts[domain]
+            made = [r for r in all_receipts if r["domain"] == domain]
+            assert made[: len(known)] == known, f"a receipt of {domain} was rewritten"
+            assert len(made) - len(known) == (domain in self._due), domain
+            rebuilt = self._cells(self._select(f"rebuild.{domain}", [], domain), domain)
+            assert rebuilt == oracle.cells(domain, cut), domain
+            for receipt in made[len(known) :]:
+                expected = oracle.receipt(domain, cut)
+                classes = list(expected.classes.values())
+                differing = len(classes) - classes.count("identical")
+                assert receipt["cut"] == cut
+                assert receipt["cells_compared"] == len(classes)
+                assert receipt["cells_differing"] == differing
+                assert receipt["cells_beyond"] == differing - classes.count("tolerated")
+                assert receipt["verdict"] == ("passed" if expected.is_passed else "failed")
+                assert receipt["mode"] == contract.mode
+                assert (receipt["rebuild_fingerprint"] == receipt["increments_fingerprint"]) == (differing == 0)
+                assert [m["measure"] for m in receipt["measures"]] == list(contract.measures)
+                assert [m["worst_absolute"] for m in receipt["measures"]] == pytest.approx(expected.worst)
+            found = self.query(f"SELECT {', '.join(contract.grain)}, class FROM reconcile.{domain}_cells")
+            assert {row[:-1]: row[-1] for row in found} == oracle.receipt(domain, cut).classes
+            self.receipts[domain] = made
 
-        verified = _grouped(self.query(f"SELECT cut, {CELL}, {MEASURES} FROM verified.orders"))
-        expected = {cut: self.oracle.cells(cut) for cut in sorted(self.cuts)}
-        expected = dict([(cut, cells) for cut, cells in expected.items() if cells][-7:])  # seven generations are kept
-        assert {cut: _cells(cells) for cut, cells in verified.items()} == expected
-
-        self._batches.setdefault(cut, self.oracle.batch(cut))
-        stored = _grouped(
-            self.query(
-                "SELECT cut, ordered_date, category, region, status, "
-                "distinct_customers, median_amount_cents, p95_amount_cents FROM verified.orders_daily"
-            )
-        )
-        assert {cut: _cells(cells) for cut, cells in stored.items()} == {
-            cut: self._batches[cut] for cut in expected if self._batches[cut]
-        }
+    def _compare_generations(self) -> None:
+        for domain in DOMAINS:
+            rows = _grouped(self._select(f"verified.{domain}", ["cut"], domain))
+            assert {cut: self._cells(r, domain) for cut, r in rows.items()} == self._generations[domain], domain
+        for name, grain, measures in (
+            ("orders_daily", 4, "ordered_date, category, region, status, " + ORDERS_BATCH),
+            ("customers_daily", 1, "customer_id, " + CUSTOMERS_BATCH),
+        ):
+            rows = _grouped(self.query(f"SELECT cut, {measures} FROM verified.{name}"))
+            assert {cut: _cells(r, grain) for cut, r in rows.items()} == self._generations[name], name
 
     def _compare_what_analysts_see(self) -> None:
-        oracle = self.oracle
-        watermark = ChangeLog(self.home).watermark().logged_at
-        assert _cells(self.query(f"SELECT {CELL}, {MEASURES} FROM live.orders")) == oracle.cells()
+        oracle, must_serve = self.oracle, self.served()
+        serving = self.query("SELECT domain, served_from, as_of, verified_cut FROM ops.serving")
+        assert {d: Served(*rest) for d, *rest in serving} == must_serve
+        for domain in DOMAINS:
+            base = max(self._generations[domain], default=datetime.min)
+            live = self._cells(self._select(f"live.{domain}", [], domain), domain)
+            assert live == oracle.live(domain, base), domain
+            assert self._mart(domain, DOMAINS[domain].grain, DOMAINS[domain].measures, domain) == (
+                live if must_serve[domain].cut is None else self._generation(domain, must_serve[domain])
+            ), domain
+        self._compare_orders(oracle, must_serve["orders"])
+        self._compare_customers(oracle, must_serve["customer_activity"])
+        self._compare_deliveries(oracle, must_serve["delivery_status"])
+        self._compare_routes(oracle, must_serve["route_performance"])
 
-        hourly = f"SELECT ordered_hour, category, region, status, {MEASURES} FROM mart.orders_hourly"
-        assert _cells(self.query(hourly)) == oracle.hourly()
+    def _compare_orders(self, oracle: Oracle, orders: Served) -> None:
+        sums = DOMAINS["orders"].measures
+        grain = ("category", "region", "status")
+        found = self._mart("orders_hourly", ("ordered_hour", *grain), sums, "orders")
+        assert found == oracle.orders_hourly(orders.cut)
 
-        daily = self.query(
-            f"SELECT ordered_date, category, region, status, {MEASURES}, "
-            "distinct_customers, median_amount_cents, p95_amount_cents FROM mart.orders_daily"
+        batch = self._generation("orders_daily", orders)
+        expected = {c: v + batch.get(c, (None,) * 3) for c, v in oracle.orders_daily(orders.cut).items()}
+        measures = (*sums, *ORDERS_BATCH.split(", "))
+        assert self._mart("orders_daily", ("ordered_date", *grain), measures, "orders") == expected
+
+    def _compare_customers(self, oracle: Oracle, activity: Served) -> None:
+        sums = "region, orders, open_orders, revenue_cents, alert_orders, orders_last_hour, revenue_last_hour_cents"
+        batch = self._generation("customers_daily", activity)
+        totals = oracle.customers(activity.cut, activity.as_of) if activity.as_of else {}
+        expected = {c: v + batch.get(c, (None,) * 5) for c, v in totals.items()}
+        columns = f"{sums}, {CUSTOMERS_BATCH}".split(", ")
+        assert self._mart("customers", ["customer_id"], columns, "customer_activity") == expected
+
+        columns = ["orders", "revenue_cents", "orders_in_hour", "revenue_in_hour_cents"]
+        found = self._mart("customer_velocity", DOMAINS["customer_activity"].grain, columns, "customer_activity")
+        assert found == oracle.customer_velocity(activity.cut)
+
+    def _compare_deliveries(self, oracle: Oracle, deliveries: Served) -> None:
+        columns = [*DELIVERIES.split(", "), "on_time_rate"]
+        found = self._mart("delivery_hourly", ("window_hour", "region"), columns, "delivery_status")
+        assert found == _nearly(oracle.delivery_hourly(deliveries.cut))
+
+    def _compare_routes(self, oracle: Oracle, routes: Served) -> None:
+        if routes.cut is None:
+            base = max(self._generations["vehicle_positions"], default=datetime.min)
+            positions = oracle.live("vehicle_positions", base)
+        else:
+            positions = self._generation("vehicle_positions", routes)
+        columns = (
+            "service_date, driver_id, stops_planned, stops_done, stops_on_time, parcels, parcels_on_board, "
+            "capacity_parcels, next_stop_number, planned_arrival_at, window_to_at, latitude, longitude, recorded_at, "
+            "distance_m, EPOCH(expected_arrival_at), slack_seconds, is_at_risk"
         )
-        batch = self._batches.get(self.cuts[-1], {}) if self.cuts else {}
-        expected = {cell: sums + batch.get(cell, (None, None, None)) for cell, sums in oracle.daily().items()}
-        assert _cells(daily) == expected
+        found = self._mart("routes", ["route_id"], columns.split(", "), "route_performance")
+        expected = oracle.routes(routes.cut, routes.as_of, positions) if routes.as_of else {}
+        assert found == _nearly(expected)
 
-        served = self.query(
-            "SELECT DISTINCT served_from, as_of FROM mart.orders_hourly "
-            "UNION SELECT DISTINCT served_from, as_of FROM mart.orders_daily"
-        )
-        assert served in ([], [("live", watermark)])
+    def _generation(self, name: str, of: Served) -> Cells:
+        """The cells of the generation that is served."""
+        return self._generations[name].get(of.verified_cut, {}) if of.verified_cut else {}
+
+    def _mart(self, name: str, grain: Sequence[str], columns: Sequence[str], domain: str) -> Cells:
+        """The cells of a mart; each row must say what is served of the domain."""
+        rows = self.query(f"SELECT served_from, as_of, {', '.join((*grain, *columns))} FROM mart.{name}")
+        must_serve = self.served()[domain]
+        assert {row[:2] for row in rows} <= {(must_serve.served_from, must_serve.as_of)}, name
+        return _cells([row[2:] for row in rows], len(grain))
+
+    def _select(self, model: str, columns: Sequence[str], domain: str) -> list[tuple[Any, ...]]:
+        listed = [*columns, *DOMAINS[domain].grain, *DOMAINS[domain].measures]
+        return self.query(f"SELECT {', '.join(listed)} FROM {model}")
+
+    def _cells(self, rows: Iterable[tuple[Any, ...]], domain: str) -> Cells:
+        return _cells(rows, len(DOMAINS[domain].grain))
 
     def query(self, query: str) -> list[tuple[Any, ...]]:
+        if self._connection:
+            return self._connection.execute(query).fetchall()
         with warehouse.reader(self.home) as connection:
             return connection.execute(query).fetchall()
 
+    @contextmanager
+    def _one_look(self) -> Iterator[None]:
+        """All queries inside share a connection: it must not be open while anything lands or runs."""
+        with warehouse.reader(self.home) as self._connection:
+            try:
+                yield
+            finally:
+                self._connection = None
 
-def _cells(rows: Iterable[tuple[Any, ...]]) -> dict[Any, Any]:
-    """Rows of four columns of a cell and then measures. A cell that is there twice is an error of its own."""
-    cells: dict[Any, Any] = {}
+
+ORDERS_BATCH = "distinct_customers, median_amount_cents, p95_amount_cents"
+DELIVERIES = "shipments, out_for_delivery, exceptions, delivered, late, minutes_late"
+CUSTOMERS_BATCH = "lifetime_orders, lifetime_spend_cents, favourite_category, spend_rank, days_since_first_order"
+
+
+def _cells(rows: Iterable[tuple[Any, ...]], grain: int) -> Cells:
+    """Rows of so many columns of a cell and then measures. A cell that is there twice is an error of its own."""
+    cells: Cells = {}
     for row in rows:
-        assert row[:4] not in cells, f"{row[:4]} stands twice"
-        cells[row[:4]] = row[4:]
+        assert row[:grain] not in cells, f"{row[:grain]} stands twice"
+        cells[row[:grain]] = row[grain:]
     return cells
 
 
@@ -167,3 +336,11 @@ def _grouped(rows: Iterable[tuple[Any, ...]]) -> dict[Any, list[tuple[Any, ...]]
     for first, *rest in rows:
         groups.setdefault(first, []).append(tuple(rest))
     return groups
+
+
+def _nearly(cells: Cells) -> Cells:
+    """To compare with: floats, which these marts do not sum but derive, to a millimetre, millisecond or thousandth."""
+    return {
+        cell: tuple(pytest.approx(v, rel=0, abs=1e-3) if isinstance(v, float) else v for v in values)
+        for cell, values in cells.items()
+    }

@@ -1,16 +1,16 @@
-"""A source database of two tables in plain Python: it makes change events with correct images, as PostgreSQL would.
+"""The company's source database in plain Python: it makes change events with correct images, as PostgreSQL would.
 
-Tests say what happens in the shop (`order`, `change`, `delete`, `rekey`); `land` puts the changes into a change log,
-`deliver` does so by way of Debezium's JSON.
+Tests say what happens (`insert`, `update`, `delete`, `rekey`; `order`, `change` and `product` for short); `land` puts
+the changes into a change log, `deliver` does so by way of Debezium's JSON.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,84 @@ from lockstep.changelog import ChangeLog, Landed
 from lockstep.schema import TABLES, batch_schema
 
 Image = dict[str, Any]
-SOURCE = "shop"
-KEY = {"orders": "order_id", "products": "product_id"}
+DATABASE = "shop"
+SOURCE = f"postgresql:{DATABASE}"  # as its Debezium events name it
+KEY = {
+    "customers": ("customer_id",),
+    "products": ("product_id",),
+    "orders": ("order_id",),
+    "drivers": ("driver_id",),
+    "routes": ("route_id",),
+    "shipments": ("shipment_id",),
+    "route_stops": ("route_id", "stop_number"),
+    "gps_pings": ("ping_id",),
+}
+
+# What a new row is where nothing else is said; `now` is when it is made.
+DEFAULTS: dict[str, Callable[[datetime], Image]] = {
+    "customers": lambda now: {
+        "full_name": "A. Person",
+        "email": "a.person@example.com",
+        "region": "north",
+        "created_at": now,
+        "updated_at": now,
+    },
+    "products": lambda now: {"name": "a product", "category": "books", "price_cents": 500, "updated_at": now},
+    "orders": lambda now: {
+        "customer_id": 1,
+        "product_id": 1,
+        "region": "north",
+        "quantity": 1,
+        "amount_cents": 1_000,
+        "status": "new",
+        "ordered_at": now,
+        "updated_at": now,
+    },
+    "drivers": lambda now: {
+        "full_name": "B. Driver",
+        "depot_region": "north",
+        "capacity_parcels": 2,
+        "updated_at": now,
+    },
+    "routes": lambda now: {
+        "driver_id": 1,
+        "service_date": now.date(),
+        "planned_departure_at": now,
+        "planned_distance_m": 40_000,
+        "updated_at": now,
+    },
+    "shipments": lambda now: {
+        "order_id": 1,
+        "route_id": None,
+        "region": "north",
+        "status": "created",
+        "exception_code": None,
+        "window_from_at": now + timedelta(hours=2),
+        "window_to_at": now + timedelta(hours=4),
+        "delivered_at": None,
+        "updated_at": now,
+    },
+    "route_stops": lambda now: {
+        "shipment_id": 1,
+        "planned_arrival_at": now + timedelta(hours=1),
+        "latitude": 57.75,
+        "longitude": 12.0,
+        "completed_at": None,
+    },
+    "gps_pings": lambda now: {
+        "driver_id": 1,
+        "latitude": 57.7,
+        "longitude": 12.0,
+        "speed_kmh": 50.5,
+        "recorded_at": now,
+    },
+}
+
+
+def key_of(table: str, image: Image) -> Any:
+    """The key of a row: a value, or a tuple of values where the key is composite."""
+    values = tuple(image[name] for name in KEY[table])
+    return values if len(values) > 1 else values[0]
 
 
 @dataclass(frozen=True)
@@ -44,7 +120,7 @@ class Shop:
 
     now: datetime
     changes: list[Change] = field(default_factory=list)
-    rows: dict[str, dict[int, Image]] = field(default_factory=lambda: {"orders": {}, "products": {}})
+    rows: dict[str, dict[Any, Image]] = field(default_factory=lambda: {table: {} for table in KEY})
     _transaction: int = 0
     _is_open: bool = False
 
@@ -58,54 +134,70 @@ class Shop:
         finally:
             self._is_open = False
 
+    def insert(self, table: str, key: Any, *, op: str = "c", **columns: Any) -> None:
+        """A new row, or with `op='r'` one that a snapshot found."""
+        self._emit(table, op, None, _keyed(table, key) | DEFAULTS[table](self.now) | columns)
+
+    def update(self, table: str, key: Any, *, op: str = "u", **columns: Any) -> None:
+        """An update, or with `op='r'` what a later snapshot found in place of the image known so far."""
+        before = self.rows[table][key]
+        self._emit(table, op, before, before | self._touched(before) | columns)
+
+    def delete(self, key: Any, table: str = "orders") -> None:
+        self._emit(table, "d", self.rows[table][key], None)
+
+    def rekey(self, key: Any, new_key: Any, table: str = "orders", **columns: Any) -> None:
+        """An update of the primary key."""
+        before = self.rows[table][key]
+        self._emit(table, "u", before, before | self._touched(before) | columns | _keyed(table, new_key))
+
     def order(self, order_id: int, *, op: str = "c", **columns: Any) -> None:
-        """A new order, or with `op='r'` one that a snapshot found."""
-        image = {
-            "order_id": order_id,
-            "customer_id": 1,
-            "product_id": 1,
-            "region": "north",
-            "quantity": 1,
-            "amount_cents": 1_000,
-            "status": "new",
-            "ordered_at": self.now,
-            "updated_at": self.now,
-        }
-        self._emit("orders", op, None, image | columns)
+        self.insert("orders", order_id, op=op, **columns)
+
+    def change(self, order_id: int, *, op: str = "u", **columns: Any) -> None:
+        self.update("orders", order_id, op=op, **columns)
 
     def product(self, product_id: int, category: str, *, op: str = "c", **columns: Any) -> None:
         """A new product, or a new version of a known one."""
-        before = self.rows["products"].get(product_id)
-        image = {"product_id": product_id, "name": "a product", "category": category, "price_cents": 500}
-        self._emit("products", "u" if before else op, before, image | {"updated_at": self.now} | columns)
+        if product_id in self.rows["products"]:
+            self.update("products", product_id, category=category, **columns)
+        else:
+            self.insert("products", product_id, op=op, category=category, **columns)
 
-    def change(self, order_id: int, *, op: str = "u", **columns: Any) -> None:
-        """An update, or with `op='r'` what a later snapshot found in place of the image known so far."""
-        before = self.rows["orders"][order_id]
-        self._emit("orders", op, before, before | {"updated_at": self.now} | columns)
+    def ping(self, driver_id: int = 1, **columns: Any) -> None:
+        """A ping of a driver's device, with the next free key."""
+        self.insert("gps_pings", max(self.rows["gps_pings"], default=0) + 1, driver_id=driver_id, **columns)
 
-    def delete(self, key: int, table: str = "orders") -> None:
-        self._emit(table, "d", self.rows[table][key], None)
-
-    def rekey(self, order_id: int, new_id: int, **columns: Any) -> None:
-        """An update of the primary key."""
-        before = self.rows["orders"][order_id]
-        self._emit("orders", "u", before, before | {"updated_at": self.now} | columns | {"order_id": new_id})
+    def _touched(self, row: Image) -> Image:
+        return {"updated_at": self.now} if "updated_at" in row else {}
 
     def _emit(self, table: str, op: str, before: Image | None, after: Image | None) -> None:
-        key = KEY[table]
         if before:
-            del self.rows[table][before[key]]
+            del self.rows[table][key_of(table, before)]
         if after:
-            assert after[key] not in self.rows[table], f"{table} {after[key]} is there already"
-            self.rows[table][after[key]] = after
+            key = key_of(table, after)
+            assert key not in self.rows[table], f"{table} {key} is there already"
+            self.rows[table][key] = after
         if not self._is_open:
             self._transaction += 1
         self.changes.append(Change(table, op, before, after, self.now, self._transaction, len(self.changes) + 1))
 
 
+def _keyed(table: str, key: Any) -> Image:
+    return dict(zip(KEY[table], key if isinstance(key, tuple) else (key,), strict=True))
+
+
 def land(home: Path, changes: Sequence[Change], *, reached: datetime | None = None) -> Landed:
     """Land `changes` as one batch through a writer opened for it. `reached` moves the log's clock without a change."""
+    log = ChangeLog(home)
+    source = log.watermark().source if log.exists() else SOURCE
+    assert source
+    with log.writer(source) as writer:
+        return writer.land(batch_of(changes), reached=reached)
+
+
+def batch_of(changes: Sequence[Change]) -> dict[str, pa.Table]:
+    """The changes as a batch for `Writer.land`."""
     tables = {}
     for name in KEY:
         rows = [
@@ -123,11 +215,7 @@ def land(home: Path, changes: Sequence[Change], *, reached: datetime | None = No
         ]
         if rows:
             tables[name] = pa.Table.from_pylist(rows, schema=batch_schema(TABLES[name]))
-    log = ChangeLog(home)
-    source = log.watermark().source if log.exists() else SOURCE
-    assert source
-    with log.writer(source) as writer:
-        return writer.land(tables, reached=reached)
+    return tables
 
 
 def deliver(home: Path, changes: Sequence[Change]) -> ingest.Summary:
@@ -140,18 +228,23 @@ def deliver(home: Path, changes: Sequence[Change]) -> ingest.Summary:
 
 def debezium_lines(change: Change) -> Iterator[str]:
     """The events that Debezium makes of a change: two where the primary key changed."""
-    key = KEY[change.table]
-    if change.before and change.after and change.before[key] != change.after[key]:
+    if is_key_update(change):
         yield _event(change, "d", change.before, None)
         yield _event(change, "c", None, change.after)
     else:
         yield _event(change, change.op, change.before if change.op != "r" else None, change.after)
 
 
+def is_key_update(change: Change) -> bool:
+    """Whether the log holds the change as two: a delete and an insert."""
+    keys = [key_of(change.table, image) for image in (change.before, change.after) if image]
+    return len(set(keys)) == 2
+
+
 def _event(change: Change, op: str, before: Image | None, after: Image | None) -> str:
     source = {
         "connector": "postgresql",
-        "db": SOURCE,
+        "db": DATABASE,
         "schema": "public",
         "table": change.table,
         "txId": change.tx_id,
@@ -160,7 +253,11 @@ def _event(change: Change, op: str, before: Image | None, after: Image | None) -
         "ts_us": epoch_us(change.committed_at),
     }
     event = {"op": op, "before": before, "after": after, "source": source, "ts_ms": source["ts_us"] // 1000}
-    return json.dumps(event, default=lambda at: at.isoformat(timespec="microseconds") + "Z")
+    return json.dumps(event, default=_as_text)
+
+
+def _as_text(value: date) -> str:
+    return f"{value.isoformat(timespec='microseconds')}Z" if isinstance(value, datetime) else value.isoformat()
 
 
 def _with_extra(image: Image | None) -> Image | None:

@@ -13,15 +13,14 @@ It holds the change log's lock as long as it runs, and lends it between two batc
 
 from __future__ import annotations
 
-import errno
 import logging
 import select
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -43,7 +42,7 @@ from lockstep.metrics import CapturePublisher, CaptureState
 from lockstep.pgoutput import BEGIN, COMMIT, TRUNCATE, Decoder, commit_end
 from lockstep.postgres import LEFTOVER_SECONDS, Source, close_quietly, format_lsn, is_out_of_reach, parse_lsn, query
 from lockstep.schema import TABLES, TIMESTAMP, Table, batch_schema
-from lockstep.service import stop_on_signal
+from lockstep.service import disk_full_said_plainly, stop_on_signal
 from lockstep.snapshot import PART_BYTES, PART_ROWS, begin, check_continues
 
 LONGEST_TRIGGER = 10.0  # seconds; how far a backlog may lengthen the trigger, unless it is longer itself
@@ -86,7 +85,7 @@ def capture(
     summary = Captured()
     with (
         stop_on_signal() as stop,
-        _disk_full_said_plainly(home),
+        disk_full_said_plainly(home),
         # A lock of its own tells others that it lives: the log's may be lent.
         exclusive(home / "capture.lock", "capturing changes"),
         ChangeLog(home).writer(identity.source, "capturing changes", lends=True) as writer,
@@ -129,19 +128,6 @@ def _lend_if_asked(writer: Writer, stop: threading.Event, meanwhile: Callable[[]
     seconds = round(time.monotonic() - started, 3)
     log.info("lent the change log to another command for %.1f s", seconds, extra=about("lent", seconds=seconds))
     return True
-
-
-@contextmanager
-def _disk_full_said_plainly(home: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as e:
-        if e.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise LockstepError(
-            f"The disk of {home} is full. Nothing is lost: what has landed is whole, and PostgreSQL keeps the rest. "
-            "Make room and start again; until then PostgreSQL's own disk fills."
-        ) from e
 
 
 def _follow(

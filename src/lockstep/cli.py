@@ -164,7 +164,7 @@ def publish(as_json: bool) -> None:
     The file is made anew and moved into place. Nobody ever writes to it, so any number of readers at any time meet no
     lock, and a reader that stays connected to an old one stays right. Open it read-only with any DuckDB from 1.5 on.
 
-    
+    \b
       mart.<name>                  the figures; live ones are as fresh as the change log, where the evidence allows
       mart.<name>_as_of(<time>)    the figures as they were at a past hour
       about                        what is served from where and why, as of when, who owns it
@@ -173,7 +173,7 @@ def publish(as_json: bool) -> None:
 
     Exit code 0 if it is published; 1 if not, with the reason: then the file that was there stays.
 
-    
+    \b
     Examples:
       lockstep publish
       lockstep publish --json
@@ -303,7 +303,7 @@ def ingest(
     Name the topics of all tables, and unless they are one partition, that of the transaction marks, which restores the
     order in which the database committed. ^ begins a regular expression.
 
-    debezium:FILE runs a connector of Debezium's in this process (MySQL, SQL Server, Oracle, ...), with the settings in
+    debezium:FILE runs a connector of Debezium's in this process (MySQL, ...), with the settings in
     FILE, until SIGTERM or Ctrl-C, each change once. PostgreSQL has `lockstep capture`, which needs no Java.
 
     Exit code 0 if everything landed or was known, or if it was stopped; 1 if something went to quarantine or the input

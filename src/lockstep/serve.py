@@ -31,12 +31,33 @@ _SHORTEST_TOKEN = 16
 _EXTENSIONS = ("httpfs", "quack")  # quack draws its random numbers with what httpfs brings
 
 # Table functions that a query may name. All others read files, run text, stop the server or tell of other clients.
-_ALLOWED = (
-    "duckdb_columns duckdb_constraints duckdb_databases duckdb_functions duckdb_indexes duckdb_keywords "
-    "duckdb_schemas duckdb_sequences duckdb_settings duckdb_tables duckdb_types duckdb_views generate_series "
-    "icu_calendar_names json_each json_tree pg_timezone_names pragma_show pragma_table_info pragma_version range repeat "
-    "repeat_row summary unnest"
-).split()
+_ALLOWED = [
+    "duckdb_columns",
+    "duckdb_constraints",
+    "duckdb_databases",
+    "duckdb_functions",
+    "duckdb_indexes",
+    "duckdb_keywords",
+    "duckdb_schemas",
+    "duckdb_sequences",
+    "duckdb_settings",
+    "duckdb_tables",
+    "duckdb_types",
+    "duckdb_views",
+    "generate_series",
+    "icu_calendar_names",
+    "json_each",
+    "json_tree",
+    "pg_timezone_names",
+    "pragma_show",
+    "pragma_table_info",
+    "pragma_version",
+    "range",
+    "repeat",
+    "repeat_row",
+    "summary",
+    "unnest",
+]
 # A statement that is no SELECT has no tree. What a view reads is not in the tree of a query that names the view.
 _MAY_ASK = """
     CREATE MACRO may_ask(connection_id, statement) AS (
@@ -102,13 +123,17 @@ def access_token(home: Path) -> str:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         except FileExistsError:
             if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-                raise LockstepError(f"{path} can be read by others: chmod 600 it, and better remove it first.") from None
+                raise LockstepError(
+                    f"{path} can be read by others: chmod 600 it, and better remove it first."
+                ) from None
         else:
             with os.fdopen(descriptor, "w", encoding="utf-8") as file:
                 file.write(secrets.token_urlsafe(32) + "\n")
         token = path.read_text(encoding="utf-8").strip()
     if len(token) < _SHORTEST_TOKEN:
-        raise LockstepError(f"The token in {where} is shorter than {_SHORTEST_TOKEN} characters: anybody could guess it.")
+        raise LockstepError(
+            f"The token in {where} is shorter than {_SHORTEST_TOKEN} characters: anybody could guess it."
+        )
     return token
 
 
@@ -125,7 +150,7 @@ def extension(name: str) -> Path:
     path = Path(found.origin).parent / "extensions" / f"v{duckdb.__version__}" / f"{name}.duckdb_extension"
     if not path.exists():
         raise LockstepError(
-            f"{package} is made for another DuckDB than {duckdb.__version__}: pip install 'lockstep[serve]' has both fit."
+            f"{package} is made for another DuckDB than {duckdb.__version__}: pip install 'lockstep[serve]' mends it."
         )
     return path
 

@@ -36,6 +36,6 @@ def disk_full_said_plainly(home: Path) -> Iterator[None]:
         if e.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise LockstepError(
-            f"The disk of {home} is full. Nothing is lost: what has landed is whole, and the source keeps the rest. "
-            "Make room and start again."
+            f"The disk of {home} is full. Nothing is lost: what has landed is whole, and the source keeps the rest, "
+            "on its own disk meanwhile. Make room and start again."
         ) from e

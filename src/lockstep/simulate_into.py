@@ -31,6 +31,7 @@ from lockstep.errors import LockstepError
 from lockstep.postgres import Source, is_out_of_reach, query
 from lockstep.project import project
 from lockstep.schema import SCHEMA_FILE, TABLES, TIMESTAMP, Table
+from lockstep.service import stop_on_signal
 from lockstep.simulate import History, new_history, open_world
 from lockstep.simulate_live import (
     REMEMBERED,
@@ -42,7 +43,6 @@ from lockstep.simulate_live import (
     Pace,
     State,
     key_of,
-    stopped_by_signals,
 )
 from lockstep.simulate_world import ENTITIES
 
@@ -98,7 +98,7 @@ def run(
                 "--seed, --days, --orders-per-day and --until, or name another database; nothing was written."
             )
         if rate is not None:
-            with stopped_by_signals() as stop, closing(source.first_connection()) as gateway:
+            with stop_on_signal() as stop, closing(source.first_connection()) as gateway:
                 done = _work(connection, gateway, rate, seconds, stop, say)
             result |= {
                 "rate": rate,

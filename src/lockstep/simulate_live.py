@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import itertools
 import random
-import signal
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -25,6 +23,7 @@ import pyarrow as pa
 from lockstep.changelog import ChangeLog, Watermark
 from lockstep.errors import LockstepError
 from lockstep.schema import TABLES
+from lockstep.service import stop_on_signal
 from lockstep.simulate import SOURCE, Progress, Rows, progress, stamp, to_us
 from lockstep.simulate_world import ENTITIES
 
@@ -116,18 +115,6 @@ class Pace:
         return self.every if self.seconds is None else min(self.every, self.seconds - self.elapsed)
 
 
-@contextmanager
-def stopped_by_signals() -> Iterator[threading.Event]:
-    """An event that SIGINT and SIGTERM set meanwhile. To be called from the main thread."""
-    stop = threading.Event()
-    previous = {n: signal.signal(n, lambda *_: stop.set()) for n in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
 def run(log: ChangeLog, rate: float, seconds: float | None, say: Callable[[str], None]) -> dict[str, Any]:
     """Simulate live until `seconds` have passed or a signal asks to end, which is a way to end well; the summary.
 
@@ -141,7 +128,7 @@ def run(log: ChangeLog, rate: float, seconds: float | None, say: Callable[[str],
         )
 
     say("reading where the company is")
-    with stopped_by_signals() as stop:
+    with stop_on_signal() as stop:
         done = live(log, rate, seconds, on_batch, stop)
     say("")
     return {
