@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-live test check bench clean
+.PHONY: help demo demo-live test check bench soak clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -31,10 +31,13 @@ check: $(INSTALLED) ## Formatting, linting and types of Python and SQL
 
 test: check ## Every test: the checks, SQLMesh's unit tests, pytest
 	$(BIN)/sqlmesh test
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto --dist worksteal
 
 bench: $(INSTALLED) ## Measure landing, hourly, rebuild and live beside bare DuckDB
 	$(BIN)/python bench/bench.py
+
+soak: $(INSTALLED) ## Eight readers without pause through fifty runs, publications and compactions; about a quarter of an hour
+	$(BIN)/python tests/soak.py
 
 clean: ## Remove the virtual environment and the demo's data
 	rm -rf $(VENV) data logs
