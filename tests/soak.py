@@ -43,7 +43,7 @@ UNTIL = datetime(2026, 11, 18, 10, 20)
 NEW = 10_000_000  # keys from here on are the soak's own
 BEAT = 0.5  # seconds between two landings
 TRANSACTIONS = 6  # of a landing
-READS_PER_CONNECTION = 20
+CONNECTED = 5.0  # seconds until a reader opens the file anew; one that stays reads an ever longer tail of the log
 KEEP = timedelta(seconds=2)
 
 FIGURES = """
@@ -120,9 +120,8 @@ def read(home: Path, stop: Any, results: Any) -> None:
                 connection.execute("SET enable_progress_bar = FALSE")
                 [(published_at,)] = connection.execute("SELECT published_at FROM ops.publication").fetchall()
                 seen.publications.add(published_at)
-                for _ in range(READS_PER_CONNECTION):
-                    if stop.is_set():
-                        break
+                end = time.monotonic() + CONNECTED
+                while time.monotonic() < end and not stop.is_set():
                     last = _read_once(home, connection, seen, last)
         except duckdb.Error as e:
             seen.errors.append(str(e))

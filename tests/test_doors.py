@@ -77,23 +77,33 @@ def test_every_command_for_analysts_does_what_it_says(built: Path) -> None:
     environment |= {"PATH": f"{BIN}:{os.environ['PATH']}"}
     commands = readme_commands()
     said = ""
+    ports: dict[str, int] = {}  # others than by default: a server of somebody else's may have those
     with ExitStack() as stack:
         for command in commands:
-            if server := re.match(r"(lockstep serve|marimo run)\b", command):
-                port = {"lockstep serve": serve.PORT, "marimo run": 2718}[server[1]]
+            if re.match(r"(lockstep serve|marimo run)\b", command):
+                port = free_port()
                 options: Any = {"cwd": built, "env": environment, "start_new_session": True}
-                process = stack.enter_context(subprocess.Popen(["bash", "-ec", f"exec {command}"], **options))
+                started = ["bash", "-ec", f"exec {command.strip()} --port {port}"]
+                process = stack.enter_context(subprocess.Popen(started, **options))
                 stack.callback(process.terminate)
                 assert answers(port), command
+                ports[command.split()[0]] = port
             else:
+                here = command.replace(f":{serve.PORT}", f":{ports.get('lockstep')}")
                 done = subprocess.run(
-                    ["bash", "-ec", command], cwd=built, env=environment, capture_output=True, text=True, timeout=60
+                    ["bash", "-ec", here], cwd=built, env=environment, capture_output=True, text=True, timeout=60
                 )
                 assert done.returncode == 0, done.stderr
                 said += done.stdout
     assert {"duckdb", "python", "marimo", "lockstep"} <= {command.split()[0] for command in commands}
     for figure in ("mart.orders_hourly", "region", "out_for_delivery"):
         assert figure in said
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def answers(port: int) -> bool:
@@ -140,9 +150,7 @@ def test_the_notebook_shows_what_is_published(home: Path) -> None:
 @contextmanager
 def served(home: Path, *options: str) -> Iterator[int]:
     """The port of a `lockstep serve` of its own."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     with subprocess.Popen(
         [BIN / "lockstep", "serve", "--port", str(port), *options], stderr=subprocess.PIPE
     ) as process:

@@ -48,7 +48,7 @@ def _(duckdb, published, refresh):
         vehicles = connection.execute("""
             SELECT driver_id, latitude, longitude, speed_kmh, recorded_at
             FROM mart.vehicle_positions
-            WHERE recorded_at > as_of - INTERVAL 1 HOUR
+            WHERE recorded_at >= DATE_TRUNC('day', as_of)
             ORDER BY driver_id
         """).df()
         served = connection.execute("""
@@ -65,7 +65,7 @@ def _(by_hour, late, mo, served, vehicles):
             mo.stat(f"{by_hour['orders'].sum():,.0f}", label="orders today"),
             mo.stat(f"{by_hour['revenue'].sum():,.2f}", label="revenue today"),
             mo.stat(f"{late['late'].sum():,.0f}", label="late deliveries today"),
-            mo.stat(f"{len(vehicles):,}", label="vehicles in the last hour"),
+            mo.stat(f"{len(vehicles):,}", label="vehicles on the road today"),
             mo.stat(f"{served['as_of'].max():%H:%M:%S}", label="as of (UTC)"),
         ]
     )
