@@ -110,14 +110,14 @@ def kill_after(process: subprocess.Popen[bytes], seconds: float) -> None:
 def test_nothing_is_lost_or_doubled_by_kills(shop: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     seed = random.randrange(1 << 32)
     chance = random.Random(seed)
-    shop.execute(ORDER.format(900_000_001, 900_060_000) + ";" + PRODUCT.format(900_000_001, 900_030_000))
+    shop.execute(ORDER.format(900_000_001, 900_240_000) + ";" + PRODUCT.format(900_000_001, 900_120_000))
     log = ChangeLog(tmp_path)
 
     kills = 0
     while kills < KILLS_IN_SNAPSHOT:
         begun_before = log.watermark().landed_at if log.exists() else None
         process = start(shop, tmp_path)
-        while not log.exists() or log.watermark().landed_at == begun_before:
+        while not log.exists() or log.watermark().landed_at == begun_before or not log.watermark().resume:
             time.sleep(0.005)
         kill_after(process, chance.random() * 0.25)
         assert log.watermark().resume["snapshot"] == "incomplete", "killed too late: make the snapshot larger"
