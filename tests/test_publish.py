@@ -322,7 +322,7 @@ def test_a_failed_publication_leaves_the_file_and_no_debris(home: Path, monkeypa
         raise duckdb.IOException("disk full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(publish._Builder, "_describe", fail)
+        patch.setattr(publish.Builder, "_describe", fail)
         with pytest.raises(LockstepError, match=r"stays in place: .*disk full"):
             publish.publish(home)
         patch.setattr(operate, "_sqlmesh", lambda *_: [])

@@ -24,6 +24,7 @@ import duckdb
 from duckdb import DuckDBPyConnection
 
 from lockstep.errors import LockstepError
+from lockstep.warehouse import text
 
 PORT = 9494  # what clients of the protocol take if they are told none
 _POLL = 0.25  # seconds
@@ -77,7 +78,7 @@ def serve(home: Path, host: str, port: int, stop: threading.Event, say: Callable
     token = access_token(home)
     with duckdb.connect(config=_configuration(home)) as server:
         for name in _EXTENSIONS:
-            server.execute(f"LOAD {_text(extension(name))}")
+            server.execute(f"LOAD {text(extension(name))}")
         _restrict(server, home)
         door = _Door(server, home)
         door.open_newest()
@@ -168,12 +169,12 @@ def _configuration(home: Path) -> dict[str, str | bool | int | float | list[str]
 def _restrict(server: DuckDBPyConnection, home: Path) -> None:
     """Narrow what anybody can do, this process included, to reading publications and the log."""
     server.execute("SET GLOBAL TimeZone = 'UTC'")
-    readable = ", ".join(_text(f"{home / name}/") for name in ("published", "changelog"))
+    readable = ", ".join(text(f"{home / name}/") for name in ("published", "changelog"))
     server.execute(f"SET allowed_directories = [{readable}]")
     server.execute("SET enable_external_access = FALSE")
     query = "SELECT DISTINCT lower(function_name) FROM duckdb_functions() WHERE function_type IN ('table', 'pragma')"
     forbidden = {name for (name,) in server.execute(query).fetchall()} - set(_ALLOWED) | {"write_log"}
-    server.execute(_MAY_ASK.format(forbidden=f"[{', '.join(map(_text, sorted(forbidden)))}]"))
+    server.execute(_MAY_ASK.format(forbidden=f"[{', '.join(map(text, sorted(forbidden)))}]"))
     server.execute("SET GLOBAL quack_authorization_function = 'may_ask'")
 
 
@@ -197,7 +198,7 @@ class _Door:
             return False
         alias = f"publication_{path.stem}"
         try:
-            self._server.execute(f"ATTACH IF NOT EXISTS {_text(path)} AS {alias} (READ_ONLY)")
+            self._server.execute(f"ATTACH IF NOT EXISTS {text(path)} AS {alias} (READ_ONLY)")
             self._show(alias)
         except duckdb.Error as e:
             raise LockstepError(f"{path} cannot be served: {e}") from None
@@ -246,7 +247,3 @@ class _Door:
             self._server.execute("ROLLBACK")
             raise
         self._shown = set(shown)
-
-
-def _text(value: object) -> str:
-    return "'{}'".format(str(value).replace("'", "''"))

@@ -62,6 +62,11 @@ def rows(connection: DuckDBPyConnection, query: str, parameters: list[Any] | Row
     return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
 
 
+def text(value: object) -> str:
+    """A value as an SQL literal."""
+    return "NULL::TEXT" if value is None else "'{}'".format(str(value).replace("'", "''"))
+
+
 def is_planned(home: Path) -> bool:
     """Whether a plan has been carried through, so that the models can be queried by name."""
     if not (home / "warehouse.duckdb").exists():

@@ -1,0 +1,806 @@
+"""What is in a published file, and how the one before it becomes the next.
+
+A publication begins as a copy of the one before it, and only what changed is written anew:
+- Tables of the warehouse by their parts (a generation of `verified`, an hour of `hourly`): a part whose count and sum
+  of row hashes are the same stays as it is.
+- `folded.<domain>`, the cells up to the published cut: the cells that the hours since have touched.
+- The sealed part of a table of the log: the hours since.
+- Views, macros and comments always: they hold the cuts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from duckdb import DuckDBPyConnection
+
+from lockstep import warehouse
+from lockstep.changelog import REMEMBERED, SETTLING, Watermark
+from lockstep.contracts import Contract, load
+from lockstep.errors import LockstepError
+from lockstep.schema import TABLES
+from lockstep.warehouse import Row, text
+
+_ALL_HOURS = timedelta(days=8)  # a log up to this long is published with every hour of increments
+_NEVER = datetime(1, 1, 1)
+
+Place = Callable[[str], str]  # what stands in SQL for a model that is read
+
+
+@dataclass(frozen=True)
+class _Model:
+    """A model as the warehouse has it: `body` is the SQL of a view, None for a table; `relation` its physical name."""
+
+    name: str
+    relation: str
+    body: str | None
+    comment: str | None
+    columns: dict[str, str | None]
+
+    @property
+    def schema(self) -> str:
+        return self.name.partition(".")[0]
+
+    @property
+    def short(self) -> str:
+        return self.name.partition(".")[2]
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """A table of a publication. `parts` are the count and hash of its rows by generation or hour; or, of a table that
+    grows with the log, up to where it reaches, and None.
+    """
+
+    definition: str
+    parts: dict[datetime, tuple[int, int] | None]
+
+
+_STORED = "ops.stored (name TEXT, definition TEXT, part TIMESTAMP, rows BIGINT, hash HUGEINT)"
+_READ = re.compile(r'\bwarehouse\."?(sqlmesh__\w+)"?\."?(\w+)"? AS ("?\w+"?)')
+
+
+class Builder:
+    """Builds one publication in an open transaction, in a file that is empty or a copy of the one before."""
+
+    def __init__(self, connection: DuckDBPyConnection, home: Path, watermark: Watermark) -> None:
+        self._connection = connection
+        self._home = home
+        self._watermark = watermark
+        self._names: dict[str, str] = {}
+        self._models = self._load()
+        # A domain or table that the project has but no plan has carried through yet is none of the warehouse.
+        self._contracts = {name: c for name, c in load().items() if f"live.{name}" in self._models}
+        self._tables = [table for table in TABLES if f"changes.{table}" in self._models]
+        served = self._rows(f"SELECT * FROM {self._models['ops.serving'].relation}")
+        self._served = {row["domain"]: row for row in served}
+        self._first_hour = (watermark.started_at or _NEVER).replace(minute=0, second=0, microsecond=0)
+        self._made: dict[str, str] = {}
+        self._is_live: dict[str, bool] = {}
+        self._cuts: dict[str, datetime] = {}
+        self._before = self._begin()
+        self._stored: dict[str, _Stored] = {}
+        self._renewed: dict[str, set[datetime]] = {}
+        self.about: list[Row] = []
+        self.needed_hour = _NEVER
+
+    def build(self) -> None:
+        self._cuts = {contract.domain: self._folded_until(contract) for contract in self._contracts.values()}
+        self._table_cuts = {table: self._table_cut(table) for table in self._tables}
+        self.needed_hour = min(self._table_cuts.values())
+        self._visible()
+        marts = [name for name in sorted(self._models) if name.startswith("mart.")]
+        self._readers = self._readers_of_the_log(marts)
+        for name in marts:
+            self._make(name)
+        self._serving_view()
+        for name in marts:
+            self._time_travel(self._models[name])
+        self._describe()
+        self._about(marts)
+        self._end()
+        self._run(
+            f"CREATE TABLE ops.publication AS SELECT {_time(_now())} AS published_at, "
+            f"{self._watermark.position} AS position, {_time(self._watermark.logged_at)} AS logged_at, "
+            f"{_time(self.needed_hour)} AS needed_hour, {text(self._home / 'changelog')} AS changelog"
+        )
+
+    # -- What the warehouse has
+
+    def _load(self) -> dict[str, _Model]:
+        """Every model of production by name. A development environment's have other schemas (`mart__dev`)."""
+        found = self._connection.execute(
+            "SELECT schema_name, view_name, sql, comment FROM duckdb_views() "
+            "WHERE database_name = 'warehouse' AND NOT internal"
+        ).fetchall()
+        bodies = {f"warehouse.{schema}.{view}": _body(sql) for schema, view, sql, _ in found if "__" in schema}
+        columns: dict[str, dict[str, str | None]] = {}
+        for schema, table, column, comment in self._connection.execute(
+            "SELECT schema_name, table_name, column_name, comment FROM duckdb_columns() "
+            "WHERE database_name = 'warehouse' ORDER BY column_index"
+        ).fetchall():
+            columns.setdefault(f"{schema}.{table}", {})[column] = comment
+        models = {}
+        for schema, view, sql, comment in found:
+            read = re.search(r'FROM warehouse\."?(sqlmesh__\w+)"?\."?(\w+)"?;$', sql)
+            if "__" not in schema and read:
+                name, relation = f"{schema}.{view}", f"warehouse.{read[1]}.{read[2]}"
+                self._names[relation] = name
+                models[name] = _Model(name, relation, bodies.get(relation), comment, columns[name])
+        return models
+
+    def _reads(self, model: _Model) -> list[str]:
+        return [self._names[f"warehouse.{read[1]}.{read[2]}"] for read in _READ.finditer(model.body or "")]
+
+    def _placed(self, model: _Model, place: Place) -> str:
+        """The model's query with everything it reads replaced by what `place` says stands for it."""
+
+        def replace(read: re.Match[str]) -> str:
+            return f"{place(self._names[f'warehouse.{read[1]}.{read[2]}'])} AS {read[3]}"
+
+        return _READ.sub(replace, model.body or "")
+
+    def _domains(self, model: _Model) -> list[str]:
+        """The domains whose serving the model looks up."""
+        if "ops.serving" not in self._reads(model):
+            return []
+        named = set(re.findall(r"\"domain\" = '(\w+)'", model.body or ""))
+        return sorted(named & set(self._contracts)) or list(self._contracts)
+
+    def _chooses(self, model: _Model) -> bool:
+        """Whether the model has a live and a verified branch, of which serving decides."""
+        schemas = {name.partition(".")[0] for name in self._reads(model)}
+        return {"live", "verified"} <= schemas and bool(self._domains(model))
+
+    def _serves_live(self, model: _Model) -> bool:
+        return all(self._served[domain]["served_from"] == "live" for domain in self._domains(model))
+
+    # -- Cuts
+
+    def _folded_until(self, contract: Contract) -> datetime:
+        """The end of the domain's last folded hour; hours without a change of it count as folded once sealed."""
+        last = self._value(f"SELECT MAX(log_hour) FROM {self._models[f'hourly.{contract.domain}'].relation}")
+        folded: datetime = last + timedelta(hours=1) if last else self._first_hour
+        sealed = self._watermark.sealed_until(contract.sources) or folded
+        if folded < sealed:
+            diffs = self._models[f"diffs.{contract.domain}"].relation
+            condition = f"logged_at >= {_time(folded)} AND logged_at < {_time(sealed)}"
+            unfolded: datetime = self._value(f"SELECT MIN(logged_at) FROM {diffs} WHERE {condition}") or sealed
+            folded = unfolded.replace(minute=0, second=0, microsecond=0)
+        return folded
+
+    def _table_cut(self, table: str) -> datetime:
+        """The first hour of the table that is read from the log: nothing changes any more before it."""
+        cuts = [self._cuts[c.domain] for c in self._contracts.values() if table in c.sources]
+        return min(cuts) if cuts else self._watermark.sealed_until([table]) or self._first_hour
+
+    def _increments_since(self, domain: str) -> datetime:
+        """From which hour on increments are published: all, or those since the oldest generation."""
+        oldest = self._value(f"SELECT MIN(cut) FROM {self._models[f'verified.{domain}'].relation}")
+        if oldest is None or self._cuts[domain] - self._first_hour <= _ALL_HOURS:
+            return self._first_hour
+        since: datetime = max(oldest, self._first_hour)
+        return since
+
+    # -- What the file has from the publication before
+
+    def _begin(self) -> dict[str, _Stored]:
+        """Drop all that is written anew, and return what the tables that stay were stored as."""
+        here = "WHERE database_name = current_database() AND NOT internal"
+        for schema in ("ops", "changes", "folded"):
+            self._run(f"CREATE SCHEMA IF NOT EXISTS {schema}")
+        for kind, name in self._connection.execute(
+            f"SELECT 'VIEW', schema_name || '.' || view_name FROM duckdb_views() {here} UNION ALL "
+            f"SELECT 'MACRO TABLE', schema_name || '.' || function_name FROM duckdb_functions() {here} UNION ALL "
+            f"SELECT 'TABLE', schema_name || '.' || table_name FROM duckdb_tables() {here}"
+        ).fetchall():
+            model = self._models.get(name)
+            if kind != "TABLE" or name in ("main.about", "ops.publication") or (model and model.body is not None):
+                self._run(f"DROP {kind} {name}")
+        self._run(f"CREATE TABLE IF NOT EXISTS {_STORED}")
+        before: dict[str, _Stored] = {}
+        for row in self._rows("SELECT * FROM ops.stored"):
+            stored = before.setdefault(row["name"], _Stored(row["definition"], {}))
+            stored.parts[row["part"]] = None if row["rows"] is None else (row["rows"], row["hash"])
+        return before
+
+    def _end(self) -> None:
+        """Drop the tables that no mart needs any more, and write down what the others are."""
+        for name in self._before.keys() - self._stored.keys():
+            self._run(f"DROP TABLE IF EXISTS {name}")
+        self._run(f"CREATE OR REPLACE TABLE {_STORED}")
+        rows = [
+            f"({text(name)}, {text(stored.definition)}, {_time(part)}, {seal[0]}, {seal[1]})"
+            for name, stored in self._stored.items()
+            for part, seal in ((part, seal or ("NULL", "NULL")) for part, seal in stored.parts.items())
+        ]
+        self._run(f"INSERT INTO ops.stored VALUES {', '.join(rows)}")
+
+    def _until(self, name: str, definition: str) -> datetime | None:
+        """Up to where the publication before has a table that grows with the log; None if not by this definition."""
+        before = self._before.get(name)
+        return max(before.parts) if before and before.definition == definition else None
+
+    # -- What is in the file
+
+    def _visible(self) -> None:
+        """`changes.visible`: the one landing that a transaction sees, and from it `changes.watermark`.
+
+        It depends on nothing but when the transaction began, so each of a query's readings of it, early or late, finds
+        the same. Files are listed after that, and a landing's are there before its stamp: none that counts is missed.
+        """
+        w = self._watermark
+        holds = ", ".join(f"{text(table)}: {_time(hour)}" for table, hour in w.holds.items())
+        published = (
+            f"{{'landed_at': {_time(_NEVER)}, 'position': {w.position}::BIGINT, 'logged_at': {_time(w.logged_at)}, "
+            f"'holds': MAP {{{holds}}}::MAP(VARCHAR, TIMESTAMP)}}"
+        )
+        landing = "STRUCT(landed_at TIMESTAMP, position BIGINT, logged_at TIMESTAMP, holds MAP(VARCHAR, TIMESTAMP))"
+        columns = (
+            "{'landed_at': 'TIMESTAMP', 'position': 'BIGINT', 'logged_at': 'TIMESTAMP', "
+            f"'holds': 'MAP(VARCHAR, TIMESTAMP)', 'recent': '{landing}[]'}}"
+        )
+        settled = f"make_timestamp(epoch_us(now())) - INTERVAL {int(SETTLING / timedelta(milliseconds=1))} MILLISECOND"
+        outlived = (
+            "This transaction began too long ago: which changes had landed then is remembered for "
+            f"{int(REMEMBERED / timedelta(minutes=1))} minutes. End it (COMMIT) and ask again."
+        )
+        self._run(f"""
+            CREATE VIEW changes.visible AS
+            WITH file AS (
+              SELECT * FROM read_json({text(self._home / "changelog" / "watermark.json")}, columns = {columns})
+            ), landings AS (
+              SELECT UNNEST(list_concat(
+                COALESCE(recent, []),
+                [{{'landed_at': landed_at, 'position': position, 'logged_at': logged_at, 'holds': holds}}]
+              )) AS landing
+              FROM file
+            ), marked AS (
+              SELECT
+                landing,
+                landing.position > {w.position} OR landing.landed_at > {_time(w.landed_at)} AS is_newer,
+                landing.landed_at <= {settled} AS is_settled
+              FROM landings
+            ), seen AS (
+              SELECT
+                CASE
+                  WHEN BOOL_AND(is_newer) AND NOT BOOL_OR(is_settled)
+                  THEN error({text(outlived)})
+                  ELSE COALESCE(
+                    ARG_MAX(landing, {{'position': landing.position, 'landed_at': landing.landed_at}})
+                      FILTER (is_newer AND is_settled),
+                    {published}
+                  )
+                END AS landing
+              FROM marked
+            )
+            SELECT
+              landing.position AS position,
+              landing.logged_at AS logged_at,
+              {_time(w.started_at)} AS started_at,
+              landing.holds AS holds
+            FROM seen
+        """)
+        body = self._models["changes.watermark"].body or ""
+        body = _replaced_once("changes.watermark", r"read_json\('changelog/.*?\) AS ", "changes.visible AS ", body)
+        self._run(f"CREATE VIEW changes.watermark AS {body}")
+        self._made |= {"changes.watermark": "changes.watermark"}
+        self._is_live["changes.watermark"] = True
+
+    def _fold(self, contract: Contract) -> str:
+        """`folded.<domain>`: verified plus increments: the cells of a generation at the published cut."""
+        domain = contract.domain
+        name, model = f"folded.{domain}", self._models[f"live.{domain}"]
+        if name in self._stored:
+            return name
+        verified, hourly = self._make(f"verified.{domain}"), self._make(f"hourly.{domain}")
+        base = self._value(f"SELECT MAX(cut) FROM {verified}") or _NEVER
+        definition = f"{_time(base)} and since, as {model.body}"
+        since = self._until(name, definition)
+        is_new = (
+            since is None
+            or since > self._cuts[domain]
+            or base in self._renewed[verified]
+            or any(base <= hour < since for hour in self._renewed[hourly])
+        )
+        cells = f"(SELECT * EXCLUDE (cut) FROM {verified} WHERE cut = {_time(base)})" if is_new else name
+        self._run(
+            f"CREATE OR REPLACE TEMP TABLE moved AS SELECT * EXCLUDE (log_hour) FROM {hourly} "
+            f"WHERE log_hour >= {_time(base if is_new else since)}"
+        )
+
+        def place(read: str) -> str:
+            if read.startswith("verified."):
+                return self._joined("SEMI", contract, cells, f"{_time(base)} AS cut, ")
+            if read.startswith("hourly."):
+                return f"(SELECT {_time(base)} AS log_hour, * FROM moved)"
+            return self._ended(_time(_NEVER)) if read == "changes.watermark" else self._no_diffs(hourly)
+
+        self._run(f"CREATE OR REPLACE TEMP TABLE merged AS {self._placed(model, place)}")
+        if is_new:
+            rest = self._joined("ANTI", contract, cells)
+            order = ", ".join(f'"{column}"' for column in contract.grain)
+            self._run(
+                f"CREATE OR REPLACE TABLE {name} AS SELECT * FROM (FROM {rest} UNION ALL BY NAME FROM merged) "
+                f"ORDER BY {order}"
+            )
+        else:
+            touched = self._joined("SEMI", contract, name, "cells.rowid AS row, ")
+            self._run(f"DELETE FROM {name} WHERE rowid IN (SELECT row FROM {touched})")
+            self._run(f"INSERT INTO {name} BY NAME FROM merged")
+        self._stored[name] = _Stored(definition, {self._cuts[domain]: None})
+        return name
+
+    @staticmethod
+    def _joined(kind: str, contract: Contract, cells: str, more: str = "") -> str:
+        """The cells that `moved` touches (SEMI) or does not (ANTI)."""
+        same = " AND ".join(f'cells."{g}" IS NOT DISTINCT FROM moved."{g}"' for g in contract.grain)
+        return f"(SELECT {more}cells.* FROM {cells} AS cells {kind} JOIN moved ON {same})"
+
+    def _make(self, name: str) -> str:
+        """Make what a model is published as, and before it what that reads; returns its name in the file."""
+        if name in self._made:
+            return self._made[name]
+        model = self._models[name]
+        self._run(f"CREATE SCHEMA IF NOT EXISTS {model.schema}")
+        if model.schema == "changes":
+            if model.short not in self._tables:
+                raise LockstepError(f"A mart reads {name}, which is not published. Have it read a table of the log.")
+            self._log_table(model.short)
+            self._is_live[name] = True
+        elif model.body is None:
+            since = "TRUE"
+            if model.schema == "hourly" and model.short in self._contracts:
+                since = f"log_hour >= {_time(self._increments_since(model.short))}"
+            self._copy(model, since)
+            self._is_live[name] = False
+        else:
+            lives: list[bool] = []
+            query = self._settled(model, self._placed(model, self._live_places(model, lives)))
+            if model.schema == "live":
+                query = self._live(model, query)
+            if "sqlmesh__" in query:  # it would be missed only when somebody asks
+                raise LockstepError(f"{name} reads something in a way that publishing does not know: {query}")
+            self._is_live[name] = any(lives)
+            self._run(f"CREATE VIEW {name} AS {query}")
+        self._made[name] = name
+        return name
+
+    def _copy(self, model: _Model, condition: str) -> None:
+        """A table as the warehouse has it. Parts of it that are the same already are not written again."""
+        part = next((column for column in ("cut", "log_hour") if column in model.columns), _time(_NEVER))
+        rows = f"SELECT * FROM {model.relation} WHERE {condition}"
+        kinds = self._rows(f"DESCRIBE {rows}")
+        definition = ", ".join(f"{kind['column_name']} {kind['column_type']}" for kind in kinds)
+        known = self._before.get(model.name)
+        before = known.parts if known and known.definition == definition else {}
+        now: dict[datetime, tuple[int, int] | None] = {
+            row["part"]: (row["rows"], row["hash"])
+            for row in self._rows(
+                f"SELECT {part} AS part, COUNT(*) AS rows, SUM(HASH(copied)::HUGEINT) AS hash "
+                f"FROM ({rows}) AS copied GROUP BY 1"
+            )
+        }
+        gone, new = ({p for p in a if a[p] != b.get(p)} for a, b in ((before, now), (now, before)))
+        if not before:
+            self._run(f"CREATE OR REPLACE TABLE {model.name} AS {rows}")
+        else:
+            if gone:
+                self._run(f"DELETE FROM {model.name} WHERE {part} IN ({', '.join(map(_time, gone))})")
+            if new:
+                self._run(f"INSERT INTO {model.name} {rows} AND {part} IN ({', '.join(map(_time, new))})")
+        self._stored[model.name] = _Stored(definition, now)
+        self._renewed[model.name] = gone | new
+
+    def _live(self, model: _Model, merged: str) -> str:
+        """The live model's query, asked only of the cells that the tail touches: all others are in it as they are.
+
+        The tail is an hour and touches few cells, and merging all of them took most of the time of a query.
+        """
+        contract = self._contracts[model.short]
+        columns = ", ".join(f'"{column}"' for column in model.columns)
+        rest = self._joined("ANTI", contract, f"folded.{model.short}")
+        return (
+            f"WITH moved AS MATERIALIZED (SELECT * FROM diffs.{model.short} "
+            f"WHERE logged_at >= {_time(self._cuts[model.short])}) "
+            f"SELECT {columns} FROM {rest} UNION ALL SELECT {columns} FROM ({merged})"
+        )
+
+    def _live_places(self, model: _Model, lives: list[bool]) -> Place:
+        """What stands for what a published view reads; `lives` gets whether that changes without a publication."""
+
+        def place(name: str) -> str:
+            schema, _, short = name.partition(".")
+            if name == "ops.serving":
+                needs_as_of = re.search(r"\.as_of\b", model.body or "") is not None
+                lives.append(needs_as_of and not self._domains_are_batch(model))
+                return self._serving(self._domains(model), with_as_of=needs_as_of)
+            if self._chooses(model) and schema == ("verified" if self._serves_live(model) else "live"):
+                return f"(SELECT * FROM {self._make(f'verified.{short}')} WHERE FALSE)"
+            if model.schema == "live" and schema in ("verified", "hourly", "diffs"):
+                contract, cut = self._contracts[short], self._cuts[short]
+                if schema == "verified":
+                    return self._joined("SEMI", contract, self._fold(contract), f"{_time(cut)} AS cut, ")
+                if schema == "hourly":  # folded up to the cut, and no increment beyond the base
+                    hour = _time(cut - timedelta(hours=1))
+                    return f"(SELECT {hour} AS log_hour, * FROM {self._fold(contract)} LIMIT 1)"
+                self._make(name)
+                lives.append(True)
+                return "moved"
+            if model.schema != "diffs" and schema in ("diffs", "hourly"):
+                raise LockstepError(
+                    f"{model.name} reads {name}, which a published file has only from the published cut on, or up to "
+                    "it. Have it read live or verified figures instead."
+                )
+            if schema == "changes" and short in self._tables and model.schema == "diffs":
+                lives.append(True)
+                return self._tail(short)
+            made = self._make(name)
+            lives.append(self._is_live[name])
+            return made
+
+        return place
+
+    def _settled(self, model: _Model, query: str) -> str:
+        """The query with what a publication has settled written in: half the time of a query went into joining it."""
+        known = {}
+        if model.schema == "live":
+            cut = _time(self._cuts[model.short])
+            known = {"base.cut": cut, "folded.folded_until": cut}
+        elif len(domains := self._domains(model)) == 1:
+            row = self._served[domains[0]]
+            known = {
+                "serving.served_from": text(row["served_from"]),
+                "serving.verified_cut": _time(row["verified_cut"]),
+            }
+
+        def replace(read: re.Match[str]) -> str:
+            return known.get(f"{read[1]}.{read[2]}", read[0])
+
+        return re.sub(r"\(SELECT (\w+)\.(\w+) AS \2 FROM \1 AS \1\)", replace, query)
+
+    def _domains_are_batch(self, model: _Model) -> bool:
+        return all(self._served[domain]["served_from"] == "rebuild" for domain in self._domains(model))
+
+    def _serving(self, domains: Iterable[str], with_as_of: bool) -> str:
+        """The rows of `ops.serving` of some domains: what was decided stands in it, only a live `as_of` is read."""
+        rows = []
+        for domain in domains:
+            row = self._served[domain]
+            as_of = _time(row["as_of"])
+            if row["served_from"] == "live" and with_as_of:
+                reads = (domain, *self._contracts[domain].reads)
+                sources = ", ".join(sorted({text(t) for d in reads for t in self._contracts[d].sources}))
+                as_of = f"(SELECT MIN(readable_until) FROM changes.watermark WHERE source_table IN ({sources}))"
+            rows.append(
+                f"SELECT {text(domain)} AS domain, {text(row['mode'])} AS mode, "
+                f"{text(row['served_from'])} AS served_from, {as_of} AS as_of, "
+                f"{_time(row['verified_cut'])} AS verified_cut, {text(row['reason'])} AS reason"
+            )
+        return f"({' UNION ALL '.join(rows)})"
+
+    def _serving_view(self) -> None:
+        self._run(f"CREATE VIEW ops.serving AS SELECT * FROM {self._serving(self._contracts, with_as_of=True)}")
+        self._made["ops.serving"] = "ops.serving"
+
+    # -- The change log
+
+    def _tail(self, table: str) -> str:
+        """`changes.<table>_tail`: the table's changes in the hours that are not folded yet, up to what is visible."""
+        name = f"changes.{table}_tail"
+        if name not in self._made:
+            self._run(f"CREATE VIEW {name} AS {self._log(table, self._table_cuts[table], None)}")
+            self._made[name] = name
+        return name
+
+    def _log(self, table: str, since: datetime | None, until: datetime | None) -> str:
+        """The query of `changes.<table>` over some hours of the log."""
+        files = text(self._home / "changelog" / table / "hour=*" / "*.parquet")
+        bounds = [
+            f"hour >= '{since or self._first_hour:%Y-%m-%dT%H}'",
+            *([f"hour < '{until:%Y-%m-%dT%H}'"] if until else []),
+        ]
+        read = (
+            f"(SELECT * FROM read_parquet({files}, hive_partitioning = TRUE, hive_types = {{'hour': VARCHAR}}) "
+            f"WHERE {' AND '.join(bounds)}) AS "
+        )
+        model = self._models[f"changes.{table}"]
+        query = self._placed(model, lambda _: "changes.visible")
+        return _replaced_once(model.name, r"read_parquet\('changelog/.*?\) AS ", read, query)
+
+    def _log_table(self, table: str) -> None:
+        """`changes.<table>` for models that need all of it: what is sealed as a table, and the tail.
+
+        Both hold no more columns of the images, and the table no more rows, than those models look at.
+        """
+        cut = self._table_cuts[table]
+        columns, condition = self._needed(table)
+        definition = f"{self._watermark.source} from {self._watermark.started_at}: {columns} {condition}"
+        name = f"changes.{table}_sealed"
+        since = self._until(name, definition)
+        since = since if since and since <= cut else None
+        log = f"SELECT {columns} FROM ({self._log(table, since, cut)}) AS changes WHERE {condition}"
+        self._run(f"INSERT INTO {name} {log}" if since else f"CREATE OR REPLACE TABLE {name} AS {log}")
+        self._stored[name] = _Stored(definition, {cut: None})
+        tail = self._tail(table)
+        self._run(
+            f"CREATE VIEW changes.{table} AS SELECT * FROM changes.{table}_sealed "
+            f"UNION ALL SELECT {columns} FROM {tail} AS changes"
+        )
+
+    def _readers_of_the_log(self, marts: list[str]) -> dict[str, list[_Model]]:
+        """For each table of the log the models that read all of it, not by way of live figures."""
+        readers: dict[str, list[_Model]] = {}
+        waiting, seen = list(marts), set(marts)
+        while waiting:
+            model = self._models[waiting.pop()]
+            for name in self._reads(model):
+                if name.startswith("changes.") and name.partition(".")[2] in self._tables:
+                    readers.setdefault(name.partition(".")[2], []).append(model)
+                elif name not in seen and not name.startswith(("live.", "diffs.", "changes.", "ops.")):
+                    seen.add(name)
+                    waiting.append(name)
+        return readers
+
+    def _needed(self, table: str) -> tuple[str, str]:
+        """The columns, and the condition on rows, of what the readers of a table look at."""
+        # Imported here: no other command needs a parser, and it takes a while to import.
+        from sqlglot import exp, parse_one
+
+        fields: dict[str, set[str]] = {"before": set(), "after": set()}
+        whole: set[str] = set()
+        conditions = set()
+        for model in self._readers[table]:
+            for read in parse_one(model.body or "", dialect="duckdb").find_all(exp.Table):
+                if self._names.get(_relation(read)) != f"changes.{table}":
+                    continue
+                select = read.find_ancestor(exp.Select)
+                assert select is not None  # a view is a query
+                for column in select.find_all(exp.Column):
+                    if column.name in fields:
+                        use = column.parent
+                        if isinstance(use, exp.StructExtract):
+                            fields[column.name].add(use.expression.name)
+                        elif not isinstance(use, exp.Is):
+                            whole.add(column.name)
+                where = select.args.get("where")
+                parts = where.this.unnest().flatten() if where and isinstance(where.this.unnest(), exp.And) else []
+                parts = [where.this] if where and not parts else parts
+                fixed = [part.copy() for part in parts if not part.find(exp.Select)]
+                for column in (c for part in fixed for c in part.find_all(exp.Column)):
+                    column.set("table", None)
+                conditions.add(" AND ".join(part.sql("duckdb") for part in fixed) or "TRUE")
+        images = {}
+        for image, names in fields.items():
+            kept = [c.name for c in TABLES[table].columns if c.name in names]
+            values = ", ".join(f"'{name}': {image}.{name}" for name in kept) or "'is_there': TRUE"
+            images[image] = (
+                image if image in whole else f"CASE WHEN {image} IS NOT NULL THEN {{{values}}} END AS {image}"
+            )
+        columns = ["position", "logged_at", "committed_at", "op", images["before"], images["after"], "tx_id", "lsn"]
+        return ", ".join(columns), " OR ".join(f"({c})" for c in sorted(conditions))
+
+    # -- Time travel
+
+    def _time_travel(self, model: _Model) -> None:
+        """`<mart>_as_of(moment)`: the mart as a live reader saw it at a past cut."""
+        used: list[str] = []
+        query = self._past(model, used)
+        domains = [name.partition(".")[2] for name in used if name.startswith("live.")]
+        tables = [name.partition(".")[2] for name in used if name.startswith("changes.")]
+        generations = [n for n in used if n.startswith("verified.") and n.partition(".")[2] in self._contracts]
+        lower = [self._first_hour, *(self._increments_since(domain) for domain in domains)]
+        for name in generations:
+            lower += [self._value(f"SELECT MIN(cut) FROM {name}") or _NEVER]
+        upper = [*(self._cuts[domain] for domain in domains), *(self._table_cuts[table] for table in tables)]
+        first, last = max(lower), min(upper, default=min(self._cuts.values()))
+        past = f"{model.name}_as_of reaches from {first:%Y-%m-%d %H:%M} to {last:%Y-%m-%d %H:%M} (UTC), not to "
+        self._run(
+            f"CREATE MACRO {model.name}_as_of(moment) AS TABLE "
+            "SELECT figures.* FROM (SELECT CASE "
+            f"WHEN {_MOMENT} IS NULL THEN error({text(f'{model.name}_as_of needs a time.')}) "
+            f"WHEN {_MOMENT} <> date_trunc('hour', {_MOMENT}) "
+            f"THEN error({text('Cuts lie between two hours, give a full hour and not ')} || {_MOMENT}) "
+            f"WHEN {_MOMENT} < {_time(first)} OR {_MOMENT} > {_time(last)} THEN error({text(past)} || {_MOMENT}) "
+            f"ELSE TRUE END AS is_cut) AS checked, ({query}) AS figures WHERE checked.is_cut"
+        )
+
+    def _past(self, model: _Model, used: list[str]) -> str:
+        """The model's query as of the macro's `moment`; `used` gets what it stands on."""
+
+        def place(name: str) -> str:
+            schema, _, short = name.partition(".")
+            if name == "ops.serving":
+                return self._past_serving(self._domains(model))
+            if name == "changes.watermark":
+                return self._ended(_MOMENT)
+            if schema == "changes":
+                used.append(name)
+                self._make(name)
+                return f"(SELECT * FROM changes.{short}_sealed WHERE logged_at < {_MOMENT})"
+            if self._chooses(model) and schema == "verified":
+                return f"(SELECT * FROM {self._make(name)} WHERE FALSE)"
+            if model.schema == "live":
+                hourly = self._make(f"hourly.{short}")
+                if schema == "verified":
+                    return f"(SELECT * FROM {self._make(name)} WHERE cut <= {_MOMENT})"
+                if schema == "hourly":
+                    return f"(SELECT * FROM {hourly} WHERE log_hour < {_MOMENT})"
+                return self._no_diffs(hourly)
+            if self._models[name].body is None:
+                used.append(name)
+                return self._make(name)
+            if schema == "live":
+                used.append(name)
+            return f"({self._past(self._models[name], used)})"
+
+        return self._placed(model, place)
+
+    def _past_serving(self, domains: list[str]) -> str:
+        """Time travel takes the live path: verified up to the moment, and the increments from there."""
+        return "({})".format(
+            " UNION ALL ".join(
+                f"SELECT {text(domain)} AS domain, 'live' AS served_from, {_MOMENT} AS as_of, "
+                f"(SELECT MAX(cut) FROM {self._make(f'verified.{domain}')} WHERE cut <= {_MOMENT}) AS verified_cut"
+                for domain in domains
+            )
+        )
+
+    @staticmethod
+    def _no_diffs(hourly: str) -> str:
+        return f"(SELECT log_hour AS logged_at, * EXCLUDE (log_hour) FROM {hourly} WHERE FALSE)"
+
+    def _ended(self, moment: str) -> str:
+        """What stands for `changes.watermark` at a cut: all that was logged before it can be read."""
+        tables = ", ".join(text(table) for table in self._tables)
+        until = f"{moment} - INTERVAL 1 MICROSECOND"
+        return f"(SELECT UNNEST([{tables}]) AS source_table, {until} AS readable_until)"
+
+    # -- What tells about it
+
+    def _describe(self) -> None:
+        """The comments of models and their columns, as the warehouse has them."""
+        kinds = {
+            f"{schema}.{name}": kind
+            for schema, name, kind in self._connection.execute(
+                "SELECT schema_name, table_name, 'TABLE' FROM duckdb_tables() WHERE database_name = current_database() "
+                "UNION ALL SELECT schema_name, view_name, 'VIEW' FROM duckdb_views() "
+                "WHERE database_name = current_database() AND NOT internal"
+            ).fetchall()
+        }
+        statements = []
+        for name, model in self._models.items():
+            if name in kinds:
+                if model.comment:
+                    statements.append(f"COMMENT ON {kinds[name]} {name} IS {text(_one_line(model.comment))}")
+                for column, comment in model.columns.items():
+                    if comment:
+                        statements.append(f'COMMENT ON COLUMN {name}."{column}" IS {text(comment)}')
+        self._run("; ".join(statements))
+
+    def _about(self, marts: list[str]) -> None:
+        """`about`: one row per mart."""
+        receipts = {
+            row["domain"]: row
+            for row in self._rows(
+                f"SELECT * FROM {self._models['reconcile.receipts'].relation} "
+                "QUALIFY ROW_NUMBER() OVER (PARTITION BY domain ORDER BY reconciled_at DESC) = 1"
+            )
+        }
+        reads = f"{self._home / 'changelog'}; if it has moved, `lockstep publish` there"
+        for name in marts:
+            model = self._models[name]
+            domain = next(iter(self._all_domains(model)), None)
+            contract = self._contracts.get(domain or "")
+            served, receipt = self._served.get(domain or "", {}), receipts.get(domain or "", {})
+            is_live = self._is_live[name]
+            cut = self._cuts[domain] if domain else self.needed_hour
+            always = "always live: events" if is_live else "daily by design: always from the last verified rebuild"
+            decided = bool(served) and (is_live or served["served_from"] == "rebuild")
+            served_from = served["served_from"] if decided else "live" if is_live else "rebuild"
+            self.about.append(
+                {
+                    "mart": name,
+                    "domain": domain,
+                    "owner": contract.owner if contract else None,
+                    "is_live": is_live,
+                    "served_from": served_from,
+                    "reason": served["reason"] if decided else always,
+                    "cut": cut,
+                    "as_of": served.get("as_of") if is_live else served.get("verified_cut"),
+                    "receipt": receipt.get("verdict"),
+                    "receipt_cut": receipt.get("cut"),
+                    "reconciled_at": receipt.get("reconciled_at"),
+                    "freshness_seconds": contract.freshness_seconds if contract and served_from == "live" else None,
+                    "query": f"SELECT * FROM {name}",
+                    "as_it_was": f"SELECT * FROM {name}_as_of({_time(cut)})",
+                    "reads": reads if is_live else None,
+                    "published_at": _now(),
+                }
+            )
+        self._run("CREATE TABLE about ({})".format(", ".join(f"{name} {kind}" for name, (kind, _) in ABOUT.items())))
+        for row in self.about:
+            values = ", ".join("NULL" if row[name] is None else text(row[name]) for name in ABOUT)
+            self._run(f"INSERT INTO about VALUES ({values})")
+        self._run("COMMENT ON TABLE about IS 'What this file holds: one row per mart'")
+        for column, (_, comment) in ABOUT.items():
+            self._run(f"COMMENT ON COLUMN about.{column} IS {text(comment)}")
+
+    def _all_domains(self, model: _Model) -> list[str]:
+        """The domains of a mart, its own or those of the marts it reads."""
+        own = self._domains(model)
+        return own or [
+            d for name in self._reads(model) if name.startswith("mart.") for d in self._all_domains(self._models[name])
+        ]
+
+    # -- SQL
+
+    def _run(self, statement: str) -> None:
+        self._connection.execute(statement)
+
+    def _value(self, query: str) -> Any:
+        return self._connection.execute(query).fetchall()[0][0]
+
+    def _rows(self, query: str) -> list[Row]:
+        return warehouse.rows(self._connection, query)
+
+
+ABOUT = {
+    "mart": ("TEXT", "What to query"),
+    "domain": ("TEXT", "Domain whose contract it is under; NULL for events, which are no figures"),
+    "owner": ("TEXT", "Who answers for it"),
+    "is_live": ("BOOLEAN", "Whether it shows changes that landed after the publication"),
+    "served_from": ("TEXT", "live or rebuild, as the evidence allowed when this file was published"),
+    "reason": ("TEXT", "Why it is served from there"),
+    "cut": ("TIMESTAMP", "Up to where the log is folded into this file; a live mart reads the rest from the log"),
+    "as_of": ("TIMESTAMP", "As of when the figures were at publication; a live mart tells its own in as_of"),
+    "receipt": ("TEXT", "Verdict of the last receipt"),
+    "receipt_cut": ("TIMESTAMP", "Cut that it is of"),
+    "reconciled_at": ("TIMESTAMP", "When it was made"),
+    "freshness_seconds": ("BIGINT", "How old live figures may be, by the contract"),
+    "query": ("TEXT", "How to read it"),
+    "as_it_was": ("TEXT", "How to read it as it was at a past hour"),
+    "reads": ("TEXT", "Where a live mart finds the change log, and what to do if it is not there any more"),
+    "published_at": ("TIMESTAMP", "When this file was made"),
+}
+
+_MOMENT = "CAST(moment AS TIMESTAMP)"
+
+
+def _body(sql: str) -> str:
+    """The query of a CREATE VIEW statement as DuckDB's catalog has it."""
+    match = re.match(r"CREATE VIEW \S+ (?:\((?:[^()]|\([^()]*\))*\) )?AS (.*);\s*$", sql, re.DOTALL)
+    if not match:
+        raise LockstepError(f"The warehouse has a view that publishing cannot read: {sql[:200]}")
+    # DuckDB prints CROSS JOIN as a comma, which binds otherwise when it is read again with a join after it.
+    return re.sub(r"('(?:[^']|'')*'|\"[^\"]*\")| , ", lambda found: found[1] or " CROSS JOIN ", match[1])
+
+
+def _replaced_once(name: str, pattern: str, replacement: str, query: str) -> str:
+    found, count = re.subn(pattern, lambda _: replacement, query, flags=re.DOTALL)
+    if count != 1:
+        raise LockstepError(
+            f"{name} does not read the change log in one place, as publishing needs it to: {query[:200]}"
+        )
+    return found
+
+
+def _relation(table: Any) -> str:
+    return f"{table.catalog}.{table.db}.{table.name}"
+
+
+def _one_line(text: str) -> str:
+    return re.sub(r"\s*\n\s*", " ", text.strip())
+
+
+def _time(at: datetime | None) -> str:
+    return f"TIMESTAMP '{at.isoformat(sep=' ')}'" if at else "NULL::TIMESTAMP"
+
+
+def _now() -> datetime:
+    return datetime.now(UTC).replace(tzinfo=None)
