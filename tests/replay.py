@@ -47,7 +47,7 @@ class Replay:
 
     def copied(self, home: Path) -> Replay:
         """The same home with the same past at another place."""
-        shutil.copytree(self.home, home, dirs_exist_ok=True)
+        shutil.copytree(self.home, home, symlinks=True, dirs_exist_ok=True)
         other = copy.deepcopy(self)
         other.home = home
         return other

@@ -295,7 +295,7 @@ def crash_at_every_step(root: Path) -> None:
     a process that has threads must not be forked."""
     for step in itertools.count(1):
         home = root / f"step-{step:03}"
-        shutil.copytree(root / "old", home)
+        shutil.copytree(root / "old", home, symlinks=True)
         child = os.fork()
         if child == 0:
             die_at(step)
@@ -307,7 +307,7 @@ def crash_at_every_step(root: Path) -> None:
 
 def test_death_at_any_step_leaves_the_old_or_the_new_log(tmp_path: Path) -> None:
     old = land(tmp_path / "old", *OLD, resume={"batch": 1})
-    shutil.copytree(tmp_path / "old", tmp_path / "new")
+    shutil.copytree(tmp_path / "old", tmp_path / "new", symlinks=True)
     new = ChangeLog(tmp_path / "new")
     land_new(new)
     subprocess.run([sys.executable, __file__, str(tmp_path)], check=True, timeout=120)
@@ -326,6 +326,28 @@ def test_death_at_any_step_leaves_the_old_or_the_new_log(tmp_path: Path) -> None
             assert state(log) == state(new)
     assert outcomes == sorted(outcomes, reverse=True), "what was visible once stays visible"
     assert set(outcomes) == {"old", "new"}
+
+
+def test_the_tail_is_links_also_in_a_copy_that_followed_them(tmp_path: Path) -> None:
+    original = land(tmp_path / "original", *OLD)
+    hours = sorted({path.parent.name for path in original.files("orders")})
+    shutil.copytree(original.home, tmp_path / "copy")
+    log = ChangeLog(tmp_path / "copy")
+    tail = log.root / "_tail" / "orders"
+    assert not (tail / hours[-1]).is_symlink()  # else the rest proves nothing
+
+    land_new(log)
+    log.link_tail(datetime(2026, 11, 18))
+    hours = sorted({path.parent.name for path in log.files("orders")})
+    assert sorted(link.name for link in tail.iterdir()) == [changelog.NO_HOUR, *hours]
+    for link in tail.iterdir():
+        assert link.is_symlink() and link.resolve() == (log.root / "orders" / link.name).resolve()
+
+    last = datetime.strptime(hours[-1], "hour=%Y-%m-%dT%H")
+    log.cut_tail(last)
+    assert sorted(link.name for link in tail.iterdir()) == [changelog.NO_HOUR, hours[-1]]
+    land_new(original)
+    assert everything(log) == everything(original)
 
 
 @pytest.mark.parametrize("function", ["_durable_parquet", "durable_replace", "fsync_directory"])

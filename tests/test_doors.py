@@ -56,7 +56,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def home(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A home of the test's own, published where it now lies."""
     home = tmp_path / "home"
-    shutil.copytree(built / "data", home, ignore=shutil.ignore_patterns("serve.token"))
+    shutil.copytree(built / "data", home, symlinks=True, ignore=shutil.ignore_patterns("serve.token"))
     monkeypatch.setenv("LOCKSTEP_HOME", str(home))
     monkeypatch.delenv("LOCKSTEP_TOKEN", raising=False)
     publish.publish(home)

@@ -134,7 +134,7 @@ def passed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 @pytest.fixture
 def place(passed: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     """A copy for one test."""
-    shutil.copytree(passed.home, tmp_path / "home")
+    shutil.copytree(passed.home, tmp_path / "home", symlinks=True)
     shutil.copytree(passed.project, tmp_path / "project")
     copy = Place(tmp_path / "home", tmp_path / "project")
     copy.enter(monkeypatch)

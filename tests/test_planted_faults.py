@@ -244,7 +244,7 @@ def passed(tmp_path_factory: pytest.TempPathFactory) -> Replay:
 def home(passed: Replay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
     """A copy of the home that passed, for one test to damage."""
     path = tmp_path / "home"
-    shutil.copytree(passed.home, path)
+    shutil.copytree(passed.home, path, symlinks=True)
     monkeypatch.setenv("LOCKSTEP_HOME", str(path))
     monkeypatch.chdir(ROOT)
     return Home(path)

@@ -59,7 +59,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def home(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A home of the test's own, published where it now lies."""
     home = tmp_path / "home"
-    shutil.copytree(built, home)
+    shutil.copytree(built, home, symlinks=True)
     monkeypatch.setenv("LOCKSTEP_HOME", str(home))
     publish.publish(home)
     return home
@@ -498,7 +498,7 @@ def test_one_at_a_time_and_only_what_there_is(home: Path, tmp_path: Path) -> Non
     with pytest.raises(LockstepError, match="There is no change log"):
         publish.publish(tmp_path / "empty")
     starred = tmp_path / "a[b]"
-    shutil.copytree(home, starred)
+    shutil.copytree(home, starred, symlinks=True)
     with pytest.raises(LockstepError, match="may be in its path"):
         publish.publish(starred)
 

@@ -16,59 +16,6 @@ WITH serving AS (
   FROM ops.serving
   WHERE
     domain = 'route_performance'
-), parts AS (
-  SELECT
-    route_id,
-    part,
-    stop_number,
-    shipment_id,
-    driver_id,
-    service_date,
-    planned_arrival_at,
-    latitude,
-    longitude,
-    window_to_at,
-    stops_planned,
-    stops_done,
-    stops_on_time,
-    parcels,
-    parcels_on_board
-  FROM live.route_performance
-  WHERE
-    (
-      SELECT
-        served_from
-      FROM serving
-    ) = 'live'
-  UNION ALL
-  SELECT
-    route_id,
-    part,
-    stop_number,
-    shipment_id,
-    driver_id,
-    service_date,
-    planned_arrival_at,
-    latitude,
-    longitude,
-    window_to_at,
-    stops_planned,
-    stops_done,
-    stops_on_time,
-    parcels,
-    parcels_on_board
-  FROM verified.route_performance
-  WHERE
-    (
-      SELECT
-        served_from
-      FROM serving
-    ) = 'rebuild'
-    AND cut = (
-      SELECT
-        verified_cut
-      FROM serving
-    )
 ), positions AS (
   SELECT
     driver_id,
@@ -100,38 +47,64 @@ WITH serving AS (
         verified_cut
       FROM serving
     )
-), totals AS (
+), open_parts AS (
   SELECT
     route_id,
-    MAX(driver_id) AS driver_id,
-    MAX(service_date) AS service_date,
-    SUM(stops_planned) AS stops_planned,
-    SUM(stops_done) AS stops_done,
-    SUM(stops_on_time) AS stops_on_time,
-    SUM(parcels) AS parcels,
-    SUM(parcels_on_board) AS parcels_on_board
-  FROM parts
-  GROUP BY
-    route_id
-), open_stops AS (
-  SELECT
-    route_id,
+    part,
     stop_number,
     shipment_id,
     planned_arrival_at,
     latitude,
-    longitude,
-    ROW_NUMBER() OVER (PARTITION BY route_id ORDER BY stop_number) AS place
-  FROM parts
+    longitude
+  FROM mart.route_performance
   WHERE
-    part = 'stop' AND stops_planned > stops_done
+    stops_planned > stops_done OR parcels_on_board > 0
+), open_routes AS (
+  SELECT DISTINCT
+    route_id,
+    TRUE AS is_open
+  FROM open_parts
+), totals AS (
+  SELECT
+    parts.route_id,
+    open_routes.is_open,
+    MAX(parts.driver_id) AS driver_id,
+    MAX(parts.service_date) AS service_date,
+    SUM(parts.stops_planned) AS stops_planned,
+    SUM(parts.stops_done) AS stops_done,
+    SUM(parts.stops_on_time) AS stops_on_time,
+    SUM(parts.parcels) AS parcels,
+    SUM(parts.parcels_on_board) AS parcels_on_board
+  FROM mart.route_performance AS parts
+  LEFT JOIN open_routes
+    ON open_routes.route_id = parts.route_id
+  GROUP BY
+    parts.route_id,
+    open_routes.is_open
+), open_stops AS (
+  SELECT
+    *,
+    ROW_NUMBER() OVER (PARTITION BY route_id ORDER BY stop_number) AS place
+  FROM open_parts
+  WHERE
+    part = 'stop'
+), next_stops AS (
+  SELECT
+    *
+  FROM open_stops
+  WHERE
+    place = 1
 ), windows AS (
   SELECT
     shipment_id,
     MIN(window_to_at) AS window_to_at
-  FROM parts
+  FROM mart.route_performance
   WHERE
-    part = 'parcel'
+    part = 'parcel' AND shipment_id IN (
+      SELECT
+        shipment_id
+      FROM next_stops
+    )
   GROUP BY
     shipment_id
 ), joined AS (
@@ -149,8 +122,8 @@ WITH serving AS (
     serving.as_of
   FROM totals
   CROSS JOIN serving
-  LEFT JOIN open_stops AS next_stop
-    ON next_stop.route_id = totals.route_id AND next_stop.place = 1
+  LEFT JOIN next_stops AS next_stop
+    ON next_stop.route_id = totals.route_id
   LEFT JOIN windows
     ON windows.shipment_id = next_stop.shipment_id
   LEFT JOIN positions
@@ -192,8 +165,11 @@ SELECT
     EPOCH(due_at) - EPOCH(expected_arrival_at)
   )::DOUBLE AS slack_seconds, /* Time left until the stop is late, by plan (plus 15 minutes) or window; negative when it cannot be reached in time */
   (
-    COALESCE(due_at < COALESCE(expected_arrival_at, as_of), FALSE)
-    OR COALESCE(parcels_on_board > capacity_parcels, FALSE)
+    COALESCE(is_open, FALSE)
+    AND (
+      COALESCE(due_at < COALESCE(expected_arrival_at, as_of), FALSE)
+      OR COALESCE(parcels_on_board > capacity_parcels, FALSE)
+    )
   )::BOOLEAN AS is_at_risk, /* Cannot reach its next stop in time, is past it wherever it is, or is loaded over capacity */
   served_from::TEXT AS served_from, /* live or rebuild */
   as_of::TIMESTAMP AS as_of /* The figures include all changes logged up to then */

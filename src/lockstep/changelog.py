@@ -4,6 +4,7 @@ Layout under `<home>/changelog/`:
 
     <table>/hour=<YYYY-MM-DDTHH>/<first position>-<last position>.parquet    never modified once named
     _discarded/hour=.../...                                                  fills the positions of discarded events
+    _tail/<table>/hour=...                                                   links to the hours that live views read
     watermark.json                                                           replaced last, atomically
 
 and `<home>/quarantine/<first>-<last>.jsonl` for the events that broke the landing contract, whole, with their reason
@@ -20,10 +21,11 @@ import itertools
 import json
 import os
 import re
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -47,6 +49,8 @@ SETTLING = timedelta(milliseconds=250)
 REMEMBERED, MOST_REMEMBERED = timedelta(minutes=10), 1000
 _HOUR_US = 3_600_000_000
 _FILE = re.compile(r"(\d+)-(\d+)\.(?:parquet|jsonl)")
+NO_HOUR = "hour=1970-01-01T00"  # where the empty file lies that carries a table's schema
+TAIL = "_tail"
 ALL_TABLES = "*"  # the `table` of an event so broken that its table is unknown: it holds every table
 
 
@@ -145,6 +149,23 @@ class ChangeLog:
         found = [(span(p), p) for p in (self.root / table).glob("hour=*/*.parquet")]
         return [p for (_, last), p in sorted(found) if 0 < last <= limit]
 
+    def link_tail(self, since: datetime) -> None:
+        """Have the hours from `since` on in the tail; new ones the writer puts there.
+
+        Published files read the log by way of the tail: to list every hour there is took longer than to read a few.
+        """
+        for table in _schemas():
+            with os.scandir(self.root / table) as hours:
+                for hour in hours:
+                    if hour.name >= hour_name(since) or hour.name == NO_HOUR:
+                        _link(Path(hour.path))
+
+    def cut_tail(self, until: datetime) -> None:
+        """Take the hours before `until` out of the tail; the log keeps them."""
+        for link in (self.root / TAIL).glob("*/hour=*"):
+            if NO_HOUR != link.name < hour_name(until):
+                _unlink(link)
+
     def quarantined(self) -> list[dict[str, Any]]:
         """Every visible quarantined event: position, logged_at, table, reason, event, and `state`.
 
@@ -213,7 +234,7 @@ class ChangeLog:
     def _require_schemas(self) -> None:
         """An empty file per dataset carries its schema, so that a reader's glob always finds one."""
         for name, schema in _schemas().items():
-            path = self.root / name / "hour=1970-01-01T00" / "0-0.parquet"
+            path = self.root / name / NO_HOUR / "0-0.parquet"
             if not path.exists():
                 path.parent.mkdir(parents=True, exist_ok=True)
                 _durable_parquet(schema.empty_table(), path)
@@ -528,8 +549,8 @@ def _by_hour(
     edges = [0, *(np.flatnonzero(np.diff(hours)) + 1).tolist(), len(hours)]
     out = []
     for a, b in itertools.pairwise(edges):
-        hour = f"hour={_from_us(int(hours[a]) * _HOUR_US):%Y-%m-%dT%H}"
-        path = root / name / hour / f"{position[a]}-{position[b - 1]}.parquet"
+        hour = _from_us(int(hours[a]) * _HOUR_US)
+        path = root / name / hour_name(hour) / f"{position[a]}-{position[b - 1]}.parquet"
         out.append((path, rows.slice(a, b - a)))
     return out
 
@@ -538,9 +559,36 @@ def _write(pool: ThreadPoolExecutor, writes: list[tuple[Path, pa.Table]]) -> Non
     directories = {path.parent for path, _ in writes}
     for directory in directories:
         directory.mkdir(parents=True, exist_ok=True)
+        _link(directory)
     list(pool.map(lambda w: _durable_parquet(w[1], w[0]), writes))
     for directory in directories | {d.parent for d in directories}:
         fsync_directory(directory)
+
+
+def hour_name(hour: datetime) -> str:
+    """The directory of an hour. Names sort as hours do."""
+    return f"hour={hour:%Y-%m-%dT%H}"
+
+
+def _link(hour: Path) -> None:
+    """Have an hour's directory found in the tail as well, durably."""
+    table = hour.parent
+    link = table.parent / TAIL / table.name / hour.name
+    if link.is_symlink():
+        return
+    _unlink(link)
+    link.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(FileExistsError):  # a writer and a publication meet here
+        link.symlink_to(Path("..", "..", table.name, hour.name))
+    fsync_directory(link.parent)
+    fsync_directory(link.parent.parent)
+
+
+def _unlink(link: Path) -> None:
+    if link.is_symlink():
+        link.unlink()
+    elif link.is_dir():  # the home was copied by something that follows links
+        shutil.rmtree(link)
 
 
 def first_hour() -> datetime:

@@ -60,6 +60,7 @@ def compact(home: Path, until: datetime | None, progress: Callable[[str], None] 
     scratch = home / "compacting"
     with exclusive(home / "compact.lock", "compacting the change log"):
         shutil.rmtree(scratch, ignore_errors=True)
+        log.cut_tail(until)
         crowded = list(_crowded(log, until))
         try:
             for n, hour in enumerate(crowded):

@@ -20,7 +20,7 @@ from typing import Any
 from duckdb import DuckDBPyConnection
 
 from lockstep import warehouse
-from lockstep.changelog import REMEMBERED, SETTLING, Watermark
+from lockstep.changelog import REMEMBERED, SETTLING, TAIL, Watermark
 from lockstep.contracts import Contract, load
 from lockstep.errors import LockstepError
 from lockstep.schema import TABLES
@@ -82,17 +82,15 @@ class Builder:
         self._first_hour = (watermark.started_at or _NEVER).replace(minute=0, second=0, microsecond=0)
         self._made: dict[str, str] = {}
         self._is_live: dict[str, bool] = {}
-        self._cuts: dict[str, datetime] = {}
         self._before = self._begin()
         self._stored: dict[str, _Stored] = {}
         self._renewed: dict[str, set[datetime]] = {}
-        self.about: list[Row] = []
-        self.needed_hour = _NEVER
-
-    def build(self) -> None:
         self._cuts = {contract.domain: self._folded_until(contract) for contract in self._contracts.values()}
         self._table_cuts = {table: self._table_cut(table) for table in self._tables}
+        self.about: list[Row] = []
         self.needed_hour = min(self._table_cuts.values())
+
+    def build(self) -> None:
         self._visible()
         marts = [name for name in sorted(self._models) if name.startswith("mart.")]
         self._readers = self._readers_of_the_log(marts)
@@ -499,8 +497,8 @@ class Builder:
         return name
 
     def _log(self, table: str, since: datetime | None, until: datetime | None) -> str:
-        """The query of `changes.<table>` over some hours of the log."""
-        files = text(self._home / "changelog" / table / "hour=*" / "*.parquet")
+        """The query of `changes.<table>` over some hours of the log, or, without an end, of its tail."""
+        files = text(self._home / "changelog" / ("" if until else TAIL) / table / "hour=*" / "*.parquet")
         bounds = [
             f"hour >= '{since or self._first_hour:%Y-%m-%dT%H}'",
             *([f"hour < '{until:%Y-%m-%dT%H}'"] if until else []),

@@ -74,7 +74,8 @@ def write(home: Path) -> Published:
     home = home.resolve()
     if re.search(r"[*?\[\]]", str(home)):
         raise LockstepError(f"{home}: a published file reads the log by a pattern, so no * ? [ ] may be in its path.")
-    watermark = ChangeLog(home).watermark()
+    log = ChangeLog(home)
+    watermark = log.watermark()
     with warehouse.reader(home) as connection:
         warehouse.require_planned(connection)
     directory = home / "published"
@@ -86,6 +87,7 @@ def write(home: Path) -> Published:
     partial = directory / f"{number}.partial"
     with _building(home, partial) as connection:
         builder = Builder(connection, home, watermark)
+        log.link_tail(builder.needed_hour)
         builder.build()
     with partial.open("rb") as file:
         os.fsync(file.fileno())
