@@ -315,6 +315,81 @@ def test_what_is_sealed_is_carried_over_and_not_read_again(home: Path) -> None:
     assert before and read(home, "SELECT * FROM changes.products ORDER BY position") == before
 
 
+def contents(home: Path) -> dict[str, Counter[str]]:
+    """All that is in the newest publication but when it was made."""
+    names = "SELECT schema_name || '.' || {0}_name FROM duckdb_{0}s() WHERE NOT internal"
+    found = read(home, f"{names.format('table')} UNION ALL {names.format('view')} ORDER BY 1")
+    times = {"main.about": "EXCLUDE (published_at)", "ops.publication": "EXCLUDE (published_at)"}
+    return {
+        name: Counter(map(repr, read(home, f"SELECT * {times.get(name, '')} FROM {name}")))
+        for (name,) in found
+        if name != "ops.stored"  # tells from when on a table was grown
+    }
+
+
+def made_anew(home: Path) -> dict[str, Counter[str]]:
+    (home / "analytics.duckdb").unlink()
+    publish.publish(home)
+    return contents(home)
+
+
+def relation(home: Path, model: str) -> str:
+    with warehouse.reader(home) as connection:
+        [(sql,)] = connection.execute(
+            "SELECT sql FROM duckdb_views() WHERE schema_name || '.' || view_name = ?", [model]
+        ).fetchall()
+    return str(sql).split(" FROM ")[-1].rstrip(";")
+
+
+def test_a_publication_grown_out_of_others_equals_one_made_anew(home: Path) -> None:
+    sizes = []
+    for minute in (1, 50, 130, 14 * 60 + 10):  # the same hour, the next, two later, and past a midnight's cut
+        land_all_kinds(home, minute)
+        assert operate.run(home, UNTIL + timedelta(minutes=minute)).agrees
+        sizes.append((home / "analytics.duckdb").stat().st_size)
+    [(folded, generations)] = read(
+        home, "SELECT COUNT(DISTINCT log_hour), COUNT(DISTINCT v.cut) FROM hourly.orders, verified.orders AS v"
+    )
+    assert (folded, generations) == (43, 2)  # else the above was too short
+    time.sleep(SETTLED)
+    grown = contents(home)
+    assert_equal_to_the_warehouse(home)
+    assert grown == made_anew(home)
+    # A copy is taken while no more of it is free than used, and what is written anew comes on top.
+    assert max(sizes) < 3 * (home / "analytics.duckdb").stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("model", "change"),
+    [
+        ("hourly.orders", "UPDATE {} SET orders = orders + 1 WHERE log_hour = TIMESTAMP '2026-11-18 08:00:00'"),
+        ("hourly.orders", "UPDATE {} SET orders = orders + 1 WHERE log_hour = TIMESTAMP '2026-11-17 08:00:00'"),
+        ("hourly.orders", "DELETE FROM {} WHERE log_hour = TIMESTAMP '2026-11-18 08:00:00'"),
+        ("verified.orders", "UPDATE {} SET revenue_cents = 0 WHERE status = 'completed'"),
+        ("verified.customers_daily", "UPDATE {} SET spend_rank = 7"),
+    ],
+)
+def test_what_the_warehouse_has_otherwise_is_written_anew(home: Path, model: str, change: str) -> None:
+    before = contents(home)
+    name = relation(home, model)
+    with warehouse.writer(home) as connection:
+        assert connection.execute(change.format(name)).fetchall() != [(0,)]
+    publish.publish(home)
+    after = contents(home)
+    assert after != before
+    assert after == made_anew(home)
+
+
+def test_a_publication_that_cannot_be_copied_is_done_without(home: Path) -> None:
+    before = contents(home)
+    number = publish._numbers(home / "published")[-1]
+    for path in (home / "analytics.duckdb", home / "published" / f"{number}.duckdb"):
+        path.unlink()
+        path.write_bytes(b"no database")
+    publish.publish(home)
+    assert contents(home) == before
+
+
 def test_a_failed_publication_leaves_the_file_and_no_debris(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = (home / "analytics.duckdb").read_bytes()
 

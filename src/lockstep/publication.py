@@ -251,31 +251,32 @@ class Builder:
         self._run(f"""
             CREATE VIEW changes.visible AS
             WITH file AS (
-              SELECT * FROM read_json({text(self._home / "changelog" / "watermark.json")}, columns = {columns})
-            ), landings AS (
-              SELECT UNNEST(list_concat(
-                COALESCE(recent, []),
-                [{{'landed_at': landed_at, 'position': position, 'logged_at': logged_at, 'holds': holds}}]
-              )) AS landing
-              FROM file
-            ), marked AS (
               SELECT
-                landing,
-                landing.position > {w.position} OR landing.landed_at > {_time(w.landed_at)} AS is_newer,
-                landing.landed_at <= {settled} AS is_settled
-              FROM landings
+                list_concat(
+                  COALESCE(recent, []),
+                  [{{'landed_at': landed_at, 'position': position, 'logged_at': logged_at, 'holds': holds}}]
+                ) AS landings
+              FROM read_json({text(self._home / "changelog" / "watermark.json")}, columns = {columns})
+            ), newer AS (
+              SELECT
+                len(landings) AS remembered,
+                list_filter(
+                  landings, lambda l: l.position > {w.position} OR l.landed_at > {_time(w.landed_at)}
+                ) AS landings
+              FROM file
+            ), settled AS (
+              SELECT
+                len(landings) = remembered AS is_superseded,
+                list_filter(landings, lambda l: l.landed_at <= {settled}) AS landings
+              FROM newer
             ), seen AS (
               SELECT
                 CASE
-                  WHEN BOOL_AND(is_newer) AND NOT BOOL_OR(is_settled)
-                  THEN error({text(outlived)})
-                  ELSE COALESCE(
-                    ARG_MAX(landing, {{'position': landing.position, 'landed_at': landing.landed_at}})
-                      FILTER (is_newer AND is_settled),
-                    {published}
-                  )
+                  WHEN len(landings) > 0 THEN landings[-1]
+                  WHEN is_superseded THEN error({text(outlived)})
+                  ELSE {published}
                 END AS landing
-              FROM marked
+              FROM settled
             )
             SELECT
               landing.position AS position,
@@ -340,6 +341,18 @@ class Builder:
         same = " AND ".join(f'cells."{g}" IS NOT DISTINCT FROM moved."{g}"' for g in contract.grain)
         return f"(SELECT {more}cells.* FROM {cells} AS cells {kind} JOIN moved ON {same})"
 
+    def _split(self, kind: str, contract: Contract, moved: str, more: str = "") -> str:
+        """As `_joined` for a live view, but what counts as touched is whatever agrees with `moved` in some columns.
+
+        To merge a cell that nothing touched changes nothing, so any columns of the grain will do: those that are never
+        NULL, for DuckDB prunes by an equality what it reads.
+        """
+        cells = self._fold(contract)
+        counts = ", ".join(f'COUNT(*) = COUNT("{g}") AS "{g}"' for g in contract.grain)
+        [filled] = self._rows(f"SELECT {counts} FROM {cells}")
+        same = " AND ".join(f'cells."{g}" = moved."{g}"' for g in contract.grain if filled[g]) or "TRUE"
+        return f"(SELECT {more}cells.* FROM {cells} AS cells {kind} JOIN {moved} ON {same})"
+
     def _make(self, name: str) -> str:
         """Make what a model is published as, and before it what that reads; returns its name in the file."""
         if name in self._made:
@@ -400,13 +413,13 @@ class Builder:
 
         The tail is an hour and touches few cells, and merging all of them took most of the time of a query.
         """
-        contract = self._contracts[model.short]
         columns = ", ".join(f'"{column}"' for column in model.columns)
-        rest = self._joined("ANTI", contract, f"folded.{model.short}")
+        moved = f"(SELECT * FROM diffs.{model.short} WHERE logged_at >= {_time(self._cuts[model.short])})"
+        rest = self._split("ANTI", self._contracts[model.short], f"{moved} AS moved")
         return (
-            f"WITH moved AS MATERIALIZED (SELECT * FROM diffs.{model.short} "
-            f"WHERE logged_at >= {_time(self._cuts[model.short])}) "
-            f"SELECT {columns} FROM {rest} UNION ALL SELECT {columns} FROM ({merged})"
+            f"SELECT {columns} FROM {rest} UNION ALL "
+            # Not one for both: DuckDB lets no filter of a join into a query with a materialized CTE.
+            f"(WITH moved AS MATERIALIZED {moved} SELECT {columns} FROM ({merged}))"
         )
 
     def _live_places(self, model: _Model, lives: list[bool]) -> Place:
@@ -423,7 +436,7 @@ class Builder:
             if model.schema == "live" and schema in ("verified", "hourly", "diffs"):
                 contract, cut = self._contracts[short], self._cuts[short]
                 if schema == "verified":
-                    return self._joined("SEMI", contract, self._fold(contract), f"{_time(cut)} AS cut, ")
+                    return self._split("SEMI", contract, "moved", f"{_time(cut)} AS cut, ")
                 if schema == "hourly":  # folded up to the cut, and no increment beyond the base
                     hour = _time(cut - timedelta(hours=1))
                     return f"(SELECT {hour} AS log_hour, * FROM {self._fold(contract)} LIMIT 1)"

@@ -148,16 +148,11 @@ def _is_open(path: Path) -> bool:
 
 @contextmanager
 def _building(home: Path, path: Path) -> Iterator[DuckDBPyConnection]:
-    """A connection to the new file, a copy of the one before it if there is one, with the warehouse attached."""
-    latest = home / "analytics.duckdb"
-    if latest.exists():
-        shutil.copyfile(latest, path)
-    try:
-        connection = duckdb.connect(str(path), config={"file_search_path": str(home)})
-    except duckdb.Error as e:
-        raise LockstepError(f"{path} cannot be written: {e}") from None
+    """A connection to the new file, a copy of the one before it if that is of use, with the warehouse attached."""
+    connection = _copy_of(home / "analytics.duckdb", path) or _open(path)
     try:
         connection.execute("SET TimeZone = 'UTC'")
+        connection.execute(f"SET file_search_path = {text(home)}")
         connection.execute(f"ATTACH {text(home / 'warehouse.duckdb')} AS warehouse (READ_ONLY)")
         connection.execute("BEGIN")
         yield connection
@@ -167,3 +162,27 @@ def _building(home: Path, path: Path) -> Iterator[DuckDBPyConnection]:
         raise LockstepError(f"Publishing failed, the file before stays in place: {e}") from None
     finally:
         connection.close()
+
+
+def _copy_of(latest: Path, path: Path) -> DuckDBPyConnection | None:
+    """A copy of the latest publication, opened; None if there is none, it is damaged, or most of it is free space."""
+    if not latest.exists():
+        return None
+    shutil.copyfile(latest, path)
+    try:
+        connection = duckdb.connect(str(path))
+        [(used, free)] = connection.execute("SELECT used_blocks, free_blocks FROM pragma_database_size()").fetchall()
+        if free <= used:
+            return connection
+        connection.close()
+    except duckdb.Error:
+        pass  # what it holds is an advantage, no need
+    path.unlink()
+    return None
+
+
+def _open(path: Path) -> DuckDBPyConnection:
+    try:
+        return duckdb.connect(str(path))
+    except duckdb.Error as e:
+        raise LockstepError(f"{path} cannot be written: {e}") from None
