@@ -1,6 +1,7 @@
 /* How each route stands: its stops, its load, and whether the next stop can be reached in time from the driver's last known position.
-   A deep join of routes, stops, parcels, positions and drivers, all as of the same moment: live from the live views, or batch
-   from the rebuilds of one cut, as ops.serving says for the domain and all it reads. */
+   A deep join of routes, stops, parcels, positions and drivers, all as of the same moment: the cells as mart.route_performance serves
+   them, and the positions live, or of the same verified cut, as ops.serving says for the domain and all it reads. Only an open
+   route can be at risk, and which are open is found first, so that a question for those at risk leaves all finished routes alone. */
 MODEL (
   name mart.routes,
   kind VIEW,
