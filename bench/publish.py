@@ -2,14 +2,14 @@
 
     .venv/bin/python bench/publish.py [--days 18] [--orders-per-day 24000] [--runs 5] [--queries 20] [--home HOME]
 
-The history ends a second before a full hour of which nothing is folded, so the tail is an hour long. It lies in one
-file per table, and then in 60 and in 720 (a batch a minute, and one every five seconds). --home keeps the home, and
-takes it as it is if it has one; without, a temporary one is made and removed.
+The history ends a second before a full hour of which nothing is folded, so the tail is an hour long. It lies there as
+one landing, and then as if a capture had landed it by the minute, every five seconds, and every second. --home keeps
+the home, and takes it as it is if it has one; without, a temporary one is made and removed.
 
-publish: seconds, the first time and again; `copied` is DuckDB writing the same tables again from the published file,
-`bytes` copying the file as it is, durably. queries: milliseconds of each mart's typical question over one connection,
-and `bare`, the same question to a table in memory that holds the mart's rows. Prints JSON; times are medians unless
-they say p99.
+publish: seconds when an hour more is folded, when nothing is new, and anew, without a publication before; `copied` is
+DuckDB writing the same tables again from the published file, `bytes` copying the file as it is, durably. queries:
+milliseconds of each mart's typical question over one connection, and `bare`, the same question to a table in memory
+that holds the mart's rows. Prints JSON; times are medians unless they say p99.
 """
 
 from __future__ import annotations
@@ -23,20 +23,23 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import duckdb
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lockstep import operate, publish, simulate
-from lockstep.changelog import ChangeLog, durable_replace
-from lockstep.schema import TABLES
+from lockstep.changelog import ChangeLog, durable_replace, hour_name
+from lockstep.schema import TABLES, batch_schema
 
 UNTIL = datetime(2026, 11, 18, 9, 59, 59)
 TAIL = UNTIL.replace(minute=0, second=0)
+AN_HOUR_BEFORE = "an_hour_before.duckdb"
 DAY = f"TIMESTAMP '{TAIL - timedelta(days=1)}'"
 QUERIES = {
     "orders of the last day by region and status": (
@@ -58,17 +61,20 @@ QUERIES = {
 def main(home: Path, days: int, orders_per_day: int, runs: int, queries: int) -> None:
     os.environ["LOCKSTEP_HOME"] = str(home)
     log = ChangeLog(home)
+    figures: dict[str, Any] = {}
     if not (home / "warehouse.duckdb").exists():
         simulate.run(log, simulate.choose_history(log, 7, days, orders_per_day, UNTIL), _say)
-        result = operate.run(home, UNTIL)
-        assert result.agrees, result.failures
-        _say(f"ran in {result.seconds:.0f} s")
-    figures: dict[str, Any] = {"changes": log.watermark().position, "publish": _publishing(home, runs), "queries": {}}
-    for files in (1, 60, 720):
-        tail = _split(log, files)
+        whole = log.watermark()
+        _set_back_to_tail(log)
+        shutil.copyfile(_run(home, TAIL).path, home / AN_HOUR_BEFORE)
+        log._replace_watermark(whole)
+        _run(home, UNTIL)
+    figures |= {"changes": log.watermark().position, "publish": _publishing(home, runs), "queries": {}}
+    for seconds in (3600, 60, 5, 1):
+        changes, files = _land_tail(log, seconds)
         publish.publish(home)  # so that the log's files are known to nobody from before
-        _say(f"asking with {files} files of the tail")
-        figures["queries"][f"{files} files a table"] = {"tail_changes": tail, **_asking(home, queries)}
+        _say(f"asking of a tail that landed every {seconds} s")
+        figures["queries"][f"landed every {seconds} s"] = {"changes": changes, "files": files, **_asking(home, queries)}
     print(json.dumps(figures, indent=2))
 
 
@@ -76,24 +82,41 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr)
 
 
+def _run(home: Path, at: datetime) -> publish.Published:
+    result = operate.run(home, at)
+    assert result.agrees and result.published, result.failures
+    _say(f"ran as of {at} in {result.seconds:.0f} s")
+    return result.published
+
+
+def _set_back_to_tail(log: ChangeLog) -> int:
+    """Have the log end where the tail begins, with the tail's files still there; returns its last position."""
+    with duckdb.connect() as connection:
+        query = f"SELECT MAX(position), MAX(logged_at) FROM '{log.root}/*/*/*.parquet' WHERE logged_at < ?"
+        [(position, logged_at)] = connection.execute(query, [TAIL]).fetchall()
+    log._replace_watermark(replace(log.watermark(), position=position, logged_at=logged_at))
+    return int(position)
+
+
 def _publishing(home: Path, runs: int) -> dict[str, Any]:
-    (home / "analytics.duckdb").unlink()  # nothing to carry over
-    first = publish.publish(home)
-    again, copied, raw = [], [], []
-    copy = home / "copy.duckdb"
+    latest, copy = home / "analytics.duckdb", home / "copy.duckdb"
+    latest.unlink()
+    anew = publish.publish(home)
+    seconds: dict[str, list[float]] = {"an hour more": [], "nothing new": [], "copied": [], "bytes": []}
     for _ in range(runs):  # in turns: whatever else the machine does falls on all of them
-        again.append(publish.publish(home).seconds)
-        copied.append(_timed(lambda: _copy_by_duckdb(first.path, copy)))
-        raw.append(_timed(lambda: durable_replace(copy, first.path.read_bytes())))
+        latest.unlink()
+        shutil.copyfile(home / AN_HOUR_BEFORE, latest)
+        seconds["an hour more"].append(publish.publish(home).seconds)
+        seconds["nothing new"].append(publish.publish(home).seconds)
+        seconds["copied"].append(_timed(lambda: _copy_by_duckdb(anew.path, copy)))
+        seconds["bytes"].append(_timed(lambda: durable_replace(copy, anew.path.read_bytes())))
     copy.unlink()
-    seconds = statistics.median(again)
+    medians = {name: statistics.median(times) for name, times in seconds.items()}
     return {
-        "first_seconds": round(first.seconds, 2),
-        "seconds": round(seconds, 2),
-        "copied_seconds": round(statistics.median(copied), 2),
-        "ratio_to_copied": round(seconds / statistics.median(copied), 2),
-        "bytes_seconds": round(statistics.median(raw), 2),
-        "megabytes": round(first.size / 1e6, 1),
+        "anew_seconds": round(anew.seconds, 2),
+        **{f"{name.replace(' ', '_')}_seconds": round(median, 2) for name, median in medians.items()},
+        "ratio_to_copied": round(medians["an hour more"] / medians["copied"], 2),
+        "megabytes": round(anew.size / 1e6, 1),
     }
 
 
@@ -114,25 +137,32 @@ def _timed(act: Callable[[], Any]) -> float:
     return time.perf_counter() - begun
 
 
-def _split(log: ChangeLog, files: int) -> int:
-    """Lay the tail out as if so many batches had landed it; returns how many changes it has."""
-    changes = 0
+def _land_tail(log: ChangeLog, seconds: int) -> tuple[int, int]:
+    """Land the tail again, in a batch for so many seconds of it; returns how many changes and files it has."""
+    tails = {}
     for table in TABLES:
-        directory = log.root / table / f"hour={TAIL:%Y-%m-%dT%H}"
-        if not directory.exists():
-            continue
-        old = list(directory.glob("*.parquet"))
-        rows = pq.read_table(directory, partitioning=None).sort_by("position")
-        changes += rows.num_rows
-        shutil.rmtree(directory)
-        directory.mkdir()
-        size = -(-rows.num_rows // min(files, len(rows)))
-        for start in range(0, rows.num_rows, size):
-            part = rows.slice(start, size)
-            first, last = part["position"][0].as_py(), part["position"][-1].as_py()
-            pq.write_table(part, directory / f"{first}-{last}.parquet", compression="zstd", store_schema=False)
-        assert old
-    return changes
+        directory = log.root / table / hour_name(TAIL)
+        if directory.exists():
+            tails[table] = pq.read_table(directory, partitioning=None).sort_by("position")
+            shutil.rmtree(directory)
+            directory.mkdir()  # a link leads here
+    last = max(rows["logged_at"][-1].as_py() for rows in tails.values())
+    watermark = log.watermark()
+    before = _set_back_to_tail(log)
+    with log.writer(watermark.source or "") as writer:
+        since = TAIL
+        while since <= last:
+            until = since + timedelta(seconds=seconds)
+            batch = {}
+            for table, rows in tails.items():
+                is_in = pc.and_(pc.greater_equal(rows["logged_at"], since), pc.less(rows["logged_at"], until))
+                columns = batch_schema(TABLES[table]).names
+                batch[table] = rows.filter(is_in).rename_columns({"position": "ordinal"}).select(columns)
+            writer.land(batch, reached=min(until, last), resume=watermark.resume)
+            since = until
+    assert log.watermark().position == watermark.position
+    files = sum(len(list((log.root / table / hour_name(TAIL)).iterdir())) for table in tails)
+    return watermark.position - before, files
 
 
 def _asking(home: Path, queries: int) -> dict[str, Any]:
@@ -146,10 +176,10 @@ def _asking(home: Path, queries: int) -> dict[str, Any]:
                 live_ms.append(1000 * _timed(partial(_ask, live, query.format(mart))))
                 bare_ms.append(1000 * _timed(partial(_ask, bare, query.format("bare"))))
             told[name] = {
-                "p50": round(statistics.median(live_ms), 1),
-                "p99": round(statistics.quantiles(live_ms, n=100, method="inclusive")[98], 1),
-                "bare_p50": round(statistics.median(bare_ms), 1),
-                "bare_p99": round(statistics.quantiles(bare_ms, n=100, method="inclusive")[98], 1),
+                "p50_ms": round(statistics.median(live_ms), 1),
+                "p99_ms": round(statistics.quantiles(live_ms, n=100, method="inclusive")[98], 1),
+                "bare_p50_ms": round(statistics.median(bare_ms), 1),
+                "bare_p99_ms": round(statistics.quantiles(bare_ms, n=100, method="inclusive")[98], 1),
             }
     return told
 
