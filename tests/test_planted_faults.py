@@ -801,6 +801,22 @@ def test_two_runs_at_once(home: Home, other_run: int) -> None:
     assert home.verified() == before
 
 
+def test_explain_beside_a_reader(home: Home) -> None:
+    """Without it an analyst who reads the warehouse would keep those out who look for a fault; they need no more."""
+    read = "import duckdb, sys; c = duckdb.connect(sys.argv[1], read_only=True); print('reading', flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", read, str(home.path / "warehouse.duckdb")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as reader:
+        assert reader.stdout
+        assert reader.stdout.readline() == "reading\n"
+        assert home.explained() == []
+        assert reader.poll() is None
+        reader.communicate("\n")
+
+
 # every audit
 
 

@@ -91,9 +91,9 @@ def explain(home: Path, contracts: Iterable[Contract], limit: int = 20) -> list[
 
     Raises LockstepError if no plan of the project's files has come as far as a rebuild.
     """
-    warehouse.require(home)
-    made = _models(list(contracts))
+    # The reader comes first: SQLMesh, which needs its state only, then leaves the warehouse to other readers.
     with warehouse.reader(home) as connection:
+        made = _models(list(contracts))
         existing = {
             f"{schema}.{name}"
             for schema, name in connection.execute(

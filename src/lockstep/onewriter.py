@@ -1,66 +1,114 @@
-"""Who has the home's files open, said plainly, also by SQLMesh's own commands, which know nothing of the home's lock.
+"""One process at a time has the home's files open under SQLMesh, and who comes second is told in one line who it is.
 
-DuckDB lets one process open a file for writing. SQLMesh, when it cannot open its state for that reason, takes it for
-empty and sets out to make it anew; were the file let go in the midst of that, it would drop what is in it. So the first
-refusal has to be the end: `install` has SQLMesh look at the home's lock before it opens a file, and ends the command if
-another process has it. Commands that open none (`sqlmesh lint`, `format`, `test`) never get there.
+DuckDB lets one process open a file for writing. SQLMesh takes every error on asking for its state for "there is none":
+refused the file, it would go on as in a new project. So the refusal has to come before SQLMesh asks and has to end the
+command, whichever it is. All that every command of SQLMesh's reads first is config.yaml. That names a file system,
+which SQLMesh makes, out of the class below, right before it attaches a file; nothing is ever read through it.
 """
 
 from __future__ import annotations
 
+import fcntl
+import itertools
 import os
-import re
 from pathlib import Path
-from typing import Any
+from weakref import WeakValueDictionary
 
 import duckdb
+from fsspec import AbstractFileSystem
 
 from lockstep.lock import held, holder
+from lockstep.warehouse import in_use
 
 
-class InUse(SystemExit):
-    """Another process has a file of the home open. Its text says who; uncaught, it ends the process with just that.
+class CannotOpen(SystemExit):
+    """A file of the home cannot be opened. The text says why; uncaught, it ends the process with just that.
 
     No `Exception`: those SQLMesh takes as an answer where it asks whether its tables exist.
     """
 
 
-def install() -> None:
-    """From now on, SQLMesh in this process raises InUse where another one has the home's files open."""
-    from sqlmesh.core.config.connection import BaseDuckDBConnectionConfig
+class OneWriter(AbstractFileSystem):  # type: ignore[misc]
+    """Made for a file of the home, it has the file for this process, until DuckDB, which opens it next, closes it.
 
-    # SQLMesh has no hook before it connects. The version that has this property is pinned.
-    BaseDuckDBConnectionConfig._connection_factory = property(lambda _: _connect)
+    Creates the file if there is none. Raises CannotOpen, before anything is written, if another process has the home's
+    lock or either file open; if this process has the file open by another connection; and if DuckDB cannot open it.
+    """
+
+    cachable = False  # else fsspec hands out the first one again, and nobody looks
+
+    def __init__(self, file: str) -> None:
+        super().__init__()
+        # DuckDB knows a file system by its protocol, and no second one of the same for a connection's second cursor.
+        self.protocol = f"lockstep-{next(_numbers)}"
+        path = Path(file).resolve()
+        try:
+            # Who has one file already will get the other. Would it look again, then lockstep, which takes the lock
+            # before it comes upon the file, and SQLMesh would refuse each other.
+            if not any(path.parent == other.parent for other in _connected):
+                _require_free(path.parent, FILES - {path.name})
+            _take(path)
+        except OSError as e:
+            raise CannotOpen(f"Error: {path} cannot be opened: {e}") from None
+        _connected[path] = self
 
 
-def _connect(database: Any = ":memory:", *arguments: Any, **settings: Any) -> duckdb.DuckDBPyConnection:
-    path = Path(database)
-    lock = path.parent / "warehouse.lock"
-    found = holder(lock) if str(database) != ":memory:" else None
+FILES = frozenset({"warehouse.duckdb", "state.duckdb"})
+
+_numbers = itertools.count()
+
+# What this process has open under SQLMesh. DuckDB holds its file systems until it has closed a connection's files.
+_connected: WeakValueDictionary[Path, OneWriter] = WeakValueDictionary()
+
+# By device and inode, and never closed: to close any descriptor of a file ends all locks of this process on it, also
+# that by which DuckDB keeps others from writing.
+_descriptors: dict[tuple[int, int], int] = {}
+
+
+def _require_free(home: Path, names: frozenset[str]) -> None:
+    lock = home / "warehouse.lock"
+    found = holder(lock)
     if found is not None and found.get("pid") != os.getpid():
-        raise InUse(f"Error: {held(lock)}")
+        raise CannotOpen(f"Error: {held(lock)}")
+    for path in (home / name for name in names):
+        if path.exists():
+            _try_out(path)
+
+
+def _take(path: Path) -> None:
+    while True:
+        if not _try_out(path):
+            if path in _connected:
+                return  # another cursor of the same connection
+            raise CannotOpen(f"Error: {path} is open in this process already, by another connection.")
+        if _lock(path):
+            return
+
+
+def _try_out(path: Path) -> bool:
+    """Open the file and close it again; False if this process has it open already. Raises CannotOpen if it cannot."""
+    quoted = str(path).replace("'", "''")
     try:
-        return duckdb.connect(database, *arguments, **settings)
-    except duckdb.IOException as e:
-        message = in_use(path, e)
-        raise (InUse(f"Error: {message}") if message else e) from None
+        # Not by connecting to it: that reads what kind of file it is before it finds that this process has it attached,
+        # and the end of that reading would be the end of this process's locks on the file.
+        with duckdb.connect() as connection:
+            connection.execute(f"ATTACH 'duckdb:{quoted}'")
+    except duckdb.BinderException:
+        return False
+    except duckdb.Error as e:
+        busy = in_use(path, e) if isinstance(e, duckdb.IOException) else None
+        raise CannotOpen(f"Error: {busy or f'{path} cannot be opened: {str(e).splitlines()[0]}'}") from None
+    return True
 
 
-def in_use(path: Path, error: duckdb.IOException) -> str | None:
-    """What to tell of an error on opening `path`: which process has it open. None if the error is another."""
-    if "Could not set lock" not in str(error):
-        return None
-    found = re.search(r"\(PID (\d+)\)", str(error))
-    who = f"process {found[1]}{_command(int(found[1]))}" if found else "another process"
-    return f"{path} is in use by {who}. Wait until it ends, or stop it; nothing was written."
-
-
-def _command(pid: int) -> str:
-    """What the process was started as; empty where that is not told."""
+def _lock(path: Path) -> bool:
+    """Take the lock that DuckDB will take, so that nobody comes between; False if somebody has."""
+    found = path.stat()
+    key = (found.st_dev, found.st_ino)
+    if key not in _descriptors:
+        _descriptors[key] = os.open(path, os.O_RDWR)
     try:
-        words = Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8", errors="replace").split("\0")
-    except OSError:
-        return ""
-    # The interpreter of a script is of no interest, nor where the script lies.
-    words = words[1:] if len(words) > 2 and re.fullmatch(r"python[\d.]*", Path(words[0]).name) else words
-    return f" ({' '.join([Path(words[0]).name, *words[1:]]).strip()})"
+        fcntl.lockf(_descriptors[key], fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    return True

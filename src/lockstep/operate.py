@@ -79,9 +79,8 @@ def _sqlmesh(plan: bool, at: datetime | None, verbose: bool) -> list[str]:
     from sqlmesh.core.console import NoopConsole, create_console, set_console
     from sqlmesh.utils.errors import SQLMeshError
 
-    from lockstep import onewriter
+    from lockstep.onewriter import CannotOpen
 
-    onewriter.install()
     failures: list[str] = []
 
     class Failures(NoopConsole):  # type: ignore[misc]
@@ -112,7 +111,7 @@ def _sqlmesh(plan: bool, at: datetime | None, verbose: bool) -> list[str]:
             context.plan(auto_apply=True, no_prompts=True, skip_tests=True, execution_time=at)
         elif context.run(execution_time=at, end=at).is_failure and not failures:
             failures.append("The run did not complete; `sqlmesh run` shows its output.")
-    except onewriter.InUse as e:
+    except CannotOpen as e:
         raise LockstepError(str(e).removeprefix("Error: ")) from None
     except SQLMeshError as e:
         if not failures:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +13,6 @@ import duckdb
 from duckdb import DuckDBPyConnection
 
 from lockstep.errors import LockstepError
-from lockstep.onewriter import in_use
 
 Row = dict[str, Any]
 
@@ -87,3 +88,23 @@ def _has_marts(connection: DuckDBPyConnection) -> bool:
     query += " AND table_name IN ('serving', 'receipts')"
     found = connection.execute(query).fetchone()
     return bool(found and found[0] == 2)
+
+
+def in_use(path: Path, error: duckdb.IOException) -> str | None:
+    """What to tell of an error on opening `path`: which process has it open. None if the error is another."""
+    if "Could not set lock" not in str(error):
+        return None
+    found = re.search(r"\(PID (\d+)\)", str(error))
+    who = f"process {found[1]}{_command(int(found[1]))}" if found else "another process"
+    return f"{path} is in use by {who}. Wait until it ends, or stop it; nothing was written."
+
+
+def _command(pid: int) -> str:
+    """What the process was started as, in one line; empty where that is not told."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8", errors="replace").split("\0")
+    except OSError:
+        return ""
+    # The interpreter of a script is of no interest, nor where the script lies.
+    words = words[1:] if len(words) > 2 and re.fullmatch(r"python[\d.]*", Path(words[0]).name) else words
+    return f" ({textwrap.shorten(' '.join([Path(words[0]).name, *words[1:]]), 200, placeholder=' ...')})"
