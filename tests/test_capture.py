@@ -237,7 +237,7 @@ def test_a_full_disk_stops_plainly_and_the_next_start_goes_on(
 ) -> None:
     capture(shop, tmp_path)
     shop.execute(orders(1, 50) + products(1, 50))
-    write = changelog._durable_parquet
+    write = changelog._land
 
     def full(rows: pa.Table, path: Path) -> None:
         if path.parent.parent.name == "products":
@@ -246,7 +246,7 @@ def test_a_full_disk_stops_plainly_and_the_next_start_goes_on(
         write(rows, path)
 
     with monkeypatch.context() as planted:
-        planted.setattr(changelog, "_durable_parquet", full)
+        planted.setattr(changelog, "_land", full)
         with pytest.raises(LockstepError, match=r"disk of .* is full"):
             capture(shop, tmp_path)
     assert ChangeLog(tmp_path).watermark().position == 0

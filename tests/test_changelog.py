@@ -1,7 +1,9 @@
 """The change log on disk: gapless, monotone, whole after any crash, one writer, and what quarantine keeps.
 
 Awkward cases: commit times out of order, a batch over several tables and hours, key updates, a wider row, one row, no
-row, death at every fsync and rename of a landing, a writer that fails and goes on, an event without a commit time.
+row, death at every fsync and rename of a landing, a writer that fails and goes on, an event without a commit time; of
+files that grow: a restart, a new hour, large batches between, an event resolved between, a batch given up, rows beyond
+the watermark, a home that was copied, a full disk, another writer in between, readers without pause.
 """
 
 from __future__ import annotations
@@ -9,10 +11,12 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -23,9 +27,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lockstep import changelog
-from lockstep.changelog import ChangeLog
+from lockstep import changelog, growing
+from lockstep.changelog import ChangeLog, Writer
 from lockstep.errors import LockstepError
+from lockstep.latest import differences, live_images
 from lockstep.schema import DISCARDED, TABLES, batch_schema, log_schema
 
 SOURCE = "test:shop"
@@ -83,7 +88,9 @@ def land(home: Path, *changes: Change, **options: Any) -> ChangeLog:
 
 def rows(log: ChangeLog, table: str) -> list[Image]:
     """The visible rows of a table, in position order."""
-    return [row for path in log.files(table) for row in pq.read_table(path, partitioning=None).to_pylist()]
+    limit = log.watermark().position
+    found = [row for path in log.files(table) for row in pq.read_table(path, partitioning=None).to_pylist()]
+    return [row for row in found if row["position"] <= limit]
 
 
 def everything(log: ChangeLog) -> list[Image]:
@@ -95,6 +102,18 @@ def everything(log: ChangeLog) -> list[Image]:
 def tree(log: ChangeLog) -> set[str]:
     """Every file of the log and the quarantine, visible or not."""
     return {str(p.relative_to(log.home)) for d in (log.root, log.quarantine) for p in d.rglob("*") if p.is_file()}
+
+
+def names(log: ChangeLog, table: str = "orders") -> list[str]:
+    """The table's files, visible or not, as hour and name, in the order of their first positions."""
+    found = sorted((log.root / table).glob("hour=2*/*.parquet"), key=changelog.begins_at)
+    return [f"{path.parent.name[-2:]}/{path.name}" for path in found]
+
+
+def stored(log: ChangeLog) -> list[int]:
+    """The positions of all rows in all files, visible or not, sorted."""
+    files = [p for name in (*TABLES, DISCARDED) for p in (log.root / name).glob("*/*.parquet")]
+    return sorted(n for p in files for n in pq.read_table(p, partitioning=None)["position"].to_pylist())
 
 
 def minutes(n: float) -> timedelta:
@@ -156,15 +175,16 @@ def test_files_hold_one_hour_of_logged_at(tmp_path: Path) -> None:
     found = [str(p.relative_to(log.root / "orders")) for p in log.files("orders")]
     # The fourth was committed in the first hour, but logged in the second.
     assert found == [
-        "hour=2026-11-18T12/1-2.parquet",
-        "hour=2026-11-18T13/3-4.parquet",
-        "hour=2026-11-18T15/5-5.parquet",
+        "hour=2026-11-18T12/1-.parquet",
+        "hour=2026-11-18T13/3-.parquet",
+        "hour=2026-11-18T15/5-.parquet",
     ]
+    assert [changelog.span(p) for p in log.files("orders")] == [(1, 2), (3, 4), (5, 5)]
 
 
 def test_schema_does_not_depend_on_what_a_batch_holds(tmp_path: Path) -> None:
     log = land(tmp_path, created(1))
-    land(tmp_path, ("orders", "d", order(1), None, NOON))
+    land(tmp_path, ("orders", "d", order(1), None, NOON + minutes(60)))
     assert [pq.read_schema(p) for p in log.files("orders")] == [log_schema(TABLES["orders"])] * 2
     for name in TABLES:  # a glob finds a file for a table without changes as well
         glob = str(log.root / name / "*" / "*.parquet")
@@ -253,11 +273,13 @@ def test_idle_source_moves_logged_at(tmp_path: Path) -> None:
 
 OLD = (created(1), ("products", "c", None, product(1), NOON))
 NEW = (
+    created(6, NOON + minutes(5)),
+    ("products", "u", product(1), product(1), NOON + minutes(5)),
     ("orders", "u", order(1), order(7), NOON + minutes(61)),
     ("products", "d", product(1), None, NOON + minutes(62)),
     created(8, NOON + minutes(122)),
 )
-NEW_REJECTED = ((3, "orders", NOON + minutes(122)), (4, "gps_pings", NOON + minutes(122)))
+NEW_REJECTED = ((5, "orders", NOON + minutes(122)), (6, "gps_pings", NOON + minutes(122)))
 
 
 def land_new(log: ChangeLog) -> None:
@@ -319,7 +341,7 @@ def test_death_at_any_step_leaves_the_old_or_the_new_log(tmp_path: Path) -> None
         assert state(log) in (state(old), state(new)), log.home
         outcomes.append("new" if state(log) == state(new) else "old")
         with log.writer(SOURCE):  # the next writer removes what the dead one left
-            pass
+            assert stored(log) == [row["position"] for row in everything(log)]
         assert tree(log) - {"changelog/watermark.json.partial"} == tree(new if outcomes[-1] == "new" else old)
         if outcomes[-1] == "old":
             land_new(log)
@@ -350,8 +372,14 @@ def test_the_tail_is_links_also_in_a_copy_that_followed_them(tmp_path: Path) -> 
     assert everything(log) == everything(original)
 
 
-@pytest.mark.parametrize("function", ["_durable_parquet", "durable_replace", "fsync_directory"])
-def test_writer_goes_on_after_a_failed_landing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str) -> None:
+@pytest.mark.parametrize("grows_to", [0, growing.GROWS_TO])
+@pytest.mark.parametrize("function", ["_land", "_durable_parquet", "durable_replace", "fsync_directory"])
+def test_writer_goes_on_after_a_failed_landing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str, grows_to: int
+) -> None:
+    if function == "_durable_parquet" and grows_to:
+        pytest.skip("nothing is written by it")
+    monkeypatch.setattr(growing, "GROWS_TO", grows_to)
     log = land(tmp_path, *OLD, resume={"batch": 1})
     before, files = state(log), tree(log)
 
@@ -365,7 +393,7 @@ def test_writer_goes_on_after_a_failed_landing(tmp_path: Path, monkeypatch: pyte
         assert state(log) == before
         assert tree(log) == files
         writer.land(batch(*NEW))
-    assert [row["position"] for row in everything(log)] == [1, 2, 3, 4, 5, 6]
+    assert [row["position"] for row in everything(log)] == stored(log) == [1, 2, 3, 4, 5, 6, 7, 8]
 
 
 def test_parts_of_a_batch_become_visible_together(tmp_path: Path) -> None:
@@ -374,7 +402,8 @@ def test_parts_of_a_batch_become_visible_together(tmp_path: Path) -> None:
         parts.add(batch(created(2)))
         parts.add(batch(created(3), created(4)))
         assert len(rows(log, "orders")) == 1
-        assert len(parts.files("orders")) == 3
+        found = pa.concat_tables([pq.read_table(p, partitioning=None) for p in parts.files("orders")])
+        assert found["position"].to_pylist() == [1, 2, 3, 4], "those of this batch too"
         parts.land(reached=NOON + minutes(60))
     assert [row["position"] for row in rows(log, "orders")] == [1, 2, 3, 4]
     assert log.watermark().logged_at == NOON + minutes(60)
@@ -388,7 +417,31 @@ def test_batch_left_without_landing_leaves_nothing(tmp_path: Path) -> None:
             parts.add(batch(created(2)), rejected((1, "orders", NOON)))
         writer.land(batch(created(3)))
     assert state(log)[:1] == (before[0] + 1,)
-    assert len(tree(log)) == len(files) + 1
+    assert tree(log) == files
+    assert [(row["position"], row["after"]["order_id"]) for row in rows(log, "orders")] == [(1, 1), (2, 3)]
+
+
+@pytest.mark.parametrize("is_landed", [False, True])
+def test_writer_whose_watermark_was_or_was_not_replaced_knows_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_landed: bool
+) -> None:
+    """Or else it would give visible positions again."""
+    log = land(tmp_path, created(1))
+    replace = ChangeLog._replace_watermark
+
+    def fail(self: ChangeLog, *arguments: Any) -> None:
+        if is_landed:
+            replace(self, *arguments)
+        raise OSError("power")
+
+    with log.writer(SOURCE) as writer:
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="power"):
+            patch.setattr(ChangeLog, "_replace_watermark", fail)
+            writer.land(batch(created(2), created(3)))
+        writer.land(batch(created(4)))
+    expected = [1, 2, 3, 4] if is_landed else [1, 4]
+    assert [row["after"]["order_id"] for row in rows(log, "orders")] == expected
+    assert stored(log) == list(range(1, len(expected) + 1))
 
 
 def test_debris_is_ignored_by_readers_and_removed_by_the_next_writer(tmp_path: Path) -> None:
@@ -554,6 +607,330 @@ def test_interrupted_resolving_is_finished_by_the_next(held: ChangeLog, monkeypa
         writer.resolve({}, [e for e in held.quarantined() if e["state"] == "open"])
     assert held.watermark().holds == {}
     assert [row["position"] for row in everything(held)] == [1, 2, 3, 4]
+
+
+# Files that grow
+
+LARGE = 6_000  # orders whose memory is beyond what a file grows to
+
+
+def large(first: int, at: datetime = NOON) -> dict[str, pa.Table]:
+    found = batch(*(created(first + n, at) for n in range(LARGE)))
+    assert found["orders"].nbytes > growing.GROWS_TO
+    return found
+
+
+def test_small_landings_of_an_hour_share_a_file_over_restarts(tmp_path: Path) -> None:
+    for n in range(6):
+        log = land(tmp_path, created(2 * n, NOON + minutes(n)), created(2 * n + 1, NOON + minutes(n)))
+    assert names(log) == ["12/1-.parquet"]
+    with log.writer(SOURCE) as writer:
+        for n in range(12, 100):
+            landed = writer.land(batch(created(n, NOON + minutes(7))))
+            assert landed.files == 1
+    assert names(log) == ["12/1-.parquet"]
+    assert [(row["position"], row["after"]["order_id"]) for row in rows(log, "orders")] == [
+        (n + 1, n) for n in range(100)
+    ]
+
+
+def test_number_of_files_follows_what_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(growing, "GROWS_TO", 64_000)
+    counts = []
+    for size in (1, 100):
+        log = ChangeLog(tmp_path / str(size))
+        with log.writer(SOURCE) as writer:
+            for n in range(60):
+                writer.land(batch(*(created(1_000_003 * n * i % 999_983) for i in range(size))))
+        *full, _ = log.files("orders")
+        assert all(path.stat().st_size >= 64_000 for path in full)
+        assert stored(log) == list(range(1, 60 * size + 1))
+        counts.append(len(full) + 1)
+    assert 2 * counts[0] < counts[1] < 30
+
+
+def test_each_hour_and_table_has_files_of_its_own(tmp_path: Path) -> None:
+    products = [("products", "c", None, product(i), NOON + minutes(30 * i)) for i in range(4)]
+    for n in range(4):
+        log = land(tmp_path, created(n, NOON + minutes(30 * n)), products[n])
+    log = land(tmp_path, created(9, NOON + minutes(110)), created(10, NOON + minutes(130)))
+    assert names(log) == ["12/1-.parquet", "13/5-.parquet", "14/10-.parquet"]
+    assert names(log, "products") == ["12/2-.parquet", "13/6-.parquet"]
+    assert [row["position"] for row in rows(log, "orders")] == [1, 3, 5, 7, 9, 10]
+    assert [row["position"] for row in rows(log, "products")] == [2, 4, 6, 8]
+
+
+def test_a_large_batch_has_a_file_of_its_own_and_small_ones_go_on_behind_it(tmp_path: Path) -> None:
+    log = land(tmp_path, created(1))
+    with log.writer(SOURCE) as writer:
+        writer.land(batch(created(2)))
+        writer.land(large(10))
+        kept = (log.root / "orders" / "hour=2026-11-18T12" / "1-.parquet").read_bytes()
+        writer.land(batch(created(3)))
+        writer.land(batch(created(4)))
+        with writer.batch() as parts:
+            for part in (batch(created(5)), large(10_000), batch(created(6)), batch(created(7))):
+                parts.add(part)
+            parts.land()
+    last = 2 + LARGE
+    assert names(log) == [
+        "12/1-.parquet",
+        f"12/3-{last}.parquet",
+        f"12/{last + 1}-.parquet",
+        f"12/{last + 4}-{last + 3 + LARGE}.parquet",
+        f"12/{last + 4 + LARGE}-.parquet",
+    ]
+    assert log.files("orders")[0].read_bytes() == kept
+    spans = [changelog.span(path) for path in log.files("orders")]
+    assert all(a[1] < b[0] for a, b in itertools.pairwise(spans))
+    assert stored(log) == list(range(1, last + LARGE + 6))
+
+
+def test_files_between_two_positions(tmp_path: Path) -> None:
+    log = ChangeLog(tmp_path)
+    for n in range(6):
+        land(tmp_path, created(2 * n, NOON + minutes(30 * n)), created(2 * n + 1, NOON + minutes(30 * n)))
+    with log.writer(SOURCE) as writer:
+        writer.land(large(20, NOON + minutes(150)))
+    found = [path.name for path in log.files("orders")]
+    assert found == ["1-.parquet", "5-.parquet", "9-.parquet", f"13-{12 + LARGE}.parquet"]
+    for after in range(14):
+        for until in range(after + 1, 15):
+            wanted = [p.name for p in log.files("orders", after, until)]
+            needed = [
+                p.name for p in log.files("orders") if changelog.span(p)[0] <= until and after < changelog.span(p)[1]
+            ]
+            assert set(needed) <= set(wanted) <= set(found)
+            assert len(wanted) <= len(needed) + 1
+    assert len(log.files("orders", until=1)) == 1
+
+
+def beyond_the_watermark(home: Path) -> ChangeLog:
+    """A log whose writer died after a file had grown and before the watermark was replaced."""
+    log = land(home, *OLD)
+    watermark = (log.root / "watermark.json").read_bytes()
+    land(home, created(2, NOON + minutes(1)), ("orders", "d", order(1), None, NOON + minutes(2)))
+    (log.root / "watermark.json").write_bytes(watermark)
+    assert stored(log) == [1, 2, 3, 4]
+    return log
+
+
+def test_rows_beyond_the_watermark_are_cut_off_before_their_positions_are_given_again(tmp_path: Path) -> None:
+    log = beyond_the_watermark(tmp_path)
+    with log.writer(SOURCE) as writer:
+        assert stored(log) == [1, 2]
+        writer.land(batch(created(7)))
+    assert names(log) == ["12/1-.parquet"]
+    assert [(row["position"], row["after"]["order_id"]) for row in rows(log, "orders")] == [(1, 1), (3, 7)]
+    assert stored(log) == [1, 2, 3]
+
+
+def test_readers_of_files_do_not_see_beyond_the_watermark(tmp_path: Path) -> None:
+    log = beyond_the_watermark(tmp_path)
+    table, position = TABLES["orders"], log.watermark().position
+    (tmp_path / "scratch").mkdir()
+    images = live_images(table, log.files("orders"), position, tmp_path / "scratch")
+    assert [image["order_id"] for chunk in images for image in chunk.to_pylist()] == [1]
+    staged = tmp_path / "scratch" / "new.parquet"
+    pq.write_table(pa.table({"image": pa.array([{**order(1), "extra": None}], table.image)}), staged)
+    assert list(differences(table, log.files("orders"), position, staged, tmp_path / "scratch")) == []
+    assert len(rows(log, "orders")) == 1
+
+
+def test_a_copied_home_goes_on(tmp_path: Path) -> None:
+    """With files in place of the links, as `cp -rL` and stores that know no links leave it."""
+    log = land(tmp_path / "home", created(1), created(2))
+    assert log.files("orders")[0].is_symlink()
+    shutil.copytree(tmp_path / "home", tmp_path / "copy")
+    copy = ChangeLog(tmp_path / "copy")
+    assert not copy.files("orders")[0].is_symlink()
+    land(copy.home, created(3))
+    land(copy.home, created(4))
+    assert names(copy) == ["12/1-.parquet"]
+    assert [row["after"]["order_id"] for row in rows(copy, "orders")] == [1, 2, 3, 4]
+    shutil.copytree(copy.home, tmp_path / "moved", symlinks=True)
+    shutil.rmtree(copy.home)
+    moved = land(tmp_path / "moved", created(5))
+    assert [row["after"]["order_id"] for row in rows(moved, "orders")] == [1, 2, 3, 4, 5]
+    assert [row["after"]["order_id"] for row in rows(log, "orders")] == [1, 2]
+
+
+def test_what_a_full_disk_left_is_cut_off_before_the_next_landing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cutting back takes room too."""
+    log = land(tmp_path, created(1))
+    fill = changelog.durable_replace
+
+    def full(path: Path, *arguments: Any) -> bool:
+        if stored(log) != [1]:  # the file has grown: there is no room for the watermark, nor for what is to be undone
+            raise OSError("disk full")
+        return fill(path, *arguments)
+
+    with log.writer(SOURCE) as writer:
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="disk full"):
+            patch.setattr(changelog, "durable_replace", full)
+            writer.land(batch(created(2), created(3)))
+        assert stored(log) == [1, 2, 3]
+        writer.land(batch(created(4)))
+    assert [(row["position"], row["after"]["order_id"]) for row in rows(log, "orders")] == [(1, 1), (2, 4)]
+    assert stored(log) == [1, 2]
+
+
+def test_no_part_of_a_failed_landing_is_written_after_it_was_undone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = land(tmp_path, *OLD)
+    write = changelog._land
+
+    def one_fails_while_the_other_is_slow(rows: pa.Table, path: Path) -> None:
+        if path.parent.parent.name == "orders":
+            raise OSError("disk full")
+        time.sleep(0.2)
+        write(rows, path)
+
+    with log.writer(SOURCE) as writer:
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="disk full"):
+            patch.setattr(changelog, "_land", one_fails_while_the_other_is_slow)
+            writer.land(batch(created(3), ("products", "c", None, product(2), NOON)))
+        assert stored(log) == [1, 2]
+        time.sleep(0.3)
+        assert stored(log) == [1, 2]
+
+
+def test_a_file_goes_on_after_the_log_was_lent(held: ChangeLog) -> None:
+    """A row that fills a kept position has a file of its own; behind it another one begins to grow."""
+    with held.writer(SOURCE, lends=True) as writer:
+        writer.land(batch(created(7, NOON + minutes(300))), rejected((1, "orders", NOON + minutes(300))))
+        assert names(held)[-1] == "17/5-.parquet"
+        borrower = threading.Thread(target=resolve_all, args=(held,))
+        borrower.start()
+        while not writer.is_asked_for():
+            time.sleep(0.01)
+        assert writer.lend(lambda: True)
+        borrower.join()
+        for n in (8, 9):
+            writer.land(batch(created(n, NOON + minutes(301))))
+    assert names(held)[-3:] == ["17/5-.parquet", "17/6-6.parquet", "17/7-.parquet"]
+    assert stored(held) == list(range(1, 9))
+
+
+def resolve_all(log: ChangeLog) -> None:
+    with log.writer(SOURCE, patience=30) as writer:
+        for entry in log.quarantined():
+            if entry["state"] == "open":
+                writer.resolve(retried(log, entry["position"]), [])
+
+
+class Died(Exception):
+    pass
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_whatever_happens_every_position_is_there_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """Landings small and large, given up, or cut short by death; events resolved; restarts; new hours."""
+    chance = random.Random(seed)
+    monkeypatch.setattr(growing, "GROWS_TO", chance.choice([4_000, 12_000, 40_000]))
+    log = land(tmp_path)
+    at = NOON
+    expected: dict[int, Any] = {}  # the order at each position; None of an event that is open
+
+    def part() -> tuple[dict[str, pa.Table], pa.Table | None, list[Any]]:
+        nonlocal at
+        at += minutes(chance.choice([0, 0, 1, 25]))
+        ids: list[Any] = [chance.randrange(10**6) for _ in range(chance.choice([1, 1, 2, 9, 300]))]
+        changes = batch(*(created(n, at) for n in ids))
+        if chance.random() < 0.8:
+            return changes, None, ids
+        return changes, rejected((len(ids), "orders", at)), [*ids, None]
+
+    def land_some(writer: Writer, last: str) -> None:
+        with writer.batch() as parts:
+            ids = []
+            for _ in range(chance.choice([1, 1, 3])):
+                changes, bad, some = part()
+                parts.add(changes, bad)
+                ids += some
+            if last == "given up":
+                return
+            if last == "died":
+                raise Died
+            first = writer.watermark.position + 1
+            parts.land()
+            expected.update(enumerate(ids, first))
+
+    for _ in range(12):
+        with log.writer(SOURCE) as writer:
+            for _ in range(chance.randrange(6)):
+                land_some(writer, chance.choice(["landed", "landed", "landed", "given up"]))
+            kept = [n for n, order_id in expected.items() if order_id is None]
+            if kept and chance.random() < 0.3:
+                position = chance.choice(kept)
+                writer.resolve(retried(log, position), [])
+                expected[position] = position
+            if chance.random() < 0.4:
+                with monkeypatch.context() as patch, pytest.raises(Died):
+                    patch.setattr(ChangeLog, "_remove_debris", lambda *_: None)
+                    land_some(writer, "died")
+        filled = {n: order_id for n, order_id in expected.items() if order_id is not None}
+        assert {row["position"]: row["after"]["order_id"] for row in rows(log, "orders")} == filled
+        assert len(rows(log, "orders")) == len(filled)
+    with log.writer(SOURCE):
+        assert stored(log) == sorted(filled)
+    resolved = {n for n, order_id in filled.items() if n == order_id}
+    spans = [s for s in map(changelog.span, log.files("orders")) if s[0] not in resolved]
+    assert all(a[1] < b[0] for a, b in itertools.pairwise(spans))
+
+
+READ = """
+import sys
+from pathlib import Path
+import duckdb
+from lockstep.changelog import ChangeLog
+
+log = ChangeLog(Path(sys.argv[1]))
+rounds = 0
+with duckdb.connect() as connection:
+    print("reading", flush=True)
+    while (position := log.watermark().position) < int(sys.argv[2]):
+        query = f"SELECT COUNT(*), SUM(position), SUM(after.amount_cents) FROM '{log.root}/orders/*/*.parquet'"
+        found = connection.execute(f"{query} WHERE position <= {position}").fetchall()
+        total = position * (position + 1) // 2
+        expected = [(position, total, 3 * total)] if position else [(0, None, None)]
+        assert found == expected, (found, expected)
+        rounds += 1
+print(rounds)
+"""
+
+
+@pytest.mark.parametrize(("landings", "grows_to", "files"), [(1_000, growing.GROWS_TO, 4), (400, 30_000, 60)])
+def test_readers_without_pause_find_every_row_once_while_files_grow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, landings: int, grows_to: int, files: int
+) -> None:
+    """In few files that are replaced all the time, and in many. Batches are given up in between."""
+    monkeypatch.setattr(growing, "GROWS_TO", grows_to)
+    log = land(tmp_path)
+    command = [sys.executable, "-c", READ, str(tmp_path), str(3 * landings)]
+    readers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    for reader in readers:
+        assert reader.stdout and reader.stdout.readline() == "reading\n"
+    with log.writer(SOURCE) as writer:
+        for n in range(landings):
+            first = 3 * n + 1
+            images = [order(i, amount_cents=3 * i) for i in range(first, first + 3)]
+            changes = batch(*(("orders", "c", None, image, NOON) for image in images))
+            # One that would begin a file is left out: with that batch the file goes, also from under a reader.
+            if n % 50 == 49 and log.files("orders")[-1].stat().st_size < grows_to:
+                with writer.batch() as parts:
+                    parts.add(batch(created(0)))
+            writer.land(changes)
+    for reader in readers:
+        printed, _ = reader.communicate(timeout=60)
+        assert reader.returncode == 0
+        assert int(printed) > 20
+    assert files / 2 < len(names(log)) <= files
 
 
 if __name__ == "__main__":

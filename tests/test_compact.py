@@ -1,8 +1,8 @@
 """Compaction: a log reads the same before, after and in the middle of it, whatever dies; only old hours are touched.
 
 Awkward cases: an hour of one file, several tables, an event that left quarantine and lies between others, death before
-every step, a writer and a reader at work meanwhile, a file that comes while an hour is merged, two at once, a file
-system that cannot exchange directories.
+every step, a writer and a reader at work meanwhile, a file that comes or grows while an hour is merged, files whose
+names do not tell where they end, two at once, a file system that cannot exchange directories.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lockstep import compact as compaction
+from lockstep import growing
 from lockstep.changelog import ChangeLog
 from lockstep.compact import compact
 from lockstep.errors import LockstepError
@@ -31,8 +32,9 @@ HOUR = timedelta(hours=1)
 
 
 @pytest.fixture
-def log(tmp_path: Path) -> ChangeLog:
-    """Three hours of twenty batches each, over two tables."""
+def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ChangeLog:
+    """Three hours of twenty batches each, over two tables, each large enough for a file of its own."""
+    monkeypatch.setattr(growing, "GROWS_TO", 0)
     shop = Shop(NOON)
     for n in range(60):
         shop.now = NOON + n * HOUR / 20
@@ -164,6 +166,51 @@ def test_a_file_that_comes_while_its_hour_is_merged_is_kept(log: ChangeLog, monk
     compact(log.home, NOON + HOUR)
     assert (hour / "9000-9000.parquet").exists()
     assert len(list(hour.iterdir())) == 21, "this hour is left to the next compaction"
+
+
+@pytest.fixture
+def grown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ChangeLog:
+    """Two hours of twenty batches: the first in files that grew and one large one, the second in a file that grew."""
+    shop = Shop(NOON)
+    for n in range(40):
+        shop.now = NOON + n * HOUR / 20
+        shop.order(n, amount_cents=n)
+        monkeypatch.setattr(growing, "GROWS_TO", 0 if n == 5 else 30_000 if n < 20 else 1 << 20)
+        land(tmp_path, shop.changes[-1:])
+    return ChangeLog(tmp_path)
+
+
+def test_files_that_grew_become_one_whose_name_tells_its_end(grown: ChangeLog) -> None:
+    crowded = [name for name in files(grown) if name.startswith("12/")]
+    assert {"12/1-.parquet", "12/6-6.parquet", "12/7-.parquet"} < set(crowded)
+    before = rows(grown)
+    done = compact(grown.home, NOON + 2 * HOUR)
+    assert rows(grown) == before
+    assert files(grown) == ["12/1-20.parquet", "13/21-.parquet"], "an hour of one file is left as it is"
+    assert (done.hours, done.files) == (1, len(crowded))
+    assert [p.name for p in grown.files("orders")[0].parent.iterdir()] == ["1-20.parquet"]
+    shop = Shop(NOON + 2 * HOUR)
+    shop.order(50)
+    land(grown.home, shop.changes)
+    assert len(rows(grown)[0]) == 41
+
+
+def test_a_file_that_grows_while_its_hour_is_merged_is_kept(grown: ChangeLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    merge, path = compaction._merge, grown.files("orders")[0]
+    before = rows(grown)
+
+    def merge_slowly(paths: list[Path], merged: Path, is_ordered: bool) -> None:
+        merge(paths, merged, is_ordered)
+        target = path.parent / path.readlink()
+        target.with_suffix(".partial").write_bytes(target.read_bytes())
+        target.with_suffix(".partial").replace(target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(compaction, "_merge", merge_slowly)
+        assert compact(grown.home, NOON + HOUR).hours == 0
+    assert path.exists()
+    assert rows(grown) == before
+    assert compact(grown.home, NOON + HOUR).hours == 1
 
 
 def test_two_at_once_are_told_apart(log: ChangeLog) -> None:

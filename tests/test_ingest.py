@@ -554,6 +554,15 @@ def test_the_log_is_the_same_however_it_is_chunked(home, tmp_path):
     assert log_tables(home) == log_tables(tmp_path / "other")
 
 
+def test_an_event_in_a_file_that_has_grown_is_known_when_it_comes_again(home):
+    """The range of lsns that a file has is remembered, of each version of it."""
+    events = [event("c", None, order(i), n=10 * i, tx=i) for i in range(1, 9)]
+    records = [events[0], events[1], *events[1:], *events]
+    summary = deliver(home, *records, chunk_bytes=1)
+    assert (summary.landed, summary.known) == ({"orders": 8}, len(records) - 8)
+    assert len(ChangeLog(home).files("orders")) == 1
+
+
 # Input
 
 

@@ -279,7 +279,7 @@ from datetime import datetime
 from pathlib import Path
 from lockstep import changelog, simulate
 
-write, count = changelog._durable_parquet, 0
+write, count = changelog._land, 0
 
 def write_and_die(rows, path):
     global count
@@ -288,7 +288,7 @@ def write_and_die(rows, path):
         os.kill(os.getpid(), signal.SIGKILL)
     write(rows, path)
 
-changelog._durable_parquet = write_and_die
+changelog._land = write_and_die
 history = simulate.History(until=datetime(2026, 11, 18, 13, 37, 5), days=3, orders_per_day=300)
 simulate.land_history(changelog.ChangeLog(Path(sys.argv[1])), history)
 """

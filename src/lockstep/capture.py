@@ -253,7 +253,7 @@ class _Lander:
         """A TRUNCATE lands as the deletes it means."""
         transaction = self._decoder.transaction
         for table in (TABLES[name] for name in self._decoder.truncated(payload)):
-            for before in live_images(table, batch.files(table.name), self._scratch):
+            for before in live_images(table, batch.files(table.name), batch.watermark.position, self._scratch):
                 batch.add({table.name: _deletes(table, before, transaction.committed_at, transaction.xid, lsn)})
 
 

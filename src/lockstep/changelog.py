@@ -3,6 +3,7 @@
 Layout under `<home>/changelog/`:
 
     <table>/hour=<YYYY-MM-DDTHH>/<first position>-<last position>.parquet    never modified once named
+    <table>/hour=<YYYY-MM-DDTHH>/<first position>-.parquet                   grows by small landings
     _discarded/hour=.../...                                                  fills the positions of discarded events
     _tail/<table>/hour=...                                                   links to the hours that live views read
     watermark.json                                                           replaced last, atomically
@@ -13,6 +14,13 @@ and the position kept for them, and `<home>/source_receipts.jsonl` for what `loc
 Guarantees, at any crash: a batch is visible wholly (its watermark was replaced) or not at all; positions are
 1, 2, 3, ... over all tables; `logged_at` never decreases with position. Whatever lies beyond the watermark is debris
 of a crash, ignored by readers and removed by the next writer.
+
+So that the number of files follows the changes and not the landings, a small landing does not leave a file more: the
+last small file of its hour is replaced by one with its rows too, under the same name. Whoever has listed a file finds
+it, at any later time, with at least the rows that it had (`growing` tells why that also holds for one who has begun to
+read it), perhaps with more, perhaps with some that are not visible yet: every reader bounds what it reads by position.
+The name is a symbolic link to where the file is replaced, in the hour's directory `growing`. For not every file system
+lists a name that is being replaced (btrfs leaves it out now and then), and a reader would miss the file.
 """
 
 from __future__ import annotations
@@ -24,7 +32,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -36,21 +44,24 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from lockstep import growing
 from lockstep.contracts import skips
 from lockstep.errors import LockstepError
 from lockstep.lock import Lock, exclusive
 from lockstep.project import home, project
 from lockstep.schema import DISCARDED, DISCARDED_SCHEMA, SCHEMA_FILE, TABLES, TIMESTAMP, Table, batch_schema, log_schema
 
-FORMAT = 1
+FORMAT = 2  # 1 had no files that grow; who knows only that takes them for debris
 # A landing becomes visible within this time of its stamp: a reader that passes over younger ones sees none appear.
 SETTLING = timedelta(milliseconds=250)
 # How far back the watermark tells of landings: a reader can find what was visible when its transaction began.
 REMEMBERED, MOST_REMEMBERED = timedelta(minutes=10), 1000
 _HOUR_US = 3_600_000_000
-_FILE = re.compile(r"(\d+)-(\d+)\.(?:parquet|jsonl)")
+_FILE = re.compile(r"(\d+)-(\d*)(?:\.parquet|\.jsonl)?")
+GROWING = "growing"  # in an hour's directory: what the names of growing files link to
 NO_HOUR = "hour=1970-01-01T00"  # where the empty file lies that carries a table's schema
 TAIL = "_tail"
+Version = tuple[int, int, int]  # of a file; see `version_of`
 ALL_TABLES = "*"  # the `table` of an event so broken that its table is unknown: it holds every table
 
 
@@ -87,7 +98,8 @@ class Watermark:
 
 @dataclass(frozen=True)
 class Landed:
-    """What one batch made visible. `changes` counts rows after a key update became two, `files` those of Parquet."""
+    """What one batch made visible. `changes` counts rows after a key update became two, `files` those of Parquet that
+    were written, new or anew."""
 
     changes: int
     quarantined: int
@@ -119,7 +131,7 @@ class ChangeLog:
             ) from None
         except ValueError as e:
             raise LockstepError(f"{self._watermark_path} is not valid JSON ({e}). Restore it from a backup.") from None
-        if raw.get("format") != FORMAT:
+        if raw.get("format") not in (1, FORMAT):
             raise LockstepError(
                 f"{self._watermark_path} has format {raw.get('format')}, this version of lockstep reads {FORMAT}."
             )
@@ -143,11 +155,18 @@ class ChangeLog:
         if self.watermark().started_at is None:
             raise LockstepError(f"The change log in {self.home} is still empty: there is nothing to compute yet.")
 
-    def files(self, table: str) -> list[Path]:
-        """The visible files of one table (or of `_discarded`) in position order, without the empty schema file."""
-        limit = self.watermark().position
-        found = [(span(p), p) for p in (self.root / table).glob("hour=*/*.parquet")]
-        return [p for (_, last), p in sorted(found) if 0 < last <= limit]
+    def files(self, table: str, after: int = 0, until: int | None = None) -> list[Path]:
+        """The files with a table's (or `_discarded`'s) changes between two positions, in order of their first ones.
+
+        `until` is the watermark's position if it is not given. The files may hold earlier and later changes too.
+        """
+        limit = self.watermark().position if until is None else until
+        first = {p: begins_at(p) for p in (self.root / table).glob("hour=*/*.parquet")}
+        # The empty schema file begins at 0.
+        found = sorted((p for p in first if 0 < first[p] <= limit), key=first.__getitem__)
+        # Positions rise with the hours: no file of an hour before this one ends beyond `after`.
+        hour = max((p.parent.name for p in found if first[p] <= after), default="")
+        return [p for p in found if p.parent.name >= hour]
 
     def link_tail(self, since: datetime) -> None:
         """Have the hours from `since` on in the tail; new ones the writer puts there.
@@ -174,8 +193,8 @@ class ChangeLog:
         limit = self.watermark().position
         entries = [
             json.loads(line)
-            for path in sorted(self.quarantine.glob("*.jsonl"), key=span)
-            if span(path)[1] <= limit
+            for path in sorted(self.quarantine.glob("*.jsonl"), key=begins_at)
+            if begins_at(path) <= limit
             for line in path.read_text(encoding="utf-8").splitlines()
         ]
         if not entries:
@@ -191,11 +210,9 @@ class ChangeLog:
     def _filled(self, datasets: list[str], wanted: pa.Array) -> set[int]:
         found: set[int] = set()
         low, high = pc.min(wanted).as_py(), pc.max(wanted).as_py()
-        for path in (p for name in datasets for p in self.files(name)):
-            first, last = span(path)
-            if first <= high and low <= last:
-                positions = pq.read_table(path, columns=["position"], partitioning=None)["position"]
-                found.update(positions.filter(pc.is_in(positions, wanted)).to_pylist())
+        for path in (p for name in datasets for p in self.files(name, low - 1, high)):
+            positions = pq.read_table(path, columns=["position"], partitioning=None)["position"]
+            found.update(positions.filter(pc.is_in(positions, wanted)).to_pylist())
         return found
 
     @contextmanager
@@ -246,10 +263,23 @@ class ChangeLog:
                 )
 
     def _remove_debris(self, watermark: Watermark) -> None:
-        candidates = [*self.root.glob("*/hour=*/*"), *self.quarantine.glob("*")]
-        for path in candidates:
+        """Remove the files that begin beyond the watermark, and cut back those that have grown beyond it."""
+        tables = [path for path in self.root.iterdir() if path.is_dir()]
+        found = [Path(at, name) for table in tables for at, _, names in os.walk(table) for name in names]
+        debris = [path for path in (*found, *self.quarantine.glob("*")) if begins_at(path) > watermark.position]
+        for path in debris:
+            path.unlink()
+        for directory in {path.parent for path in debris}:
+            fsync_directory(directory)
+        if watermark.logged_at is None:
+            return
+        # A file with rows of both sides is of the hour in which the watermark lies, as `logged_at` never decreases.
+        for path in self.root.glob(f"*/{hour_name(watermark.logged_at)}/*-.parquet"):
             if span(path)[1] > watermark.position:
-                path.unlink()
+                version = path.read_bytes()
+                rows = growing.content(version)
+                visible = rows.filter(pc.less_equal(rows["position"], watermark.position))
+                _replace_growing(path, growing.holding(version, visible))
 
     def _replace_watermark(self, watermark: Watermark) -> Watermark:
         """Make a landing visible; returns the watermark with the time of that, as it is on disk.
@@ -300,6 +330,7 @@ class Writer:
         self._log = log
         self._pool = pool
         self._lock = lock
+        self._is_littered = False
         self.watermark = watermark
 
     def is_asked_for(self) -> bool:
@@ -338,13 +369,20 @@ class Writer:
     @contextmanager
     def batch(self) -> Iterator[Batch]:
         """A batch to add parts to and then to land. If it is left without landing, nothing remains of it."""
+        self._clean()  # what could not be removed on a full disk, say
         batch = Batch(self, self._log, self._pool)
         try:
             yield batch
         finally:
-            if not batch.is_landed:
-                # By the watermark on disk: whatever failed may have failed just after replacing it.
-                self._log._remove_debris(self._log.watermark())
+            self._is_littered = not batch.is_landed
+            self._clean()
+
+    def _clean(self) -> None:
+        if self._is_littered:
+            # By the watermark on disk: whatever failed may have failed just after replacing it.
+            self.watermark = self._log.watermark()
+            self._log._remove_debris(self.watermark)
+        self._is_littered = False
 
     def resolve(self, landed: Mapping[str, pa.Table], discarded: Iterable[Mapping[str, Any]]) -> Watermark:
         """Fill the positions kept for quarantined events, and lift the holds that nothing justifies any more.
@@ -358,7 +396,7 @@ class Writer:
                 writes += self._one(name, rows.slice(i, 1))
         for entry in discarded:
             writes += self._filler(entry)
-        _write(self._pool, writes)
+        _write(self._pool, writes, _durable_parquet)
         holds: dict[str, datetime] = {}
         for entry in self._log.quarantined():
             if entry["state"] == "open":
@@ -389,7 +427,6 @@ class Batch:
         self._changes = 0
         self._quarantined = 0
         self._written = 0
-        self._files: dict[str, list[Path]] = {}
         self._superseded: list[dict[str, Any]] = []
         self.watermark = writer.watermark
         self.is_landed = False
@@ -429,10 +466,8 @@ class Batch:
             for table, hour in held.items():
                 holds[table] = min(hour, holds.get(table, hour))
             writes += skipped
-        _write(self._pool, writes)
+        _write(self._pool, writes, _land)
         self._written += len(writes)
-        for name in names:
-            self._files.setdefault(name, []).extend(path for path, _ in writes if path.parent.parent.name == name)
 
         started = self.watermark.started_at
         if started is None and total:
@@ -449,8 +484,8 @@ class Batch:
         self._changes += total - quarantined
 
     def files(self, table: str) -> list[Path]:
-        """The files of one table in position order: the visible ones and those of this batch."""
-        return [*self._log.files(table), *self._files.get(table, [])]
+        """The files of one table up to `watermark`: see `ChangeLog.files`."""
+        return self._log.files(table, until=self.watermark.position)
 
     def supersede_quarantine(self) -> list[int]:
         """Discard, when the batch lands, every event that is open now; returns their positions.
@@ -476,7 +511,7 @@ class Batch:
         The batch must end at a transaction boundary: the watermark after it is what readers see.
         """
         fillers = [w for entry in self._superseded for w in self._writer._filler(entry)]
-        _write(self._pool, fillers)
+        _write(self._pool, fillers, _durable_parquet)
         moved = replace(
             self.watermark,
             logged_at=_later(self.watermark.logged_at, reached if self.watermark.started_at else None),
@@ -555,12 +590,17 @@ def _by_hour(
     return out
 
 
-def _write(pool: ThreadPoolExecutor, writes: list[tuple[Path, pa.Table]]) -> None:
+def _write(
+    pool: ThreadPoolExecutor, writes: list[tuple[Path, pa.Table]], write: Callable[[pa.Table, Path], None]
+) -> None:
     directories = {path.parent for path, _ in writes}
     for directory in directories:
         directory.mkdir(parents=True, exist_ok=True)
         _link(directory)
-    list(pool.map(lambda w: _durable_parquet(w[1], w[0]), writes))
+    written = [pool.submit(write, rows, path) for path, rows in writes]
+    wait(written)  # for all, also if one fails: what nobody waits for would come after the debris is removed
+    for one in written:
+        one.result()
     for directory in directories | {d.parent for d in directories}:
         fsync_directory(directory)
 
@@ -664,6 +704,29 @@ def _columns_apart(landed: pa.Schema, declared: pa.Schema) -> str:
     return ", ".join(f"{column} {kind}" for column, kind in sorted(images[0] ^ images[1]))
 
 
+def _land(rows: pa.Table, path: Path) -> None:
+    """Write a slice of an hour: a large one as `path`, a small one into the hour's last file, or a new one to grow."""
+    if rows.nbytes > growing.GROWS_TO:
+        _durable_parquet(rows, path)
+        return
+    # Only behind the last one: so no two files of an hour overlap.
+    last = max(path.parent.glob("*.parquet"), key=begins_at, default=path)
+    if last.name.endswith("-.parquet") and last.stat().st_size < growing.GROWS_TO:
+        _replace_growing(last, growing.grown(last.read_bytes(), rows))
+    else:
+        _replace_growing(path.with_name(f"{begins_at(path)}-.parquet"), growing.holding(b"", rows))
+
+
+def _replace_growing(path: Path, version: bytes) -> None:
+    """Make this the next version of a growing file, or its first."""
+    durable_replace(path.parent / GROWING / path.stem, version)
+    if not path.is_symlink():  # it is none either in a home that was copied with what its links lead to
+        link = path.with_name(path.name + ".partial")
+        link.symlink_to(Path(GROWING, path.stem))
+        link.replace(path)
+        fsync_directory(path.parent)
+
+
 def _durable_parquet(rows: pa.Table, path: Path) -> None:
     """Written under another name, fsynced, renamed: under its own name a file is always whole."""
     partial = path.with_name(path.name + ".partial")
@@ -700,10 +763,27 @@ def fsync_directory(path: Path) -> None:
         os.close(handle)
 
 
-def span(path: Path) -> tuple[int, int]:
-    """First and last position in a file's name. A half-written file (`.partial`) lies beyond every watermark."""
+def begins_at(path: Path) -> int:
+    """First position in a file's name. A half-written file (`.partial`) lies beyond every watermark."""
     match = _FILE.fullmatch(path.name)
-    return (int(match[1]), int(match[2])) if match else (sys.maxsize, sys.maxsize)
+    return int(match[1]) if match else sys.maxsize
+
+
+def span(path: Path) -> tuple[int, int]:
+    """First and last position in a Parquet file: by its name, or what its name does not tell by its statistics."""
+    match = _FILE.fullmatch(path.name)
+    assert match, path
+    if match[2]:
+        return int(match[1]), int(match[2])
+    metadata = pq.read_metadata(path)
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    return int(match[1]), max(group.column(0).statistics.max for group in groups)
+
+
+def version_of(path: Path) -> Version:
+    """Tells two versions of a file apart: one that is replaced gets another inode."""
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _us(column: pa.ChunkedArray) -> np.ndarray:

@@ -21,7 +21,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lockstep.changelog import ChangeLog, fsync_directory, span
+from lockstep.changelog import GROWING, ChangeLog, begins_at, fsync_directory, span, version_of
 from lockstep.lock import exclusive
 
 ROWS = 122_880  # of a row group: what DuckDB reads as one
@@ -80,14 +80,20 @@ def _crowded(log: ChangeLog, until: datetime) -> Iterator[Path]:
     """Directories of an hour with more files than one that end by `until`."""
     for hour in sorted(log.root.glob("*/hour=*")):
         starts = datetime.strptime(hour.name, "hour=%Y-%m-%dT%H")
-        if (until - starts).total_seconds() >= 3600 and sum(1 for _ in hour.iterdir()) > 1:
+        if (until - starts).total_seconds() >= 3600 and len(_files(hour)) > 1:
             yield hour
 
 
+def _files(hour: Path) -> list[Path]:
+    return sorted((path for path in hour.iterdir() if path.name != GROWING), key=begins_at)
+
+
 def _compact_hour(home: Path, hour: Path, scratch: Path, done: Compacted) -> None:
-    files = sorted(hour.iterdir(), key=span)
+    files = _files(hour)
     if any(path.suffix != ".parquet" for path in files):  # a writer is at work here: quarantined events resolved
         return
+    # A file that grows keeps its name. None does in a sealed hour; should one, what is merged here would lack rows.
+    versions = [version_of(path) for path in files]
     merged = scratch / hour.parent.name / hour.name
     merged.mkdir(parents=True)
     spans = [span(path) for path in files]
@@ -95,7 +101,7 @@ def _compact_hour(home: Path, hour: Path, scratch: Path, done: Compacted) -> Non
     _merge(files, path, is_ordered=all(a[1] < b[0] for a, b in itertools.pairwise(spans)))
     before, after = sum(p.stat().st_size for p in files), path.stat().st_size
     with exclusive(home / "changelog.lock", "compacting the change log", patience=_PATIENCE):
-        if sorted(hour.iterdir(), key=span) == files:
+        if _files(hour) == files and [version_of(path) for path in files] == versions:
             _exchange(merged, hour)
             fsync_directory(hour.parent)
             done.hours += 1

@@ -27,7 +27,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lockstep import debezium
-from lockstep.changelog import ALL_TABLES, ChangeLog, Watermark, Writer, durable_replace
+from lockstep.changelog import ALL_TABLES, ChangeLog, Version, Watermark, Writer, durable_replace, version_of
 from lockstep.errors import LockstepError
 from lockstep.lines import LineReader
 from lockstep.lock import exclusive
@@ -151,7 +151,7 @@ class Landing:
         self._source: str | None = None
         self.has_marks = False
         self.lacks_marks = False
-        self._lsns: dict[Path, tuple[int, int]] = {}
+        self._lsns: dict[Path, tuple[Version, tuple[int, int]]] = {}
         self._con.execute("CREATE TABLE quarantined (fingerprint VARCHAR)")
         before = log.watermark() if log.exists() else Watermark()
         self.summary = Summary(before=before, after=before)
@@ -392,7 +392,12 @@ class Landing:
                 """
             )
         low, high = con.execute(f"SELECT MIN(lsn), MAX(lsn) FROM parsed_{table.name}").fetchall()[0]
-        landed = _rows(self._files(table, low, high), "lsn, tx_id, op, before, after", f"lsn BETWEEN {low} AND {high}")
+        until = self._writer.watermark.position if self._writer else 0
+        landed = _rows(
+            self._files(table, low, high, until),
+            "lsn, tx_id, op, before, after",
+            f"lsn BETWEEN {low} AND {high} AND position <= {until}",
+        )
         if landed:
             key = ", ".join(f"{k} := CASE WHEN op = 'd' THEN before.{k} ELSE after.{k} END" for k in table.key)
             conditions.append(
@@ -411,16 +416,17 @@ class Landing:
         QUALIFY ROW_NUMBER() OVER (PARTITION BY tx_id, lsn, same_op, same_key ORDER BY ordinal) = 1
         """
 
-    def _files(self, table: Table, low: int, high: int) -> list[Path]:
-        """The table's visible files that may hold a change whose lsn lies in this range.
+    def _files(self, table: Table, low: int, high: int, until: int) -> list[Path]:
+        """The table's files up to a position that may hold a change whose lsn lies in this range.
 
-        By the files' own statistics, each read once: asking DuckDB for the rows opens every file every time.
+        By the files' own statistics, read once of each version: asking DuckDB for the rows opens every file every time.
         """
         found = []
-        for path in self._log.files(table.name) if self._log.exists() else ():
-            if path not in self._lsns:
-                self._lsns[path] = _lsn_range(path)
-            first, last = self._lsns[path]
+        for path in self._log.files(table.name, until=until) if until else ():
+            version = version_of(path)
+            if path not in self._lsns or self._lsns[path][0] != version:
+                self._lsns[path] = version, _lsn_range(path)
+            first, last = self._lsns[path][1]
             if first <= high and low <= last:
                 found.append(path)
         return found
@@ -440,7 +446,8 @@ def _fingerprints(events: Sequence[str]) -> pa.Table:
 
 def _log_rows(log: ChangeLog, table: Table, columns: str, condition: str = "TRUE") -> str:
     """SELECT from the table's visible files; empty if it has none."""
-    return _rows(log.files(table.name) if log.exists() else [], columns, condition)
+    until = log.watermark().position if log.exists() else 0
+    return _rows(log.files(table.name, until=until) if until else [], columns, f"position <= {until} AND {condition}")
 
 
 def _rows(files: Sequence[Path], columns: str, condition: str) -> str:

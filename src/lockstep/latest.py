@@ -34,25 +34,25 @@ def bounded_database(scratch: Path) -> Iterator[duckdb.DuckDBPyConnection]:
         yield connection
 
 
-def live_images(table: Table, files: Sequence[Path], scratch: Path) -> Iterator[pa.Array]:
-    """The image of every key that is live at the end of `files`, in chunks of `table.image`, in no order."""
+def live_images(table: Table, files: Sequence[Path], position: int, scratch: Path) -> Iterator[pa.Array]:
+    """The image of every key that is live at `position` of `files`, in chunks of `table.image`, in no order."""
     if not files:
         return
     with bounded_database(scratch) as connection:
-        for chunk in _chunks(connection, _live(table, files)):
+        for chunk in _chunks(connection, _live(table, files, position)):
             yield chunk["image"].cast(table.image)
 
 
 def differences(
-    table: Table, files: Sequence[Path], snapshot: Path, scratch: Path
+    table: Table, files: Sequence[Path], position: int, snapshot: Path, scratch: Path
 ) -> Iterator[tuple[pa.Array, pa.Array]]:
-    """How a snapshot differs from the log: the live image and the snapshot's of each key where they are not equal.
+    """How a snapshot differs from the log at `position`: the live image and the snapshot's of each key not equal.
 
     `snapshot` is a Parquet file with one column `image`. Either side is null where the key is only on the other.
     Chunks of `table.image` pairs, in no order.
     """
     same_key = " AND ".join(f"live.image.{k} = new.image.{k}" for k in table.key)
-    live = _live(table, files) if files else f"SELECT image FROM read_parquet('{quoted(snapshot)}') LIMIT 0"
+    live = _live(table, files, position) if files else f"SELECT image FROM read_parquet('{quoted(snapshot)}') LIMIT 0"
     query = f"""
     SELECT live.image AS before, new.image AS after
     FROM ({live}) AS live
@@ -64,9 +64,10 @@ def differences(
             yield chunk["before"].cast(table.image), chunk["after"].cast(table.image)
 
 
-def _live(table: Table, files: Sequence[Path]) -> str:
+def _live(table: Table, files: Sequence[Path], position: int) -> str:
     paths = ", ".join(f"'{quoted(f)}'" for f in files)
-    changes = f"read_parquet([{paths}], hive_partitioning = false)"
+    log = f"read_parquet([{paths}], hive_partitioning = false)"
+    changes = f"(SELECT position, op, before, after FROM {log} WHERE position <= {position})"
     keys = ", ".join(f"COALESCE(after.{k}, before.{k})" for k in table.key)
     # By position and not by an aggregate over the images: a hash table of numbers stays small, one of images does not.
     return f"""

@@ -471,32 +471,36 @@ def _state(log: ChangeLog) -> State:
         )
 
 
+def _changes(log: ChangeLog, name: str) -> str | None:
+    """The visible changes of a table as a subquery, if it has any."""
+    until = log.watermark().position
+    files = [str(p) for p in log.files(name, until=until)]
+    return f"(SELECT * FROM read_parquet({files!r}) WHERE position <= {until})" if files else None
+
+
 def _latest_rows(db: duckdb.DuckDBPyConnection, log: ChangeLog, name: str) -> dict[Key, Image]:
     """The working set of a table: its latest changed rows that live."""
-    files = [str(p) for p in log.files(name)]
-    if not files:
+    changes = _changes(log, name)
+    if changes is None:
         return {}
     key = ", ".join(f"coalesce(after.{k}, before.{k})" for k in TABLES[name].key)
     rows = db.execute(
         f"""
-        SELECT after FROM read_parquet($files)
-        WHERE op <> 'd' AND position IN (SELECT max(position) FROM read_parquet($files) GROUP BY {key})
+        SELECT after FROM {changes}
+        WHERE op <> 'd' AND position IN (SELECT max(position) FROM {changes} GROUP BY {key})
         ORDER BY position DESC LIMIT {WORKING_SET}
-        """,
-        {"files": files},
+        """
     ).to_arrow_table()
     return {key_of(name, row): row for row in rows["after"].to_pylist()}
 
 
 def _last_id(db: duckdb.DuckDBPyConnection, log: ChangeLog, name: str) -> int:
     """The greatest id that a row of this table ever had."""
-    files = [str(p) for p in log.files(name)]
-    if not files:
+    changes = _changes(log, name)
+    if changes is None:
         return 0
     key = TABLES[name].key[0]
-    found = db.execute(
-        f"SELECT max(greatest(before.{key}, after.{key})) FROM read_parquet($files)", {"files": files}
-    ).fetchone()
+    found = db.execute(f"SELECT max(greatest(before.{key}, after.{key})) FROM {changes}").fetchone()
     return int(found[0]) if found else 0
 
 

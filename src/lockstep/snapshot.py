@@ -190,7 +190,8 @@ def _snapshot(
                     ):
                         rows = stage.rows(layout, _into(file), rejected.write_table)
                         source.copy(reading, layout, rows, PART_ROWS, PART_BYTES)
-                    for before, after in differences(table, batch.files(table.name), staged, scratch):
+                    files, position = batch.files(table.name), batch.watermark.position
+                    for before, after in differences(table, files, position, staged, scratch):
                         stage.land(layout, before, after)
                     # Last: a row that cannot be read is gone from the log by now, so that a retry brings it back.
                     with pq.ParquetFile(unread) as file:

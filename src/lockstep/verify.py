@@ -360,7 +360,7 @@ def _transactions(log: ChangeLog, after: int, until: int, scratch: Path) -> Iter
     """Of each transaction and table from `after` to `until`: its id, first and last position, if it is a snapshot's."""
     with bounded_database(scratch) as connection:
         for table in TABLES:
-            files = [f for f in log.files(table) if int(f.stem.split("-")[1]) > after]
+            files = log.files(table, after, until)
             if not files:
                 continue
             paths = ", ".join(f"'{quoted(f)}'" for f in files)
