@@ -517,6 +517,23 @@ def test_unreadable_watermark_is_named(tmp_path: Path, content: str | None, mess
         log.watermark()
 
 
+def test_a_log_of_the_format_before_goes_on(tmp_path: Path) -> None:
+    """It had no files that grow. Who knows only that format must not open one that has."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(growing, "GROWS_TO", 0)
+        patch.setattr(changelog, "FORMAT", 1)
+        log = land(tmp_path, created(1))
+    assert (names(log), json.loads((log.root / "watermark.json").read_text())["format"]) == (["12/1-1.parquet"], 1)
+    land(tmp_path, created(2))
+    assert (names(log), json.loads((log.root / "watermark.json").read_text())["format"]) == (
+        ["12/1-1.parquet", "12/2-.parquet"],
+        2,
+    )
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(LockstepError, match="has format 2"):
+        patch.setattr(changelog, "FORMAT", 1)
+        log.watermark()
+
+
 # Quarantine
 
 
@@ -637,7 +654,7 @@ def test_small_landings_of_an_hour_share_a_file_over_restarts(tmp_path: Path) ->
 def test_number_of_files_follows_what_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(growing, "GROWS_TO", 64_000)
     counts = []
-    for size in (1, 100):
+    for size in (1, 300):
         log = ChangeLog(tmp_path / str(size))
         with log.writer(SOURCE) as writer:
             for n in range(60):

@@ -26,6 +26,7 @@ from typing import Any
 import duckdb
 import psycopg2
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
@@ -267,9 +268,9 @@ def test_a_change_lost_on_the_way_is_found_though_a_later_one_hides_it(shop: Clu
         shop.execute("UPDATE orders SET status = 'b'")
         wait_until(lambda: ChangeLog(tmp_path).watermark().position == 9)
         assert found(check(shop, tmp_path)) == {}
-        path = ChangeLog(tmp_path).files("orders")[1]
+        [path] = ChangeLog(tmp_path).files("orders", after=3, until=4)
         rows = pq.read_table(path, partitioning=None)
-        pq.write_table(rows.slice(1), path)
+        pq.write_table(rows.filter(pc.field("position") != 4), path)
         assert found(check(shop, tmp_path)) == {"orders": ("failed", {(1,): ("unbalanced",)})}
 
 
