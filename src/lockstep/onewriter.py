@@ -18,7 +18,7 @@ import duckdb
 from fsspec import AbstractFileSystem
 
 from lockstep.lock import held, holder
-from lockstep.warehouse import in_use
+from lockstep.warehouse import in_use, text
 
 
 class CannotOpen(SystemExit):
@@ -87,12 +87,11 @@ def _take(path: Path) -> None:
 
 def _try_out(path: Path) -> bool:
     """Open the file and close it again; False if this process has it open already. Raises CannotOpen if it cannot."""
-    quoted = str(path).replace("'", "''")
     try:
         # Not by connecting to it: that reads what kind of file it is before it finds that this process has it attached,
         # and the end of that reading would be the end of this process's locks on the file.
         with duckdb.connect() as connection:
-            connection.execute(f"ATTACH 'duckdb:{quoted}'")
+            connection.execute(f"ATTACH {text(f'duckdb:{path}')}")
     except duckdb.BinderException:
         return False
     except duckdb.Error as e:
