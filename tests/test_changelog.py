@@ -641,6 +641,9 @@ def test_small_landings_of_an_hour_share_a_file_over_restarts(tmp_path: Path) ->
     for n in range(6):
         log = land(tmp_path, created(2 * n, NOON + minutes(n)), created(2 * n + 1, NOON + minutes(n)))
     assert names(log) == ["12/1-.parquet"]
+    assert len(pq.read_table(log.files("orders")[0].parent, partitioning=None)) == 12, (
+        "nor does a whole directory double"
+    )
     with log.writer(SOURCE) as writer:
         for n in range(12, 100):
             landed = writer.land(batch(created(n, NOON + minutes(7))))

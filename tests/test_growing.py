@@ -137,11 +137,13 @@ def test_such_a_reader_is_what_growing_is_for(tmp_path: Path) -> None:
         assert met == expected
 
 
-def test_one_connection_finds_the_newest_rows_of_a_file_at_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("setting", ["enable_external_file_cache", "parquet_metadata_cache"])
+def test_one_connection_finds_the_newest_rows_of_a_file_at_once(tmp_path: Path, setting: str) -> None:
     """No cache of DuckDB's serves an earlier version's footer."""
     path = tmp_path / "1-.parquet"
     file = holding(b"", rows(1, 1))
     with duckdb.connect() as connection:
+        connection.execute(f"SET {setting} = true")
         for last in range(2, 300):
             file = grown(file, rows(last, 1))
             partial = tmp_path / "1-.partial"

@@ -19,7 +19,7 @@ So that the number of files follows the changes and not the landings, a small la
 last small file of its hour is replaced by one with its rows too, under the same name. Whoever has listed a file finds
 it, at any later time, with at least the rows that it had (`growing` tells why that also holds for one who has begun to
 read it), perhaps with more, perhaps with some that are not visible yet: every reader bounds what it reads by position.
-The name is a symbolic link to where the file is replaced, in the hour's directory `growing`. For not every file system
+The name is a symbolic link to where the file is replaced, in the hour's directory `_growing`. For not every file system
 lists a name that is being replaced (btrfs leaves it out now and then), and a reader would miss the file.
 """
 
@@ -58,7 +58,7 @@ SETTLING = timedelta(milliseconds=250)
 REMEMBERED, MOST_REMEMBERED = timedelta(minutes=10), 1000
 _HOUR_US = 3_600_000_000
 _FILE = re.compile(r"(\d+)-(\d*)(?:\.parquet|\.jsonl)?")
-GROWING = "growing"  # in an hour's directory: what the names of growing files link to
+GROWING = "_growing"  # in an hour's directory, what growing files are links to; such names pass for hidden
 NO_HOUR = "hour=1970-01-01T00"  # where the empty file lies that carries a table's schema
 TAIL = "_tail"
 Version = tuple[int, int, int]  # of a file; see `version_of`
