@@ -380,6 +380,15 @@ def test_what_the_warehouse_has_otherwise_is_written_anew(home: Path, model: str
     assert after == made_anew(home)
 
 
+def test_tables_that_nobody_needs_any_more_are_dropped(home: Path) -> None:
+    before = contents(home)
+    with duckdb.connect(str(home / "analytics.duckdb")) as connection:
+        connection.execute("CREATE TABLE changes.sealed AS SELECT 1 AS of_an_earlier_version")
+        connection.execute("DROP VIEW mart.orders; CREATE TABLE mart.orders AS SELECT 1 AS when_it_was_a_table")
+    publish.publish(home)
+    assert contents(home) == before
+
+
 def test_a_publication_that_cannot_be_copied_is_done_without(home: Path) -> None:
     before = contents(home)
     number = publish._numbers(home / "published")[-1]

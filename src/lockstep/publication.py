@@ -209,9 +209,11 @@ class Builder:
 
     def _end(self) -> None:
         """Drop the tables that no mart needs any more, and write down what the others are."""
-        for name in self._before.keys() - self._stored.keys():
-            self._run(f"DROP TABLE IF EXISTS {name}")
-        self._run(f"CREATE OR REPLACE TABLE {_STORED}")
+        here = "SELECT schema_name || '.' || table_name FROM duckdb_tables() WHERE database_name = current_database()"
+        for (name,) in self._connection.execute(here).fetchall():
+            if name not in (*self._stored, "main.about"):
+                self._run(f"DROP TABLE {name}")
+        self._run(f"CREATE TABLE {_STORED}")
         rows = [
             f"({text(name)}, {text(stored.definition)}, {_time(part)}, {seal[0]}, {seal[1]})"
             for name, stored in self._stored.items()
