@@ -3,8 +3,8 @@
 A company works in a log whose clock runs faster than the wall's, so that hours close and days end while this runs: its
 transactions carry commit times of that clock, and each run is made as of it. Everything else is as in production: a
 writer that lends the log, runs that publish and compact, readers in other processes that open the published file by
-its path, ask, and now and then open it anew. `publish.KEEP` is shortened to two seconds: with an hour, nothing would be
-compacted before the first hour is over.
+its path, ask, and now and then open it anew. `publish.KEEP` is shortened to two seconds, and files stop growing at a
+few kilobytes: with an hour, and a megabyte, nothing of so small a company would be compacted.
 
 One read is one transaction of a reader. It is torn if what it sees of several marts does not belong to one moment:
 - orders and revenue over mart.orders, mart.orders_hourly and mart.orders_daily; shipments over mart.delivery_status and
@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import duckdb
 
-from lockstep import operate, publish, simulate
+from lockstep import growing, operate, publish, simulate
 from lockstep.changelog import ChangeLog
 from lockstep.contracts import load
 from shop import Shop, batch_of
@@ -45,6 +45,7 @@ BEAT = 0.5  # seconds between two landings
 TRANSACTIONS = 6  # of a landing
 CONNECTED = 5.0  # seconds until a reader opens the file anew; one that stays reads an ever longer tail of the log
 KEEP = timedelta(seconds=2)
+GROWS_TO = 12_000  # bytes
 
 FIGURES = """
     SELECT
@@ -75,6 +76,7 @@ class Reads:
 
 def work(home: Path, minutes_per_second: float, stop: Any) -> None:
     """The company: lands a batch every `BEAT` seconds, with the log's clock at `minutes_per_second`."""
+    growing.GROWS_TO = GROWS_TO
     shop, choose = Shop(UNTIL), random.Random(1)
     alive: list[int] = []
     log = ChangeLog(home)
