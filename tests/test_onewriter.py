@@ -288,3 +288,15 @@ def test_where_the_look_fails_the_command_ends(tmp_path: Path) -> None:
     (tmp_path / "warehouse.lock").mkdir()
     with pytest.raises(onewriter.CannotOpen, match="Is a directory"):
         adapter(tmp_path / "state.duckdb").execute("SELECT 1")
+
+
+def test_every_file_that_the_configuration_attaches_is_looked_at_first() -> None:
+    """And has `duckdb:` before its path: else DuckDB closes it once before it locks it, which no other test sees."""
+    gateway = YAML(typ="safe").load(ROOT / "config.yaml")["gateways"]["duckdb"]
+    attached = set()
+    for connection in (gateway["connection"], gateway["state_connection"]):
+        [system], [path] = connection["filesystems"], connection["catalogs"].values()
+        assert (system["fs"], f"duckdb:{system['file']}") == ("lockstep", path)
+        assert "database" not in connection
+        attached.add(Path(system["file"]).name)
+    assert attached == onewriter.FILES

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,8 @@ from duckdb import DuckDBPyConnection
 from lockstep.errors import LockstepError
 
 Row = dict[str, Any]
+
+_MOST = 200  # characters of a command line that an error shows
 
 
 def require(home: Path) -> Path:
@@ -107,4 +108,5 @@ def _command(pid: int) -> str:
         return ""
     # The interpreter of a script is of no interest, nor where the script lies.
     words = words[1:] if len(words) > 2 and re.fullmatch(r"python[\d.]*", Path(words[0]).name) else words
-    return f" ({textwrap.shorten(' '.join([Path(words[0]).name, *words[1:]]), 200, placeholder=' ...')})"
+    command = " ".join(" ".join([Path(words[0]).name, *words[1:]]).split())
+    return f" ({command if len(command) <= _MOST else f'{command[:_MOST]} ...'})"
