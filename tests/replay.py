@@ -107,21 +107,29 @@ class Replay:
             with self._one_look():
                 self._compare_what_analysts_see()
 
-    def run(self, at: datetime) -> None:
-        """Run the models as of `at`; what must pass must pass, and every figure be the oracle's."""
+    def run(self, at: datetime) -> bool:
+        """Run the models as of `at`; what must pass must pass, and every figure be the oracle's.
+
+        Returns whether there are figures: SQLMesh puts nothing into production of a first plan that fails.
+        """
         watermark = self.watermark
         days_until = midnight(min(at, watermark))  # a day is due once all its hours are sealed
         is_new_day = self._days_until is None or days_until > self._days_until
         failures_must_be = self._expect(at, watermark, is_new_day)
+        is_first = not warehouse.is_planned(self.home)
         result = operate.run(self.home, at)
         assert sorted(failure.split(" found ")[0] for failure in result.failures) == sorted(failures_must_be)
         assert result.agrees == (not failures_must_be)
+        if is_first and failures_must_be:
+            assert not warehouse.is_planned(self.home) and result.published is None
+            return False
         self._days_until = max(days_until, self._days_until or days_until)
         with self._one_look():
             self._compare_increments(until=min(floor_hour(at), floor_hour(watermark)))
             self._compare_receipts()
             self._compare_generations()
             self._compare_what_analysts_see()
+        return True
 
     def run_next_day(self) -> None:
         """Let the source's clock pass midnight, and run at five in the morning: the cut is that midnight."""
