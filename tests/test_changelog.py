@@ -928,7 +928,7 @@ print(rounds)
 """
 
 
-@pytest.mark.parametrize(("landings", "grows_to", "files"), [(1_000, growing.GROWS_TO, 4), (400, 30_000, 60)])
+@pytest.mark.parametrize(("landings", "grows_to", "files"), [(1_000, growing.GROWS_TO, 4), (400, 30_000, 30)])
 def test_readers_without_pause_find_every_row_once_while_files_grow(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, landings: int, grows_to: int, files: int
 ) -> None:

@@ -175,7 +175,7 @@ def grown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ChangeLog:
     for n in range(40):
         shop.now = NOON + n * HOUR / 20
         shop.order(n, amount_cents=n)
-        monkeypatch.setattr(growing, "GROWS_TO", 0 if n == 5 else 30_000 if n < 20 else 1 << 20)
+        monkeypatch.setattr(growing, "GROWS_TO", 0 if n == 5 else 15_000 if n < 20 else 1 << 20)
         land(tmp_path, shop.changes[-1:])
     return ChangeLog(tmp_path)
 

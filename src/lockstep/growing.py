@@ -12,14 +12,19 @@ single one behind all else. What the footer tells of no more stays in the file, 
 
 from __future__ import annotations
 
+from typing import Any
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 # Bytes. A file as large grows no more, and rows that take more in memory have a file of their own. Each growth writes
 # the file again, half of this on the average; what that costs is in docs/decisions/0013-small-files-grow.md.
 GROWS_TO = 1 << 20
-# Row groups of a file that grows, and of one that will not grow any more: then they stay as many.
-_MOST, _MOST_AT_LAST = 32, 8
+# Row groups of a file that grows. Of one that will not grow any more, which stays as it is, they are made one.
+_MOST = 8
+# Bytes in memory. So few rows are written plainly: their pages cost a reader a fifth of compressed ones, and statistics
+# of every column are larger than the rows. The first column's are kept, for it tells of which rows a file is.
+_FEW = 1 << 15
 
 
 def grown(old: bytes, rows: pa.Table) -> bytes:
@@ -29,7 +34,7 @@ def grown(old: bytes, rows: pa.Table) -> bytes:
         version, added = _after(old, rows)
         footer.append_row_groups(added)
         version = version[: _end_of_data(version)] + _written(footer)
-        if len(version) < GROWS_TO or footer.num_row_groups <= _MOST_AT_LAST:
+        if len(version) < GROWS_TO:
             return version
     return holding(old, pa.concat_tables([content(old), rows]))
 
@@ -51,9 +56,10 @@ def _after(old: bytes, rows: pa.Table) -> tuple[bytes, pq.FileMetaData]:
     """The data of `old` and then `rows`, with a footer that tells of `rows` alone; and that footer."""
     sink = pa.BufferOutputStream()
     footers: list[pq.FileMetaData] = []
-    with pq.ParquetWriter(
-        sink, rows.schema, compression="zstd", store_schema=False, metadata_collector=footers
-    ) as writer:
+    options: dict[str, Any] = {"compression": "zstd"}
+    if rows.nbytes < _FEW:
+        options = {"compression": "none", "use_dictionary": False, "write_statistics": rows.schema.names[:1]}
+    with pq.ParquetWriter(sink, rows.schema, store_schema=False, metadata_collector=footers, **options) as writer:
         # Behind the writer's back, which has written the magic number only: it asks the sink where a row group begins.
         if old:
             sink.write(old[len(_MAGIC) : _end_of_data(old)])
