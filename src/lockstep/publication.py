@@ -80,11 +80,12 @@ class Builder:
         served = self._rows(f"SELECT * FROM {self._models['ops.serving'].relation}")
         self._served = {row["domain"]: row for row in served}
         self._first_hour = (watermark.started_at or _NEVER).replace(minute=0, second=0, microsecond=0)
-        self._made: dict[str, str] = {}
+        self._made: set[str] = set()
         self._is_live: dict[str, bool] = {}
         self._before = self._begin()
         self._stored: dict[str, _Stored] = {}
         self._renewed: dict[str, set[datetime]] = {}
+        self._filled: dict[str, list[str]] = {}  # of each domain the columns of its grain that are never NULL
         self._cuts = {contract.domain: self._folded_until(contract) for contract in self._contracts.values()}
         self._table_cuts = {table: self._table_cut(table) for table in self._tables}
         self.about: list[Row] = []
@@ -287,11 +288,17 @@ class Builder:
               landing.holds AS holds
             FROM seen
         """)
-        body = self._models["changes.watermark"].body or ""
-        body = _replaced_once("changes.watermark", r"read_json\('changelog/.*?\) AS ", "changes.visible AS ", body)
-        self._run(f"CREATE VIEW changes.watermark AS {body}")
-        self._made |= {"changes.watermark": "changes.watermark"}
-        self._is_live["changes.watermark"] = True
+
+    def _landing(self, shared: dict[str, str]) -> str:
+        """What stands for `changes.visible`, which takes a millisecond or two to ask: it remembers many landings."""
+        return _share(shared, "changes.visible", "SELECT * FROM changes.visible")
+
+    def _watermarks(self, shared: dict[str, str]) -> str:
+        """What stands for `changes.watermark`."""
+        name = "changes.watermark"
+        landing = f"{self._landing(shared)} AS "
+        body = self._models[name].body or ""
+        return _share(shared, name, _replaced_once(name, r"read_json\('changelog/.*?\) AS ", landing, body))
 
     def _fold(self, contract: Contract) -> str:
         """`folded.<domain>`: verified plus increments: the cells of a generation at the published cut."""
@@ -335,6 +342,9 @@ class Builder:
             self._run(f"DELETE FROM {name} WHERE rowid IN (SELECT row FROM {touched})")
             self._run(f"INSERT INTO {name} BY NAME FROM merged")
         self._stored[name] = _Stored(definition, {self._cuts[domain]: None})
+        counts = ", ".join(f'COUNT(*) = COUNT("{g}") AS "{g}"' for g in contract.grain)
+        [is_filled] = self._rows(f"SELECT {counts} FROM {name}")
+        self._filled[domain] = [g for g in contract.grain if is_filled[g]]
         return name
 
     @staticmethod
@@ -343,45 +353,37 @@ class Builder:
         same = " AND ".join(f'cells."{g}" IS NOT DISTINCT FROM moved."{g}"' for g in contract.grain)
         return f"(SELECT {more}cells.* FROM {cells} AS cells {kind} JOIN moved ON {same})"
 
-    def _split(self, kind: str, contract: Contract, moved: str, more: str = "") -> str:
+    def _split(self, kind: str, contract: Contract, more: str = "") -> str:
         """As `_joined` for a live view, but what counts as touched is whatever agrees with `moved` in some columns.
 
         To merge a cell that nothing touched changes nothing, so any columns of the grain will do: those that are never
         NULL, for DuckDB prunes by an equality what it reads.
         """
         cells = self._fold(contract)
-        counts = ", ".join(f'COUNT(*) = COUNT("{g}") AS "{g}"' for g in contract.grain)
-        [filled] = self._rows(f"SELECT {counts} FROM {cells}")
-        same = " AND ".join(f'cells."{g}" = moved."{g}"' for g in contract.grain if filled[g]) or "TRUE"
-        return f"(SELECT {more}cells.* FROM {cells} AS cells {kind} JOIN {moved} ON {same})"
+        moved = _named(f"diffs.{contract.domain}")
+        same = " AND ".join(f'cells."{g}" = moved."{g}"' for g in self._filled[contract.domain]) or "TRUE"
+        return f"(SELECT {more}cells.* FROM {cells} AS cells {kind} JOIN {moved} AS moved ON {same})"
 
     def _make(self, name: str) -> str:
         """Make what a model is published as, and before it what that reads; returns its name in the file."""
         if name in self._made:
-            return self._made[name]
+            return name
         model = self._models[name]
         self._run(f"CREATE SCHEMA IF NOT EXISTS {model.schema}")
-        if model.schema == "changes":
-            if model.short not in self._tables:
-                raise LockstepError(f"A mart reads {name}, which is not published. Have it read a table of the log.")
-            self._log_table(model.short)
-            self._is_live[name] = True
-        elif model.body is None:
+        if model.body is None:
             since = "TRUE"
             if model.schema == "hourly" and model.short in self._contracts:
                 since = f"log_hour >= {_time(self._increments_since(model.short))}"
             self._copy(model, since)
             self._is_live[name] = False
         else:
-            lives: list[bool] = []
-            query = self._settled(model, self._placed(model, self._live_places(model, lives)))
-            if model.schema == "live":
-                query = self._live(model, query)
+            lives, shared = list[bool](), dict[str, str]()
+            query = _with(shared, self._query(model, lives, shared))
             if "sqlmesh__" in query:  # it would be missed only when somebody asks
                 raise LockstepError(f"{name} reads something in a way that publishing does not know: {query}")
             self._is_live[name] = any(lives)
             self._run(f"CREATE VIEW {name} AS {query}")
-        self._made[name] = name
+        self._made.add(name)
         return name
 
     def _copy(self, model: _Model, condition: str) -> None:
@@ -410,52 +412,69 @@ class Builder:
         self._stored[model.name] = _Stored(definition, now)
         self._renewed[model.name] = gone | new
 
-    def _live(self, model: _Model, merged: str) -> str:
+    def _query(self, model: _Model, lives: list[bool], shared: dict[str, str]) -> str:
+        """The query of a published view, with the queries of all views that it reads in it.
+
+        `lives` gets whether it changes without a publication. `shared` gets what is to be asked once however often it
+        is mentioned: a view cannot see what a query that reads it has at hand already, so nothing reads another.
+        """
+        query = self._settled(model, self._placed(model, self._live_places(model, lives, shared)))
+        return self._live(model, query, shared) if model.schema == "live" else query
+
+    def _live(self, model: _Model, merged: str, shared: dict[str, str]) -> str:
         """The live model's query, asked only of the cells that the tail touches: all others are in it as they are.
 
         The tail is an hour and touches few cells, and merging all of them took most of the time of a query.
         """
         columns = ", ".join(f'"{column}"' for column in model.columns)
-        moved = f"(SELECT * FROM diffs.{model.short} WHERE logged_at >= {_time(self._cuts[model.short])})"
-        rest = self._split("ANTI", self._contracts[model.short], f"{moved} AS moved")
-        return (
-            f"SELECT {columns} FROM {rest} UNION ALL "
-            # Not one for both: DuckDB lets no filter of a join into a query with a materialized CTE.
-            f"(WITH moved AS MATERIALIZED {moved} SELECT {columns} FROM ({merged}))"
-        )
+        rest = self._split("ANTI", self._contracts[model.short])
+        touched = _share(shared, f"{model.name} in the tail", merged)
+        return f"SELECT {columns} FROM {rest} UNION ALL SELECT {columns} FROM {touched}"
 
-    def _live_places(self, model: _Model, lives: list[bool]) -> Place:
-        """What stands for what a published view reads; `lives` gets whether that changes without a publication."""
+    def _live_places(self, model: _Model, lives: list[bool], shared: dict[str, str]) -> Place:
+        """What stands for what a published view reads."""
 
         def place(name: str) -> str:
             schema, _, short = name.partition(".")
+            read = self._models[name]
             if name == "ops.serving":
                 needs_as_of = re.search(r"\.as_of\b", model.body or "") is not None
                 lives.append(needs_as_of and not self._domains_are_batch(model))
-                return self._serving(self._domains(model), with_as_of=needs_as_of)
+                domains = self._domains(model)
+                if not needs_as_of:
+                    return self._serving(domains)
+                return _share(shared, f"ops.serving of {', '.join(domains)}", f"FROM {self._serving(domains, shared)}")
+            if name == "changes.watermark":
+                lives.append(True)
+                return self._watermarks(shared)
             if self._chooses(model) and schema == ("verified" if self._serves_live(model) else "live"):
                 return f"(SELECT * FROM {self._make(f'verified.{short}')} WHERE FALSE)"
             if model.schema == "live" and schema in ("verified", "hourly", "diffs"):
                 contract, cut = self._contracts[short], self._cuts[short]
                 if schema == "verified":
-                    return self._split("SEMI", contract, "moved", f"{_time(cut)} AS cut, ")
-                if schema == "hourly":  # folded up to the cut, and no increment beyond the base
-                    hour = _time(cut - timedelta(hours=1))
-                    return f"(SELECT {hour} AS log_hour, * FROM {self._fold(contract)} LIMIT 1)"
-                self._make(name)
-                lives.append(True)
-                return "moved"
+                    return self._split("SEMI", contract, f"{_time(cut)} AS cut, ")
+                if schema == "hourly":  # folded into the base
+                    return f"(SELECT {_time(cut)} AS log_hour, * FROM {self._fold(contract)} WHERE FALSE)"
+                tail = f"logged_at >= {_time(cut)} AND logged_at <= {self._readable(contract.sources, shared)}"
+                return _share(shared, name, f"SELECT * FROM ({self._query(read, lives, shared)}) AS diffs WHERE {tail}")
             if model.schema != "diffs" and schema in ("diffs", "hourly"):
                 raise LockstepError(
                     f"{model.name} reads {name}, which a published file has only from the published cut on, or up to "
                     "it. Have it read live or verified figures instead."
                 )
-            if schema == "changes" and short in self._tables and model.schema == "diffs":
+            if schema == "changes":
+                if short not in self._tables:
+                    raise LockstepError(
+                        f"{model.name} reads {name}, which is not published. Have it read a table of the log."
+                    )
                 lives.append(True)
-                return self._tail(short)
-            made = self._make(name)
-            lives.append(self._is_live[name])
-            return made
+                return self._tail(short, shared) if model.schema == "diffs" else self._all(short, shared)
+            if read.body is not None:
+                if schema == "dims":
+                    self._make(name)  # for those who look its keys up
+                return f"({self._query(read, lives, shared)})"
+            lives.append(False)
+            return self._make(name)
 
         return place
 
@@ -464,7 +483,7 @@ class Builder:
         known = {}
         if model.schema == "live":
             cut = _time(self._cuts[model.short])
-            known = {"base.cut": cut, "folded.folded_until": cut}
+            known = {"base.cut": cut, "folded.folded_until": cut, "readable.readable_until": "TIMESTAMP 'infinity'"}
         elif len(domains := self._domains(model)) == 1:
             row = self._served[domains[0]]
             known = {
@@ -480,16 +499,18 @@ class Builder:
     def _domains_are_batch(self, model: _Model) -> bool:
         return all(self._served[domain]["served_from"] == "rebuild" for domain in self._domains(model))
 
-    def _serving(self, domains: Iterable[str], with_as_of: bool) -> str:
-        """The rows of `ops.serving` of some domains: what was decided stands in it, only a live `as_of` is read."""
+    def _serving(self, domains: Iterable[str], shared: dict[str, str] | None = None) -> str:
+        """The rows of `ops.serving` of some domains: what was decided stands in it, only a live `as_of` is read.
+
+        That needs a query to share; without `shared`, for who does not look at it, `as_of` is that of the publication.
+        """
         rows = []
         for domain in domains:
             row = self._served[domain]
             as_of = _time(row["as_of"])
-            if row["served_from"] == "live" and with_as_of:
+            if row["served_from"] == "live" and shared is not None:
                 reads = (domain, *self._contracts[domain].reads)
-                sources = ", ".join(sorted({text(t) for d in reads for t in self._contracts[d].sources}))
-                as_of = f"(SELECT MIN(readable_until) FROM changes.watermark WHERE source_table IN ({sources}))"
+                as_of = self._readable(sorted({table for d in reads for table in self._contracts[d].sources}), shared)
             rows.append(
                 f"SELECT {text(domain)} AS domain, {text(row['mode'])} AS mode, "
                 f"{text(row['served_from'])} AS served_from, {as_of} AS as_of, "
@@ -497,21 +518,23 @@ class Builder:
             )
         return f"({' UNION ALL '.join(rows)})"
 
+    def _readable(self, tables: Iterable[str], shared: dict[str, str]) -> str:
+        """Up to when live figures may include changes of all these tables."""
+        names = ", ".join(map(text, tables))
+        return f"(SELECT MIN(readable_until) FROM {self._watermarks(shared)} WHERE source_table IN ({names}))"
+
     def _serving_view(self) -> None:
-        self._run(f"CREATE VIEW ops.serving AS SELECT * FROM {self._serving(self._contracts, with_as_of=True)}")
-        self._made["ops.serving"] = "ops.serving"
+        shared: dict[str, str] = {}
+        serving = self._serving(self._contracts, shared)
+        self._run(f"CREATE VIEW ops.serving AS {_with(shared, f'FROM {serving}')}")
 
     # -- The change log
 
-    def _tail(self, table: str) -> str:
-        """`changes.<table>_tail`: the table's changes in the hours that are not folded yet, up to what is visible."""
-        name = f"changes.{table}_tail"
-        if name not in self._made:
-            self._run(f"CREATE VIEW {name} AS {self._log(table, self._table_cuts[table], None)}")
-            self._made[name] = name
-        return name
+    def _tail(self, table: str, shared: dict[str, str]) -> str:
+        """The table's changes in the hours that are not folded yet, up to what is visible."""
+        return f"({self._log(table, self._table_cuts[table], None, self._landing(shared))})"
 
-    def _log(self, table: str, since: datetime | None, until: datetime | None) -> str:
+    def _log(self, table: str, since: datetime | None, until: datetime | None, visible: str) -> str:
         """The query of `changes.<table>` over some hours of the log, or, without an end, of its tail."""
         files = text(self._home / "changelog" / ("" if until else TAIL) / table / "hour=*" / "*.parquet")
         bounds = [
@@ -523,28 +546,32 @@ class Builder:
             f"WHERE {' AND '.join(bounds)}) AS "
         )
         model = self._models[f"changes.{table}"]
-        query = self._placed(model, lambda _: "changes.visible")
+        query = self._placed(model, lambda _: visible)
         return _replaced_once(model.name, r"read_parquet\('changelog/.*?\) AS ", read, query)
 
-    def _log_table(self, table: str) -> None:
-        """`changes.<table>` for models that need all of it: what is sealed as a table, and the tail.
+    def _sealed(self, table: str) -> str:
+        """`changes.<table>_sealed`: what is sealed of a table of the log, for models that need all of it.
 
-        Both hold no more columns of the images, and the table no more rows, than those models look at.
+        It holds no more columns of the images, and no more rows, than those models look at.
         """
+        name = f"changes.{table}_sealed"
+        if name in self._stored:
+            return name
         cut = self._table_cuts[table]
         columns, condition = self._needed(table)
         definition = f"{self._watermark.source} from {self._watermark.started_at}: {columns} {condition}"
-        name = f"changes.{table}_sealed"
         since = self._until(name, definition)
         since = since if since and since <= cut else None
-        log = f"SELECT {columns} FROM ({self._log(table, since, cut)}) AS changes WHERE {condition}"
+        log = f"SELECT {columns} FROM ({self._log(table, since, cut, 'changes.visible')}) AS changes WHERE {condition}"
         self._run(f"INSERT INTO {name} {log}" if since else f"CREATE OR REPLACE TABLE {name} AS {log}")
         self._stored[name] = _Stored(definition, {cut: None})
-        tail = self._tail(table)
-        self._run(
-            f"CREATE VIEW changes.{table} AS SELECT * FROM changes.{table}_sealed "
-            f"UNION ALL SELECT {columns} FROM {tail} AS changes"
-        )
+        return name
+
+    def _all(self, table: str, shared: dict[str, str]) -> str:
+        """What stands for `changes.<table>`, with the columns that its readers look at."""
+        columns, _ = self._needed(table)
+        tail = self._tail(table, shared)
+        return f"(SELECT * FROM {self._sealed(table)} UNION ALL SELECT {columns} FROM {tail} AS changes)"
 
     def _readers_of_the_log(self, marts: list[str]) -> dict[str, list[_Model]]:
         """For each table of the log the models that read all of it, not by way of live figures."""
@@ -634,8 +661,7 @@ class Builder:
                 return self._ended(_MOMENT)
             if schema == "changes":
                 used.append(name)
-                self._make(name)
-                return f"(SELECT * FROM changes.{short}_sealed WHERE logged_at < {_MOMENT})"
+                return f"(SELECT * FROM {self._sealed(short)} WHERE logged_at < {_MOMENT})"
             if self._chooses(model) and schema == "verified":
                 return f"(SELECT * FROM {self._make(name)} WHERE FALSE)"
             if model.schema == "live":
@@ -801,6 +827,27 @@ def _replaced_once(name: str, pattern: str, replacement: str, query: str) -> str
             f"{name} does not read the change log in one place, as publishing needs it to: {query[:200]}"
         )
     return found
+
+
+def _named(model: str) -> str:
+    """A name that no query can have given to something else by itself."""
+    return f'"{model}"'
+
+
+def _share(shared: dict[str, str], model: str, query: str) -> str:
+    """Have a query shared as what stands for a model; returns the name that it is mentioned by."""
+    shared.setdefault(model, query)
+    return _named(model)
+
+
+def _with(shared: dict[str, str], query: str) -> str:
+    """The query behind those that it shares, of which DuckDB asks each once if it is mentioned more than once.
+
+    What a reader selects by gets into the query, and so do the filters of the joins in it. Of what is mentioned more
+    than once all columns are read, also those that nobody asks for.
+    """
+    asked = ", ".join(f"{_named(model)} AS ({shared[model]})" for model in shared)
+    return f"WITH {asked} SELECT * FROM ({query})" if asked else query
 
 
 def _relation(table: Any) -> str:
