@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlglot import exp
+from sqlglot import exp, parse_one
 from sqlmesh import macro
 
 
@@ -49,4 +49,18 @@ def union_of_source_tables(evaluator):
             for name in TABLES
         ),
         distinct=False,
+    )
+
+
+@macro()
+def image(evaluator, column: exp.Expression):
+    """A column of the image that `signs.diff` stands for, NULL if the change has none: `@image(order_id) AS order_id`.
+
+    The column is taken out of both images before the choice, so that a scan reads no column that nobody asks for. For
+    the same reason whether there is an image is asked of its key, which the landing contract never lets be NULL.
+    """
+    column = exp.Literal.string(column.name)
+    return parse_one(
+        f"CASE WHEN signs.diff = 1 THEN STRUCT_EXTRACT(after, {column}) ELSE STRUCT_EXTRACT(before, {column}) END",
+        dialect="duckdb",
     )

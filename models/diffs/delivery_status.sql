@@ -6,31 +6,24 @@ MODEL (
   grain (position, diff)
 );
 
-WITH images AS (
+WITH shipments AS (
   SELECT
     position,
     logged_at,
     signs.diff,
-    CASE WHEN signs.diff = 1 THEN after ELSE before END AS image
+    @image(shipment_id) AS shipment_id,
+    @image(region) AS region,
+    @image(status) AS status,
+    @image(exception_code) AS exception_code,
+    @image(window_from_at) AS window_from_at,
+    @image(window_to_at) AS window_to_at,
+    @image(delivered_at) AS delivered_at
   FROM changes.shipments
   CROSS JOIN (VALUES
     (-1),
     (1)) AS signs(diff)
-), shipments AS (
-  SELECT
-    position,
-    logged_at,
-    diff,
-    STRUCT_EXTRACT(image, 'shipment_id') AS shipment_id,
-    STRUCT_EXTRACT(image, 'region') AS region,
-    STRUCT_EXTRACT(image, 'status') AS status,
-    STRUCT_EXTRACT(image, 'exception_code') AS exception_code,
-    STRUCT_EXTRACT(image, 'window_from_at') AS window_from_at,
-    STRUCT_EXTRACT(image, 'window_to_at') AS window_to_at,
-    STRUCT_EXTRACT(image, 'delivered_at') AS delivered_at
-  FROM images
   WHERE
-    NOT image IS NULL
+    NOT @image(shipment_id) IS NULL
 )
 SELECT
   position::BIGINT AS position, /* Position of the change in the log */

@@ -9,32 +9,25 @@ MODEL (
   grain (position, diff)
 );
 
-WITH images AS (
+WITH orders AS (
   SELECT
     position,
     logged_at,
     signs.diff,
-    CASE WHEN signs.diff = 1 THEN after ELSE before END AS image
+    @image(order_id) AS order_id,
+    @image(customer_id) AS customer_id,
+    @image(product_id) AS product_id,
+    @image(region) AS region,
+    @image(quantity) AS quantity,
+    @image(amount_cents) AS amount_cents,
+    @image(status) AS spelling,
+    @image(ordered_at) AS ordered_at
   FROM changes.orders
   CROSS JOIN (VALUES
     (-1),
     (1)) AS signs(diff)
-), orders AS (
-  SELECT
-    position,
-    logged_at,
-    diff,
-    STRUCT_EXTRACT(image, 'order_id') AS order_id,
-    STRUCT_EXTRACT(image, 'customer_id') AS customer_id,
-    STRUCT_EXTRACT(image, 'product_id') AS product_id,
-    STRUCT_EXTRACT(image, 'region') AS region,
-    STRUCT_EXTRACT(image, 'quantity') AS quantity,
-    STRUCT_EXTRACT(image, 'amount_cents') AS amount_cents,
-    STRUCT_EXTRACT(image, 'status') AS spelling,
-    STRUCT_EXTRACT(image, 'ordered_at') AS ordered_at
-  FROM images
   WHERE
-    NOT image IS NULL
+    NOT @image(order_id) IS NULL
 )
 SELECT
   orders.position::BIGINT AS position, /* Position of the change in the log */

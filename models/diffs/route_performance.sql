@@ -13,49 +13,49 @@ WITH routes_images AS (
     position,
     logged_at,
     signs.diff,
-    STRUCT_EXTRACT(CASE WHEN signs.diff = 1 THEN after ELSE before END, 'route_id') AS route_id,
-    STRUCT_EXTRACT(CASE WHEN signs.diff = 1 THEN after ELSE before END, 'driver_id') AS driver_id,
-    STRUCT_EXTRACT(CASE WHEN signs.diff = 1 THEN after ELSE before END, 'service_date') AS service_date
+    @image(route_id) AS route_id,
+    @image(driver_id) AS driver_id,
+    @image(service_date) AS service_date
   FROM changes.routes
   CROSS JOIN (VALUES
     (-1),
     (1)) AS signs(diff)
   WHERE
-    NOT CASE WHEN signs.diff = 1 THEN after ELSE before END IS NULL
+    NOT @image(route_id) IS NULL
 ), route_stops_images AS (
   SELECT
     position,
     logged_at,
     signs.diff,
-    STRUCT_EXTRACT(CASE WHEN signs.diff = 1 THEN after ELSE before END, 'route_id') AS route_id,
-    STRUCT_EXTRACT(CASE WHEN signs.diff = 1 THEN after ELSE before END, 'stop_number') AS stop_number,
-    STRUCT_EXTRACT(CASE WHEN signs.diff = 1 THEN after ELSE before END, 'shipment_id') AS shipment_id,
-    STRUCT_EXTRACT(CASE WHEN signs.diff = 1 THEN after ELSE before END, 'planned_arrival_at') AS planned_arrival_at,
-    STRUCT_EXTRACT(CASE WHEN signs.diff = 1 THEN after ELSE before END, 'latitude') AS latitude,
-    STRUCT_EXTRACT(CASE WHEN signs.diff = 1 THEN after ELSE before END, 'longitude') AS longitude,
-    STRUCT_EXTRACT(CASE WHEN signs.diff = 1 THEN after ELSE before END, 'completed_at') AS completed_at
+    @image(route_id) AS route_id,
+    @image(stop_number) AS stop_number,
+    @image(shipment_id) AS shipment_id,
+    @image(planned_arrival_at) AS planned_arrival_at,
+    @image(latitude) AS latitude,
+    @image(longitude) AS longitude,
+    @image(completed_at) AS completed_at
   FROM changes.route_stops
   CROSS JOIN (VALUES
     (-1),
     (1)) AS signs(diff)
   WHERE
-    NOT CASE WHEN signs.diff = 1 THEN after ELSE before END IS NULL
+    NOT @image(route_id) IS NULL
 ), shipments_images AS (
   SELECT
     position,
     logged_at,
     signs.diff,
-    STRUCT_EXTRACT(CASE WHEN signs.diff = 1 THEN after ELSE before END, 'shipment_id') AS shipment_id,
-    STRUCT_EXTRACT(CASE WHEN signs.diff = 1 THEN after ELSE before END, 'route_id') AS route_id,
-    STRUCT_EXTRACT(CASE WHEN signs.diff = 1 THEN after ELSE before END, 'status') AS status,
-    STRUCT_EXTRACT(CASE WHEN signs.diff = 1 THEN after ELSE before END, 'window_from_at') AS window_from_at,
-    STRUCT_EXTRACT(CASE WHEN signs.diff = 1 THEN after ELSE before END, 'window_to_at') AS window_to_at
+    @image(shipment_id) AS shipment_id,
+    @image(route_id) AS route_id,
+    @image(status) AS status,
+    @image(window_from_at) AS window_from_at,
+    @image(window_to_at) AS window_to_at
   FROM changes.shipments
   CROSS JOIN (VALUES
     (-1),
     (1)) AS signs(diff)
   WHERE
-    NOT CASE WHEN signs.diff = 1 THEN after ELSE before END IS NULL
+    NOT @image(shipment_id) IS NULL
 ), parts AS (
   SELECT
     position,

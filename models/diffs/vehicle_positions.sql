@@ -23,7 +23,7 @@ WITH pings AS (
     STRUCT_EXTRACT(after, 'recorded_at') AS recorded_at
   FROM changes.gps_pings
   WHERE
-    NOT after IS NULL
+    NOT STRUCT_EXTRACT(after, 'ping_id') IS NULL
 )
 SELECT
   position::BIGINT AS position, /* Position of the change in the log */
