@@ -22,8 +22,8 @@ import pyarrow.parquet as pq
 GROWS_TO = 1 << 20
 # Row groups of a file that grows. Of one that will not grow any more, which stays as it is, they are made one.
 _MOST = 8
-# Bytes in memory. So few rows are written plainly: their pages cost a reader a fifth of compressed ones, and statistics
-# of every column are larger than the rows. The first column's are kept, for it tells of which rows a file is.
+# Bytes in memory. So few rows are written plainly: compressed pages of two rows cost a reader thrice as much, and the
+# statistics of every column are larger than the rows. The first column's are kept: they tell which rows a file has.
 _FEW = 1 << 15
 
 
