@@ -307,6 +307,13 @@ def test_nothing_is_needed_where_nothing_is_published(tmp_path: Path) -> None:
     assert publish.oldest_needed_hour(tmp_path) is None
 
 
+@pytest.mark.parametrize(("mart", "tables"), [("orders", 1), ("orders_hourly", 2), ("routes", 5)])
+def test_a_query_reads_the_watermark_once_and_each_table_of_the_log_once(home: Path, mart: str, tables: int) -> None:
+    """However often a mart mentions them: `mart.routes` has the cells of its domain in three places."""
+    [(_, plan)] = read(home, f"EXPLAIN (FORMAT json) SELECT * FROM mart.{mart}")
+    assert (plan.count('"name": "READ_JSON'), plan.count('"name": "READ_PARQUET')) == (1, tables)
+
+
 def test_what_is_sealed_is_carried_over_and_not_read_again(home: Path) -> None:
     before = read(home, "SELECT * FROM changes.products_sealed ORDER BY position")
     for hour in (home / "changelog" / "products").glob("hour=2026-11-1[67]*"):
