@@ -230,7 +230,7 @@ class Builder:
     # -- What is in the file
 
     def _visible(self) -> None:
-        """`changes.visible`: the one landing that a transaction sees, and from it `changes.watermark`.
+        """`changes.visible`: the one landing that a transaction sees.
 
         It depends on nothing but when the transaction began, so each of a query's readings of it, early or late, finds
         the same. Files are listed after that, and a landing's are there before its stamp: none that counts is missed.
