@@ -51,12 +51,7 @@ WITH serving AS (
 ), open_parts AS (
   SELECT
     route_id,
-    part,
-    stop_number,
-    shipment_id,
-    planned_arrival_at,
-    latitude,
-    longitude
+    shipment_id
   FROM mart.route_performance
   WHERE
     stops_planned > stops_done OR parcels_on_board > 0
@@ -75,26 +70,18 @@ WITH serving AS (
     SUM(parts.stops_done) AS stops_done,
     SUM(parts.stops_on_time) AS stops_on_time,
     SUM(parts.parcels) AS parcels,
-    SUM(parts.parcels_on_board) AS parcels_on_board
+    SUM(parts.parcels_on_board) AS parcels_on_board,
+    ARG_MIN(
+      {'stop_number': parts.stop_number, 'shipment_id': parts.shipment_id, 'planned_arrival_at': parts.planned_arrival_at, 'latitude': parts.latitude, 'longitude': parts.longitude},
+      parts.stop_number
+    ) FILTER(WHERE
+      parts.stops_planned > parts.stops_done) AS next_stop
   FROM mart.route_performance AS parts
   LEFT JOIN open_routes
     ON open_routes.route_id = parts.route_id
   GROUP BY
     parts.route_id,
     open_routes.is_open
-), open_stops AS (
-  SELECT
-    *,
-    ROW_NUMBER() OVER (PARTITION BY route_id ORDER BY stop_number) AS place
-  FROM open_parts
-  WHERE
-    part = 'stop'
-), next_stops AS (
-  SELECT
-    *
-  FROM open_stops
-  WHERE
-    place = 1
 ), windows AS (
   SELECT
     shipment_id,
@@ -104,7 +91,7 @@ WITH serving AS (
     part = 'parcel' AND shipment_id IN (
       SELECT
         shipment_id
-      FROM next_stops
+      FROM open_parts
     )
   GROUP BY
     shipment_id
@@ -112,21 +99,24 @@ WITH serving AS (
   SELECT
     totals.*,
     drivers.capacity_parcels,
-    next_stop.stop_number AS next_stop_number,
-    next_stop.planned_arrival_at,
+    STRUCT_EXTRACT(next_stop, 'stop_number') AS next_stop_number,
+    STRUCT_EXTRACT(next_stop, 'planned_arrival_at') AS planned_arrival_at,
     windows.window_to_at,
     positions.latitude,
     positions.longitude,
     positions.recorded_at,
-    @distance_m(positions.latitude, positions.longitude, next_stop.latitude, next_stop.longitude) AS distance_m,
+    @distance_m(
+      positions.latitude,
+      positions.longitude,
+      STRUCT_EXTRACT(next_stop, 'latitude'),
+      STRUCT_EXTRACT(next_stop, 'longitude')
+    ) AS distance_m,
     serving.served_from,
     serving.as_of
   FROM totals
   CROSS JOIN serving
-  LEFT JOIN next_stops AS next_stop
-    ON next_stop.route_id = totals.route_id
   LEFT JOIN windows
-    ON windows.shipment_id = next_stop.shipment_id
+    ON windows.shipment_id = STRUCT_EXTRACT(next_stop, 'shipment_id')
   LEFT JOIN positions
     ON positions.driver_id = totals.driver_id
   LEFT JOIN dims.drivers AS drivers
