@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -115,6 +116,64 @@ def test_every_mart_equals_the_warehouse_and_goes_on_doing_so(home: Path) -> Non
     assert_equal_to_the_warehouse(home)
     assert read(home, "SELECT SUM(orders) FROM mart.orders_hourly") != before
     assert read(home, "SELECT SUM(orders) FROM mart.orders_hourly WHERE category = 'unheard of'") == [(9,)]
+
+
+def test_folded_cells_follow_their_dimension(home: Path) -> None:
+    """Those of a product that is known only now, of a version of a time past, of one with only another price."""
+    shop = Shop(UNTIL + timedelta(minutes=1))
+    for product in (NEW, NEW + 1):
+        shop.order(product, product_id=product, ordered_at=MIDNIGHT)
+    shop.product(NEW + 1, "books", updated_at=MIDNIGHT - timedelta(hours=2))
+    land(home, shop.changes, reached=UNTIL + timedelta(hours=1))
+    assert operate.run(home, UNTIL + timedelta(hours=1)).agrees
+    time.sleep(SETTLED)
+    assert read(home, f"SELECT COUNT(*) FROM folded.orders WHERE product_id >= {NEW}") == [(2,)]
+    counts = "SELECT category, orders::INT FROM mart.orders_hourly WHERE category IN ('unknown', 'unheard of')"
+    assert read(home, counts) == [("unknown", 1)]
+    later = Shop(UNTIL + timedelta(hours=1, minutes=1))
+    later.product(NEW, "unheard of")
+    later.product(NEW + 1, "books", price_cents=700)
+    land(home, later.changes)
+    time.sleep(SETTLED)
+    assert read(home, counts) == [("unheard of", 1)]
+    assert_equal_to_the_warehouse(home)
+    later.update("products", NEW + 1, category="unheard of", updated_at=MIDNIGHT - timedelta(hours=1))
+    land(home, later.changes[-1:])
+    time.sleep(SETTLED)
+    assert read(home, counts) == [("unheard of", 2)]
+    assert_equal_to_the_warehouse(home)
+
+
+@pytest.mark.parametrize(
+    ("part", "otherwise", "adds_up"),
+    [
+        (
+            r"(.*)COALESCE\(products.category, 'unknown'\)(.*) LEFT JOIN .*\)\)\)( .*)COALESCE\(.*?\)",
+            r"\1'?'\2\3'?'",
+            True,
+        ),
+        ("GROUP BY", "WHERE (orders.region != 'east') GROUP BY", False),
+        (r"orders\.ordered_hour < products", "orders.as_of < products", False),
+        (r"sum\(orders.units\)", "max(orders.units)", False),
+    ],
+)
+def test_marts_of_another_shape_equal_the_warehouse_as_well(
+    home: Path, part: str, otherwise: str, adds_up: bool
+) -> None:
+    """Without a dimension only the tail is there to add; what does more than add up cells is asked as it stands."""
+    physical = relation(home, "mart.orders_hourly").replace("warehouse.", "")
+    with warehouse.writer(home) as connection:
+        [(sql,)] = connection.execute(
+            "SELECT sql FROM duckdb_views() WHERE schema_name || '.' || view_name = ?", [physical]
+        ).fetchall()
+        changed, count = re.subn(part, otherwise, sql)
+        assert count == 1
+        connection.execute(changed.replace("CREATE VIEW", "CREATE OR REPLACE VIEW"))
+    publish.publish(home)
+    assert ("folded.mart_orders_hourly" in contents(home)) == adds_up
+    assert_equal_to_the_warehouse(home)
+    land_all_kinds(home, 1)
+    assert_equal_to_the_warehouse(home)
 
 
 def test_a_hole_in_the_tail_stops_the_same_marts_as_in_the_warehouse(home: Path) -> None:

@@ -1,4 +1,5 @@
-/* Orders by the hour in which they were placed. The category is the one in effect at the beginning of that hour. */
+/* Orders by the hour in which they were placed. The category is the one in effect at the beginning of that hour. Every cell has an
+   order; HAVING says so in sums, for a publication that keeps these and adds up only what changed (decision 14). */
 MODEL (
   name mart.orders_hourly,
   kind VIEW,
@@ -29,3 +30,5 @@ GROUP BY
   4,
   orders.served_from,
   orders.as_of
+HAVING
+  SUM(orders.orders) <> 0

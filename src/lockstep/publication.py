@@ -4,6 +4,7 @@ A publication begins as a copy of the one before it, and only what changed is wr
 - Tables of the warehouse by their parts (a generation of `verified`, an hour of `hourly`): a part whose count and sum
   of row hashes are the same stays as it is.
 - `folded.<domain>`, the cells up to the published cut: the cells that the hours since have touched.
+- `folded.mart_<mart>`, what a mart that only adds up cells has at that cut, and `folded.dims_<dimension>`: always.
 - The sealed part of a table of the log: the hours since.
 - Views, macros and comments always: they hold the cuts.
 """
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from duckdb import DuckDBPyConnection
 
@@ -25,6 +26,9 @@ from lockstep.contracts import Contract, load
 from lockstep.errors import LockstepError
 from lockstep.schema import TABLES
 from lockstep.warehouse import Row, text
+
+if TYPE_CHECKING:
+    from lockstep.sums import Sums
 
 _ALL_HOURS = timedelta(days=8)  # a log up to this long is published with every hour of increments
 _NEVER = datetime(1, 1, 1)
@@ -418,6 +422,8 @@ class Builder:
         `lives` gets whether it changes without a publication. `shared` gets what is to be asked once however often it
         is mentioned: a view cannot see what a query that reads it has at hand already, so nothing reads another.
         """
+        if sums := self._sums(model):
+            return self._added_up(model, sums, lives, shared)
         query = self._settled(model, self._placed(model, self._live_places(model, lives, shared)))
         return self._live(model, query, shared) if model.schema == "live" else query
 
@@ -431,6 +437,65 @@ class Builder:
         touched = _share(shared, f"{model.name} in the tail", merged)
         return f"SELECT {columns} FROM {rest} UNION ALL SELECT {columns} FROM {touched}"
 
+    def _sums(self, model: _Model) -> Sums | None:
+        """What a mart adds up, if it adds up live cells, by the columns of at most a dimension, and does no more."""
+        reads = self._reads(model)
+        if model.schema != "mart" or not {name.partition(".")[0] for name in reads} <= {"mart", "dims"}:
+            return None
+        # Imported here: no other command needs a parser, and it takes a while to import.
+        from lockstep.sums import find_sums
+
+        sums = find_sums(model.body or "")
+        if not sums or not {sums.cells, sums.dimension or sums.cells} <= {*self._names}:
+            return None
+        cells = self._models[self._names[sums.cells]]
+        contract = self._contracts.get(cells.short)
+        joins = self._reads(self._models[self._names[sums.dimension]]) if sums.dimension else []
+        is_known = (
+            contract is not None
+            and sums.keys <= {*contract.grain}
+            and sums.measures <= {*contract.measures("sum")}
+            and {*joins} <= {f"changes.{table}" for table in self._tables}
+        )
+        return sums if is_known and self._chooses(cells) and self._serves_live(cells) else None
+
+    def _added_up(self, model: _Model, sums: Sums, lives: list[bool], shared: dict[str, str]) -> str:
+        """The query of a mart that adds up cells: its sums at the cut, and with them those of all that changed since.
+
+        That is the signed images of the tail; and the cells whose dimension changed, taken away by what it was at the
+        cut and added by what it is. What of it changed is told by its rows, so that its SQL does not matter.
+        """
+        contract = self._contracts[self._models[self._names[sums.cells]].short]
+        cells, diffs = self._fold(contract), self._diffs(contract, lives, shared)
+        was = now = None
+        moved = []
+        if sums.dimension:
+            dimension = self._models[self._names[sums.dimension]]
+            self._make(dimension.name)  # for those who look its keys up
+            now = _share(shared, dimension.name, self._query(dimension, lives, shared))
+            then = self._placed(dimension, lambda name: f"(SELECT * FROM {self._sealed(name.partition('.')[2])})")
+            was = self._keep(f"folded.dims_{dimension.short}", then)
+            moved = [_share(shared, f"{model.name} by another {dimension.name}", sums.moved(cells, was, now))]
+        kept = self._keep(f"folded.mart_{model.short}", sums.over([cells], was))
+        parts = [f"FROM {kept}", sums.over([diffs, *moved], now), *(sums.over([gone], was, "-") for gone in moved)]
+        return sums.total(parts, self._shared_serving([contract.domain], shared))
+
+    def _keep(self, name: str, query: str) -> str:
+        """A table of what a query has at the cut, always made anew; returns its name."""
+        if name not in self._stored:
+            self._run(f"CREATE OR REPLACE TABLE {name} AS {query} ORDER BY ALL")
+            self._stored[name] = _Stored(query, {})
+        return name
+
+    def _diffs(self, contract: Contract, lives: list[bool], shared: dict[str, str]) -> str:
+        """What stands for the signed images of the domain's tail."""
+        name = f"diffs.{contract.domain}"
+        diffs = self._query(self._models[name], lives, shared)
+        readable = self._readable(contract.sources, shared)
+        since = _time(self._cuts[contract.domain])
+        tail = f"logged_at >= {since} AND logged_at <= {readable}"
+        return _share(shared, name, f"SELECT * FROM ({diffs}) AS diffs WHERE {tail}")
+
     def _live_places(self, model: _Model, lives: list[bool], shared: dict[str, str]) -> Place:
         """What stands for what a published view reads."""
 
@@ -441,9 +506,7 @@ class Builder:
                 needs_as_of = re.search(r"\.as_of\b", model.body or "") is not None
                 lives.append(needs_as_of and not self._domains_are_batch(model))
                 domains = self._domains(model)
-                if not needs_as_of:
-                    return self._serving(domains)
-                return _share(shared, f"ops.serving of {', '.join(domains)}", f"FROM {self._serving(domains, shared)}")
+                return self._shared_serving(domains, shared) if needs_as_of else self._serving(domains)
             if name == "changes.watermark":
                 lives.append(True)
                 return self._watermarks(shared)
@@ -455,8 +518,7 @@ class Builder:
                     return self._split("SEMI", contract, f"{_time(cut)} AS cut, ")
                 if schema == "hourly":  # folded into the base
                     return f"(SELECT {_time(cut)} AS log_hour, * FROM {self._fold(contract)} WHERE FALSE)"
-                tail = f"logged_at >= {_time(cut)} AND logged_at <= {self._readable(contract.sources, shared)}"
-                return _share(shared, name, f"SELECT * FROM ({self._query(read, lives, shared)}) AS diffs WHERE {tail}")
+                return self._diffs(contract, lives, shared)
             if model.schema != "diffs" and schema in ("diffs", "hourly"):
                 raise LockstepError(
                     f"{model.name} reads {name}, which a published file has only from the published cut on, or up to "
@@ -517,6 +579,9 @@ class Builder:
                 f"{_time(row['verified_cut'])} AS verified_cut, {text(row['reason'])} AS reason"
             )
         return f"({' UNION ALL '.join(rows)})"
+
+    def _shared_serving(self, domains: list[str], shared: dict[str, str]) -> str:
+        return _share(shared, f"ops.serving of {', '.join(domains)}", f"FROM {self._serving(domains, shared)}")
 
     def _readable(self, tables: Iterable[str], shared: dict[str, str]) -> str:
         """Up to when live figures may include changes of all these tables."""
