@@ -227,11 +227,10 @@ def soak(home: Path, readers: int, runs: int, minutes_per_second: float) -> dict
     }
 
 
-def is_clean(figures: dict[str, Any]) -> bool:
-    """No error, no torn read, nothing backwards, no failed run, and all reads as fresh as the contracts say."""
-    faults = ("errors", "torn", "backwards", "failures", "unplaced", "company")
-    freshness = figures["freshness_seconds"]
-    return not any(figures[name] for name in faults) and freshness["max"] <= freshness["objective"]
+def faults(figures: dict[str, Any]) -> dict[str, Any]:
+    """Errors, torn reads, steps back and failed runs: none may be there, however busy the machine is."""
+    names = ("errors", "torn", "backwards", "failures", "unplaced", "company")
+    return {name: figures[name] for name in names if figures[name]}
 
 
 def main() -> None:
@@ -243,7 +242,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="lockstep-soak-") as directory:
         figures = soak(Path(directory), arguments.readers, arguments.runs, arguments.minutes_per_second)
     print(json.dumps(figures, indent=2, default=str))
-    sys.exit(not is_clean(figures))
+    freshness = figures["freshness_seconds"]
+    sys.exit(bool(faults(figures)) or freshness["max"] > freshness["objective"])
 
 
 if __name__ == "__main__":

