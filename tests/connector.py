@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import random
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from debezium_events import T0, Image, event, order
@@ -128,3 +129,17 @@ def delayed(stream: Iterable[Record], chance: random.Random, longest: int = 300)
         arrival[partition] = max(arrival.get(partition, 0), i + lag.get(partition, 0))
         keyed.append((arrival[partition], i, record))
     return [record for *_, record in sorted(keyed, key=lambda k: k[:2])]
+
+
+def file_of(path: Path, stream: Sequence[Record]) -> list[str]:
+    """The stream as a file of JSON lines; returns what `ingest` takes."""
+    path.write_bytes(b"".join((value or b"null") + b"\n" for *_, value in stream))
+    return [str(path)]
+
+
+def changes(tables: dict[str, list[dict[str, Any]]]) -> tuple[list[str], list[tuple[Any, ...]]]:
+    """The changes in order; snapshot rows, whose order between partitions is free, as a set before them."""
+    rows = sorted((r["position"], t, r) for t, rows in tables.items() for r in rows)
+    out = [(t, *(v for k, v in r.items() if k not in ("position", "logged_at"))) for _, t, r in rows]
+    snapshot = [str(r) for r in out if r[2] == "r"]
+    return sorted(snapshot), [r for r in out if r[2] != "r"]

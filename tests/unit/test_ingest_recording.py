@@ -21,7 +21,7 @@ from lockstep.changelog import ChangeLog
 from lockstep.ingest import ingest
 from lockstep.schema import DATE, TABLES, TIMESTAMP
 
-RECORDING = Path(__file__).parents[1].parent / "shared" / "debezium_shop.jsonl.gz"
+RECORDING = Path(__file__).parents[2].parent / "shared" / "debezium_shop.jsonl.gz"
 SOME = 8_000  # records of it that the variants take: the whole snapshot and the first hours of changes
 TIMES = {t.name: [c.name for c in t.columns if c.type == TIMESTAMP] for t in TABLES.values()}
 

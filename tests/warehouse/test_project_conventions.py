@@ -15,7 +15,7 @@ from sqlmesh.utils.yaml import load as load_yaml
 
 from lockstep.contracts import load
 
-PROJECT = Path(__file__).parents[1]
+PROJECT = Path(__file__).parents[2]
 FOLDERS = ("models", "audits", "macros", "signals", "materializations", "linter", "seeds")
 
 # Schemas whose models need no unit test.

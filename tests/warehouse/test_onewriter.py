@@ -28,7 +28,7 @@ from lockstep import onewriter
 from lockstep.warehouse import in_use
 from shop import Shop, land
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 FILES = ("warehouse.duckdb", "state.duckdb")
 

@@ -31,7 +31,7 @@ from lockstep.changelog import ChangeLog
 from lockstep.errors import LockstepError
 from shop import Shop, land
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 UNTIL = datetime(2026, 11, 18, 10, 20)
 FIGURES = "SELECT SUM(orders), SUM(revenue_cents), MAX(as_of) FROM mart.orders_hourly"

@@ -20,9 +20,9 @@ from pathlib import Path
 import pytest
 
 from debezium_events import live, log_rows
+from engine_process import await_rows, start, stop
 from lockstep.changelog import ChangeLog
 from postgres import _free_port as free_port
-from test_same_rows import await_rows, start, stop
 
 TABLES = """
 CREATE TABLE products (product_id bigint unsigned PRIMARY KEY, name text NOT NULL, category varchar(40) NOT NULL,

@@ -629,7 +629,7 @@ def test_receipts_shows_both_kinds_and_heeds_both(
 def test_the_model_reads_the_receipts(copied: tuple[Cluster, Path]) -> None:
     shop, home = copied
     rewrite(home, "orders", altered(101, status="\n'"))
-    path = Path(__file__).parents[1] / "models" / "reconcile" / "source_receipts.sql"
+    path = Path(__file__).parents[2] / "models" / "reconcile" / "source_receipts.sql"
     model = load_sql_based_model(parse(path.read_text()), dialect="duckdb").render_query_or_raise().sql("duckdb")
     with duckdb.connect(config={"file_search_path": str(home)}) as connection:
         assert connection.sql(model).fetchall() == []

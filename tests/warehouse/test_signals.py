@@ -18,7 +18,7 @@ HOURS = [datetime(2026, 1, 5, hour) for hour in (9, 10, 11, 12)]
 def project(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LOCKSTEP_HOME", str(tmp_path_factory.mktemp("home")))
-        context = Context(paths=str(Path(__file__).parents[1]))
+        context = Context(paths=str(Path(__file__).parents[2]))
         yield context
         context.close()
 

@@ -12,7 +12,7 @@ from sqlmesh.utils.yaml import load
 
 from lockstep.cli import cli
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 # The notebook is a program, which tests/test_doors.py runs.
 FILES = sorted(p for p in EXAMPLES.rglob("*") if p.is_file() and "notebook" not in p.parts)
 # A command as it is typed: up to the end of the line, or of the shell's command.

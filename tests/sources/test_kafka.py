@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from connector import MARKS, PARTITIONS, Connector, delayed, delivered
+from connector import MARKS, PARTITIONS, Connector, changes, delayed, delivered, file_of
 from debezium_events import event, log_rows, log_tables, mark, order
 from kafka_mock import Kafka, kafka
 from lockstep import kafka as module
@@ -31,7 +31,6 @@ from lockstep.cli import cli
 from lockstep.errors import LockstepError
 from lockstep.ingest import Summary, ingest
 from lockstep.kafka import Address, Options, follow
-from test_sequence import changes, file_of
 
 ORDERS = "shop.public.orders"
 LOCKSTEP = str(Path(sys.executable).with_name("lockstep"))

@@ -27,7 +27,7 @@ from lockstep.lock import exclusive
 from lockstep.quarantine import discard
 from shop import SOURCE, Shop, land
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 NOW = datetime(2026, 3, 1, 8, 10)
 
 

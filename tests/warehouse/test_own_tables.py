@@ -19,7 +19,7 @@ from lockstep.errors import LockstepError
 from lockstep.init import init
 from lockstep.schema import declared
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "your-own-tables.md").read_text(encoding="utf-8")
 FILES = dict(re.findall(r"```(?:sql|csv) file=(\S+)\n(.*?)```", PAGE, re.DOTALL))
 EVENING = int(datetime(2026, 3, 1, 21, tzinfo=UTC).timestamp() * 1_000_000)

@@ -15,7 +15,7 @@ from sqlglot import parse_one
 from sqlmesh.core.macros import MacroEvaluator, macro
 from sqlmesh.utils.errors import MacroEvalError, SQLMeshError
 
-MACROS = Path(__file__).parents[1] / "macros"
+MACROS = Path(__file__).parents[2] / "macros"
 
 
 @pytest.fixture(scope="module")

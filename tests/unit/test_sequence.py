@@ -15,17 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from connector import MARKS, Connector, Record, delayed, delivered
+from connector import MARKS, Connector, Record, changes, delayed, delivered, file_of
 from debezium_events import event, log_rows, log_tables, mark, order
 from lockstep import sequence
 from lockstep.changelog import ChangeLog
 from lockstep.ingest import End, Landing, ingest
 from lockstep.sequence import Sequencer, as_lines
-
-
-def file_of(path: Path, stream: Sequence[Record]) -> list[str]:
-    path.write_bytes(b"".join((value or b"null") + b"\n" for *_, value in stream))
-    return [str(path)]
 
 
 def numbered(records: Sequence[Record]) -> list[tuple[str, int, bytes | None]]:
@@ -133,11 +128,3 @@ def test_tables_that_the_project_does_not_know_are_not_waited_for(tmp_path):
         tmp_path, numbered([*records[:-1], (MARKS, 0, json.dumps(end).encode())]), random.Random(0), restarts=0
     )
     assert (order.blocked(), len(log_rows(tmp_path))) == (None, 3)
-
-
-def changes(tables):
-    """The changes in order; snapshot rows, whose order between partitions is free, as a set before them."""
-    rows = sorted((r["position"], t, r) for t, rows in tables.items() for r in rows)
-    out = [(t, *(v for k, v in r.items() if k not in ("position", "logged_at"))) for _, t, r in rows]
-    snapshot = [str(r) for r in out if r[2] == "r"]
-    return sorted(snapshot), [r for r in out if r[2] != "r"]

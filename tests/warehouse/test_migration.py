@@ -24,7 +24,7 @@ from lockstep.errors import LockstepError
 from lockstep.reconcile import _cut, reconcile
 from shop import Shop, land
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PARTS = ["audits", "linter", "macros", "materializations", "models", "seeds", "signals"]
 LAST_CUT = datetime(2026, 3, 3)
 

@@ -12,8 +12,8 @@ from lockstep.contracts import load, skips
 from lockstep.errors import LockstepError
 from lockstep.schema import TABLES
 
-SEEDS = Path(__file__).parents[1] / "seeds"
-INVALID = Path(__file__).parent / "fixtures" / "invalid" / "contracts"
+SEEDS = Path(__file__).parents[2] / "seeds"
+INVALID = Path(__file__).parents[1] / "fixtures" / "invalid" / "contracts"
 
 # The fixture, where its mistake is, and what the message has to name besides.
 MEASURES = {

@@ -33,7 +33,7 @@ from lockstep.errors import LockstepError
 from replay import Replay
 from shop import SOURCE, Shop, land
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 LAST_RUN, LAST_CUT = datetime(2026, 3, 4, 5), datetime(2026, 3, 4)
 SHADOW = {"customer_activity"}

@@ -15,12 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from connector import PARTITIONS, Connector, Record, delayed, delivered
+from connector import PARTITIONS, Connector, Record, changes, delayed, delivered, file_of
 from debezium_events import log_tables
 from kafka_mock import Kafka, kafka
 from lockstep.changelog import ChangeLog
 from lockstep.ingest import ingest
-from test_sequence import changes, file_of
 
 LOCKSTEP = str(Path(sys.executable).with_name("lockstep"))
 TRANSACTIONS, CONNECTOR_KILLS, SECONDS = 2_500, 8, 20

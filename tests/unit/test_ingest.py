@@ -22,7 +22,7 @@ from lockstep.cli import cli
 from lockstep.errors import LockstepError
 from lockstep.ingest import ingest
 
-INVALID = Path(__file__).parent / "fixtures" / "invalid"
+INVALID = Path(__file__).parents[1] / "fixtures" / "invalid"
 AT = datetime(2026, 1, 1, 9, 59, 59, 500000)
 
 
@@ -611,6 +611,7 @@ def run(home, *arguments, stdin=None):
         (gzip.compress(b"\x00\x01\x02"), "is binary"),
         (b"hello\n", "There is no change event"),
     ],
+    ids=["missing", "binary", "binary in gzip", "text"],
 )
 def test_errors_name_the_file(home, tmp_path, content, message):
     path = tmp_path / "input"

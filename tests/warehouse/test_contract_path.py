@@ -17,7 +17,7 @@ from lockstep.cli import cli
 from lockstep.contracts import Contract
 from lockstep.errors import LockstepError
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 ORDERS = contracts.load(ROOT / "seeds")["orders"]
 H = 3600
 
