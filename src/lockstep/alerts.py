@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from lockstep import channels, metrics, operate, source_receipts, warehouse
-from lockstep.changelog import ALL_TABLES, ChangeLog, durable_replace
+from lockstep.changelog import ALL_TABLES, KEEP_ALIVE, ChangeLog, Watermark, durable_replace
+from lockstep.clock import AHEAD, machine_now
 from lockstep.contracts import load
 from lockstep.errors import LockstepError
 from lockstep.lock import exclusive
@@ -27,6 +28,10 @@ FRESHNESS = "freshness missed"
 SEALING = "hour not sealing"
 QUARANTINE = "quarantine not empty"
 CAPTURE = "capture not running"
+CLOCK = "commit time ahead"
+
+# How long after the latest such commit time its incident stays open.
+CLOCK_FOR = timedelta(hours=24)
 
 FORMAT = 1
 
@@ -194,6 +199,8 @@ def _conditions(home: Path, unsealed_hours: int) -> tuple[dict[tuple[str, str], 
             f"The capture {how}; it was {capture['phase']} at {capture['updated_at']}{problem}"
         )
 
+    found.update(_ahead(watermark))
+
     for receipt in source_receipts.last(source_receipts.load(home)):
         if receipt["verdict"] == source_receipts.FAILED:
             found[DIVERGENCE, f"source table {receipt['source_table']}"] = (
@@ -209,6 +216,23 @@ def _conditions(home: Path, unsealed_hours: int) -> tuple[dict[tuple[str, str], 
     except LockstepError:  # a run has begun since
         unknown |= {DIVERGENCE, FRESHNESS}
     return found, unknown
+
+
+def _ahead(watermark: Watermark) -> dict[tuple[str, str], str]:
+    """Commit times that were ahead of the clock when they landed."""
+    found = {}
+    for table, a in watermark.ahead.items():
+        if machine_now() - a.landed_at < CLOCK_FOR:
+            what = f"The event of {'an unknown table' if table == ALL_TABLES else table} at position {a.position}"
+            if table == KEEP_ALIVE:
+                what = f"The keep-alive after position {a.position}"
+            more = f", and so do {a.events - 1} more of that landing" if a.events > 1 else ""
+            found[CLOCK, _table(table)] = (
+                f"{what} has the commit time {a.committed_at} and landed at {a.landed_at:%Y-%m-%d %H:%M:%S}{more}. "
+                f"A time more than {AHEAD // timedelta(minutes=1)} minutes ahead does not move the log's clock. "
+                "Compare the clocks of the source and of this machine."
+            )
+    return found
 
 
 def _of_domains(home: Path, status: Row) -> dict[tuple[str, str], str]:

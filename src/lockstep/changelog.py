@@ -34,7 +34,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lockstep import growing
+from lockstep.clock import AHEAD, machine_now
 from lockstep.contracts import skips
 from lockstep.errors import LockstepError
 from lockstep.lock import Lock, exclusive
@@ -63,6 +64,17 @@ NO_HOUR = "hour=1970-01-01T00"  # where the empty file lies that carries a table
 TAIL = "_tail"
 Version = tuple[int, int, int]  # of a file; see `version_of`
 ALL_TABLES = "*"  # the `table` of an event so broken that its table is unknown: it holds every table
+KEEP_ALIVE = "keep-alive"  # what stands for a table where a keep-alive's time is ahead of our clock
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """The first event of a landing whose commit time was ahead of our clock, and how many that landing had."""
+
+    position: int
+    committed_at: datetime
+    landed_at: datetime
+    events: int
 
 
 @dataclass(frozen=True)
@@ -72,7 +84,8 @@ class Watermark:
     `logged_at` is the running maximum of `committed_at` up to `position` (None before the first change), and
     `started_at` its first value. `source` names the one database this log is of. `holds` maps a table to the hour of
     its earliest unresolved quarantined event: that hour and those after it cannot seal. `resume` belongs to the
-    source: whatever it needs to continue exactly after `position`.
+    source: whatever it needs to continue exactly after `position`. `ahead` maps a table, or `KEEP_ALIVE`, to its latest
+    commit time that was ahead of our clock.
     """
 
     position: int = 0
@@ -82,6 +95,7 @@ class Watermark:
     holds: Mapping[str, datetime] = field(default_factory=dict)
     resume: Mapping[str, Any] = field(default_factory=dict)
     landed_at: datetime | None = None
+    ahead: Mapping[str, Ahead] = field(default_factory=dict)
 
     def closed_until(self) -> datetime | None:
         """The end of the last hour that the log's clock has passed."""
@@ -143,6 +157,7 @@ class ChangeLog:
             holds={t: datetime.fromisoformat(h) for t, h in raw["holds"].items()},
             resume=raw["resume"],
             landed_at=_parse(raw["landed_at"]),
+            ahead={table: _ahead(found) for table, found in raw.get("ahead", {}).items()},
         )
 
     def require_source_receipts(self) -> None:
@@ -217,12 +232,18 @@ class ChangeLog:
 
     @contextmanager
     def writer(
-        self, source: str, purpose: str = "landing changes", *, lends: bool = False, patience: float = 0
+        self,
+        source: str,
+        purpose: str = "landing changes",
+        *,
+        lends: bool = False,
+        patience: float = 0,
+        clock: Callable[[], datetime] = machine_now,
     ) -> Iterator[Writer]:
         """The one writer of this log. `source` names the database the changes come from, e.g. `postgresql:shop`.
 
         `lends` promises to call `Writer.lend` now and then; from such a writer the log is borrowed within `patience`
-        seconds (see `lock.exclusive`).
+        seconds (see `lock.exclusive`). `clock` tells commit times that are ahead; a simulated source brings its own.
 
         Opening it creates an empty log where there is none and removes the debris of a crash. Raises LockstepError
         if another process is writing, or if the log already belongs to another source: positions and log sequence
@@ -240,7 +261,7 @@ class ChangeLog:
             self._require_schemas()
             self._remove_debris(watermark)
             with ThreadPoolExecutor(os.cpu_count()) as pool:
-                yield Writer(self, watermark, pool, lock)
+                yield Writer(self, watermark, pool, lock, clock)
 
     def _create(self, source: str) -> None:
         self._require_schemas()
@@ -301,8 +322,10 @@ class ChangeLog:
                     "holds": {t: _format(h) for t, h in sorted(stamped.holds.items())},
                     "resume": stamped.resume,
                     "landed_at": _format(stamped.landed_at),
+                    "ahead": {table: asdict(found) for table, found in sorted(stamped.ahead.items())},
                     "recent": recent,
-                }
+                },
+                default=_format,
             )
             settles_at = begun + ahead + SETTLING / 2
             if durable_replace(self._watermark_path, text.encode(), lambda: _now() < settles_at):  # noqa: B023
@@ -326,10 +349,18 @@ class ChangeLog:
 class Writer:
     """Appends batches. Made by `ChangeLog.writer`, which holds the lock for it."""
 
-    def __init__(self, log: ChangeLog, watermark: Watermark, pool: ThreadPoolExecutor, lock: Lock) -> None:
+    def __init__(
+        self,
+        log: ChangeLog,
+        watermark: Watermark,
+        pool: ThreadPoolExecutor,
+        lock: Lock,
+        clock: Callable[[], datetime] = machine_now,
+    ) -> None:
         self._log = log
         self._pool = pool
         self._lock = lock
+        self._clock = clock
         self._is_littered = False
         self.watermark = watermark
 
@@ -370,7 +401,7 @@ class Writer:
     def batch(self) -> Iterator[Batch]:
         """A batch to add parts to and then to land. If it is left without landing, nothing remains of it."""
         self._clean()  # what could not be removed on a full disk, say
-        batch = Batch(self, self._log, self._pool)
+        batch = Batch(self, self._log, self._pool, self._clock)
         try:
             yield batch
         finally:
@@ -420,10 +451,12 @@ class Batch:
     the batch is. `watermark` is where the log will be when the batch has landed.
     """
 
-    def __init__(self, writer: Writer, log: ChangeLog, pool: ThreadPoolExecutor) -> None:
+    def __init__(self, writer: Writer, log: ChangeLog, pool: ThreadPoolExecutor, clock: Callable[[], datetime]) -> None:
         self._writer = writer
         self._log = log
         self._pool = pool
+        self._clock = clock
+        self._ahead: dict[str, Ahead] = {}
         self._changes = 0
         self._quarantined = 0
         self._written = 0
@@ -438,23 +471,36 @@ class Batch:
         landing contract, with columns `ordinal`, `committed_at` (may be null), `table` (`*` if unknown), `reason`
         and `event` (the raw text); each keeps the position of its ordinal. Ordinals order the changes of one part.
 
-        An update that changes the primary key becomes a delete and an insert.
+        An update that changes the primary key becomes a delete and an insert. A commit time that is more than `AHEAD`
+        ahead of the clock stays in `committed_at` and does not move `logged_at`.
         """
         parts = {name: _split_key_updates(TABLES[name], rows) for name, rows in changes.items() if rows.num_rows}
         part_of = {name: rows for name, (rows, _) in parts.items()}
         names = list(part_of)
         bad = rejected if rejected is not None and rejected.num_rows else None
-        clocks = [part_of[n]["committed_at"] for n in names] + ([bad["committed_at"]] if bad is not None else [])
+        now = self._clock()
+        clocks = [_us(part_of[n]["committed_at"]) for n in names] + (
+            [_us(bad["committed_at"])] if bad is not None else []
+        )
         ordinals = [part_of[n]["ordinal"] for n in names] + ([bad["ordinal"]] if bad is not None else [])
         halves = [half for _, half in parts.values()] + ([np.zeros(bad.num_rows, np.int8)] if bad is not None else [])
 
-        positions, logged = self._place(ordinals, halves, clocks)
+        latest = _to_us(now + AHEAD)
+        known = [np.where(clock > latest, -1, clock) for clock in clocks]
+        positions, logged = self._place(ordinals, halves, known, now)
         if len(logged):
             last = np.concatenate(list(logged)).max(initial=-1)
             logged_until = _from_us(int(last)) if last >= 0 else None
         else:
             logged_until = self.watermark.logged_at
         total = sum(len(p) for p in positions)
+
+        for i, (position, clock) in enumerate(zip(positions, clocks, strict=False)):
+            if (is_ahead := clock > latest).any():
+                table = (
+                    bad["table"].to_numpy() if bad is not None and i == len(names) else np.full(len(clock), names[i])
+                )
+                self._note_ahead(table[is_ahead], position[is_ahead], clock[is_ahead], now)
 
         writes: list[tuple[Path, pa.Table]] = []
         for name, position, logged_at in zip(names, positions, logged, strict=False):
@@ -506,32 +552,49 @@ class Batch:
         """Make every part visible at once; the last thing to do with a batch.
 
         `reached` is a source clock that the source has promised to be past (an idle keep-alive, a transaction's end):
-        it moves `logged_at` without a change. `resume` replaces the watermark's resume state; None keeps it.
+        it moves `logged_at` without a change, unless it is more than `AHEAD` ahead of our clock. `resume` replaces the
+        watermark's resume state; None keeps it.
 
         The batch must end at a transaction boundary: the watermark after it is what readers see.
         """
+        now = self._clock()
+        if reached and reached > now + AHEAD and self.watermark.started_at:
+            self._ahead[KEEP_ALIVE] = Ahead(self.watermark.position, reached, now, 1)
+            reached = None
         fillers = [w for entry in self._superseded for w in self._writer._filler(entry)]
         _write(self._pool, fillers, _durable_parquet)
         moved = replace(
             self.watermark,
             logged_at=_later(self.watermark.logged_at, reached if self.watermark.started_at else None),
             resume=self.watermark.resume if resume is None else resume,
+            ahead={**self.watermark.ahead, **self._ahead},
         )
         moved = self._log._replace_watermark(moved)
         self._writer.watermark = moved
         self.is_landed = True
         return Landed(self._changes, self._quarantined, self._written + len(fillers), moved)
 
+    def _note_ahead(self, tables: np.ndarray, position: np.ndarray, clock: np.ndarray, now: datetime) -> None:
+        for table in np.unique(tables):
+            own = np.flatnonzero(tables == table)
+            first = own[position[own].argmin()]
+            found = Ahead(int(position[first]), _from_us(int(clock[first])), now, len(own))
+            before = self._ahead.get(str(table))
+            self._ahead[str(table)] = replace(before, events=before.events + len(own)) if before else found
+
     def _place(
-        self, ordinals: list[pa.ChunkedArray], halves: list[np.ndarray], clocks: list[pa.ChunkedArray]
+        self, ordinals: list[pa.ChunkedArray], halves: list[np.ndarray], clocks: list[np.ndarray], now: datetime
     ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Position and `logged_at` (microseconds) of every row of every part, in the parts' own row order."""
+        """Position and `logged_at` (microseconds) of every row of every part, in the parts' own row order.
+
+        `clocks` are commit times in microseconds, negative where a row has none that counts.
+        """
         sizes = [len(o) for o in ordinals]
         if not sum(sizes):
             return [], []
         ordinal = np.concatenate([o.to_numpy() for o in ordinals])
         half = np.concatenate(halves)
-        clock = np.concatenate([_us(c) for c in clocks])
+        clock = np.concatenate(clocks)
         order = np.lexsort((half, ordinal))
         sorted_ordinal, sorted_half = ordinal[order], half[order]
         if ((np.diff(sorted_ordinal) == 0) & (np.diff(sorted_half) == 0)).any():
@@ -539,9 +602,9 @@ class Batch:
         start = _to_us(self.watermark.logged_at) if self.watermark.logged_at else -1
         running = np.maximum.accumulate(np.maximum(clock[order], start))
         if running[0] < 0:
-            # A batch that opens with an event whose commit time is unknown takes the first time that is known.
+            # A log that opens with an event whose commit time is unknown takes the first time that is known.
             known = running[running >= 0]
-            running = np.maximum(running, known[0] if len(known) else _to_us(datetime.now(UTC).replace(tzinfo=None)))
+            running = np.maximum(running, known[0] if len(known) else _to_us(now))
         position = np.empty(len(order), np.int64)
         logged_at = np.empty(len(order), np.int64)
         position[order] = np.arange(self.watermark.position + 1, self.watermark.position + 1 + len(order))
@@ -813,6 +876,11 @@ def _later(a: datetime | None, b: datetime | None) -> datetime | None:
 
 def _parse(text: str | None) -> datetime | None:
     return datetime.fromisoformat(text) if text else None
+
+
+def _ahead(raw: Mapping[str, Any]) -> Ahead:
+    times = {name: datetime.fromisoformat(raw[name]) for name in ("committed_at", "landed_at")}
+    return Ahead(raw["position"], events=raw["events"], **times)
 
 
 def _format(at: datetime | None) -> str | None:

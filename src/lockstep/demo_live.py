@@ -144,7 +144,7 @@ def _close_the_day(home: Path) -> datetime:
     assert watermark.source
     assert watermark.logged_at
     midnight = watermark.logged_at.replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=1)
-    with log.writer(watermark.source, "closing the demo's day") as writer:
+    with log.writer(watermark.source, "closing the demo's day", clock=lambda: midnight) as writer:
         writer.land({}, reached=midnight, resume=watermark.resume)
     return midnight
 

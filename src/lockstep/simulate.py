@@ -172,7 +172,11 @@ def land_history(
     The log's files are a function of `history` alone, however often it was interrupted. Raises LockstepError if the
     log holds another one.
     """
-    with log.writer(f"{SOURCE}:{history.seed}", "simulating a history") as writer, open_world(history) as world:
+    name = f"{SOURCE}:{history.seed}"
+    with (
+        log.writer(name, "simulating a history", clock=lambda: history.until) as writer,
+        open_world(history) as world,
+    ):
         if writer.watermark.resume:
             now = Progress.from_resume(writer.watermark.resume)
             if now.history != history:

@@ -25,7 +25,7 @@ from lockstep.cli import cli
 from lockstep.errors import LockstepError
 from lockstep.lock import exclusive
 from lockstep.quarantine import discard
-from shop import SOURCE, Shop, land
+from shop import SOURCE, Shop, batch_of, land
 
 ROOT = Path(__file__).parents[2]
 NOW = datetime(2026, 3, 1, 8, 10)
@@ -370,6 +370,21 @@ def test_a_capture_that_does_not_run(home: Path, phase: str, opens: str | None) 
     assert bool(incidents) == bool(opens)
     if opens:
         assert f"it was {opens}" in incidents[alerts.CAPTURE, "lockstep"]
+
+
+def test_a_commit_time_ahead_of_the_clock_names_the_event(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shop = Shop(datetime(2099, 1, 1))
+    shop.order(2)
+    shop.order(3)
+    with ChangeLog(home).writer(SOURCE, clock=lambda: NOW) as writer:
+        writer.land(batch_of(shop.changes), reached=shop.now)
+    monkeypatch.setattr(alerts, "machine_now", lambda: NOW + timedelta(hours=23))
+    assert set(found(home)) == {(alerts.CLOCK, "orders"), (alerts.CLOCK, "keep-alive")}
+    text = found(home)[alerts.CLOCK, "orders"]
+    assert "The event of orders at position 2 has the commit time 2099-01-01 00:00:00" in text
+    assert "and so do 1 more of that landing" in text
+    monkeypatch.setattr(alerts, "machine_now", lambda: NOW + timedelta(hours=25))
+    assert found(home) == {}
 
 
 def test_a_source_that_is_not_the_log(home: Path) -> None:
