@@ -1,0 +1,214 @@
+"""What each audit finds, row by row: what it must name, what it must let pass, and the edge in between.
+
+`test_planted_faults` shows that a failing audit stops a run and what depends on it, with one fault for each.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+import pytest
+
+from rendered import Rendered
+
+CUT = datetime(2026, 1, 5, 11)
+MICROSECOND = timedelta(microseconds=1)
+
+
+def at(hour, minute=0):
+    return datetime(2026, 1, 5, hour, minute)
+
+
+@pytest.fixture
+def models(loaded_project):
+    return Rendered(loaded_project)
+
+
+def hours(*ranges):
+    """Rows of hourly.log, one per hour from 09:00 on, of (first position, last position, changes)."""
+    return [
+        {"log_hour": at(9 + i), "first_position": first, "last_position": last, "changes": changes}
+        for i, (first, last, changes) in enumerate(ranges)
+    ]
+
+
+def found_hours(models, model, audit):
+    return sorted(row["log_hour"].hour for row in models.audit(model, audit))
+
+
+@pytest.mark.parametrize(
+    ("ranges", "named"),
+    [
+        pytest.param([(1, 4, 4), (5, 5, 1), (6, 9, 4)], [], id="gapless"),
+        pytest.param([(1, 4, 3), (5, 9, 5)], [9], id="lost-within-an-hour"),
+        pytest.param([(1, 4, 5), (5, 9, 5)], [9], id="doubled-within-an-hour"),
+        pytest.param([(1, 4, 4), (6, 9, 4)], [10], id="lost-between-two-hours"),
+        pytest.param([(1, 4, 4), (4, 9, 6)], [10], id="in-two-hours"),
+        pytest.param([(1, 4, 4), (5, 9, 5), (2, 3, 2)], [11], id="hour-behind-the-one-before"),
+        pytest.param([(7, 9, 3)], [], id="older-hours-are-gone"),
+    ],
+)
+def test_positions_gapless(models, ranges, named):
+    models.table("hourly.log", *hours(*ranges))
+    assert found_hours(models, "hourly.log", "positions_gapless") == named
+
+
+def test_hour_is_sealed_looks_at_the_tables_of_the_domain(models):
+    models.table("hourly.orders", *({"log_hour": at(hour)} for hour in (9, 10, 11)))
+    models.table(
+        "changes.watermark",
+        {"source_table": "orders", "sealed_until": at(11)},
+        {"source_table": "products", "sealed_until": at(10)},
+        {"source_table": "shipments", "sealed_until": at(9)},
+    )
+    assert found_hours(models, "hourly.orders", "hour_is_sealed") == [10, 11]
+
+
+def test_hour_is_closed_looks_at_the_clock_alone(models):
+    models.table("hourly.log", *({"log_hour": at(hour)} for hour in (9, 10, 11)))
+    models.table("changes.watermark", {"source_table": "orders", "sealed_until": at(9), "clock_until": at(10)})
+    assert found_hours(models, "hourly.log", "hour_is_closed") == [10, 11]
+
+
+LOG = [(1, at(9)), (2, at(9, 30)), (3, at(10)), (4, CUT - MICROSECOND), (5, CUT), (6, at(11, 30))]
+FOLDED = hours((1, 2, 2), (3, 4, 2), (5, 6, 2))  # the last of them is not in the rebuild
+
+
+@pytest.mark.parametrize(
+    ("log", "folded", "named"),
+    [
+        pytest.param(LOG, FOLDED, [], id="complete"),
+        pytest.param([LOG[0], *LOG[2:]], FOLDED, [9], id="lost"),
+        pytest.param([*LOG, LOG[1]], FOLDED, [9], id="doubled"),
+        pytest.param([*LOG[1:], LOG[1]], FOLDED, [9], id="one-lost-and-another-doubled"),
+        pytest.param([LOG[0], (2, at(10)), *LOG[2:]], FOLDED, [9, 10], id="moved"),
+        pytest.param([(7, at(9)), *LOG[1:]], FOLDED, [9], id="other-first"),
+        pytest.param([*LOG[:3], (7, at(10)), *LOG[4:]], FOLDED, [10], id="other-last"),
+        pytest.param(LOG[2:], FOLDED, [9], id="hour-lost"),
+        pytest.param(LOG, FOLDED[1:], [9], id="hour-not-folded"),
+        pytest.param([*LOG[:4], LOG[5]], FOLDED, [], id="lost-after-the-cut"),
+        pytest.param(LOG[:5], FOLDED, [11], id="end-lost-after-the-cut"),
+        pytest.param([*LOG, (7, at(12))], FOLDED, [], id="landed-since"),
+    ],
+)
+def test_log_is_complete(models, log, folded, named):
+    """The rebuild's cut is made when positions 1 to 6 have landed."""
+    models.table("changes.all_positions", *({"position": p, "logged_at": logged_at} for p, logged_at in log))
+    models.table("hourly.log", *folded)
+    models.table("rebuild.cut", {"cut": CUT, "position": 6})
+    found = found_hours(models, "rebuild.cut", "log_is_complete")
+    assert sorted(set(found)) == named
+
+
+def test_log_is_complete_names_a_log_that_is_gone_altogether(models):
+    models.table("changes.all_positions")
+    models.table("hourly.log")
+    models.table("rebuild.cut", {"cut": CUT, "position": 6})
+    assert models.audit("rebuild.cut", "log_is_complete")
+
+
+ORDER = "STRUCT(order_id BIGINT, cents BIGINT)"
+STOP = "STRUCT(route_id BIGINT, stop_number INT, cents BIGINT)"
+
+
+def chain(models, model, table, kind, *changes):
+    """The positions that image_chain_unbroken names; changes are (before, after), one per minute from 10:00 on."""
+    rows = [
+        {"position": position, "logged_at": at(10, position), "before": before, "after": after}
+        for position, (before, after) in enumerate(changes, 1)
+    ]
+    models.table(table, *rows, before=kind, after=kind)
+    models.table("rebuild.cut", {"cut": CUT})
+    return sorted(row["position"] for row in models.audit(model, "image_chain_unbroken", source_table=table))
+
+
+def order(key, cents):
+    return {"order_id": key, "cents": cents}
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        pytest.param([(None, order(1, 5)), (order(1, 5), order(1, 6)), (order(1, 6), None)], [], id="whole"),
+        pytest.param([(None, order(1, 5)), (None, order(2, 6)), (order(1, 5), order(1, 7))], [], id="another-between"),
+        pytest.param([(None, order(1, 5)), (order(1, 5), None), (None, order(1, 9))], [], id="inserted-again"),
+        pytest.param([(None, order(1, 5)), (order(1, 6), order(1, 7))], [2], id="lost-between"),
+        pytest.param([(order(1, 5), order(1, 6))], [1], id="insert-lost"),
+        pytest.param([(None, order(1, 5)), (None, order(1, 5))], [2], id="inserted-twice"),
+        pytest.param([(None, order(1, None)), (order(1, 0), order(1, 7))], [2], id="null-altered"),
+        pytest.param(
+            [(None, order(1, 5)), (order(1, 5), None), (order(1, 5), order(1, 7))], [3], id="after-its-delete"
+        ),
+    ],
+)
+def test_image_chain_unbroken(models, changes, named):
+    assert chain(models, "rebuild.orders", "changes.orders", ORDER, *changes) == named
+
+
+def test_image_chain_unbroken_goes_by_the_whole_key(models):
+    one, other = ({"route_id": 1, "stop_number": stop, "cents": 5} for stop in (1, 2))
+    swapped = {"route_id": 2, "stop_number": 1, "cents": 5}
+    changes = [(None, one), (None, other), (None, swapped), (one, None), (swapped, None), (other, None)]
+    assert chain(models, "rebuild.route_performance", "changes.route_stops", STOP, *changes) == []
+
+
+def test_image_chain_unbroken_ends_at_the_cut(models):
+    rows = [
+        {"position": 1, "logged_at": CUT - MICROSECOND, "before": order(1, 1)},
+        {"position": 2, "logged_at": CUT, "before": order(2, 1)},
+    ]
+    models.table("changes.orders", *rows, before=ORDER, after=ORDER)
+    models.table("rebuild.cut", {"cut": CUT})
+    assert [row["position"] for row in models.audit("rebuild.orders", "image_chain_unbroken")] == [1]
+
+
+def test_source_is_append_only(models):
+    ping = {"ping_id": 1}
+    rows = [
+        {"position": 1, "logged_at": at(9), "op": "c", "after": ping},
+        {"position": 2, "logged_at": at(9), "op": "r", "after": ping},
+        {"position": 3, "logged_at": at(9), "op": "r", "before": ping, "after": ping},
+        {"position": 4, "logged_at": at(9), "op": "u", "after": ping},
+        {"position": 5, "logged_at": CUT - MICROSECOND, "op": "d", "before": ping},
+        {"position": 6, "logged_at": CUT, "op": "d", "before": ping},
+    ]
+    models.table("changes.gps_pings", *rows, before="STRUCT(ping_id BIGINT)", after="STRUCT(ping_id BIGINT)")
+    models.table("rebuild.cut", {"cut": CUT})
+    found = models.audit("rebuild.vehicle_positions", "source_is_append_only")
+    assert sorted(row["position"] for row in found) == [3, 4, 5]
+
+
+def test_rebuild_equals_increments_lets_only_identical_and_tolerated_cells_pass(models):
+    classes = ("identical", "tolerated", "modified", "added", "removed", "nonunique")
+    models.table("reconcile.orders_cells", *({"class": kind} for kind in classes))
+    found = models.audit("reconcile.orders_receipts", "rebuild_equals_increments")
+    assert sorted(row["class"] for row in found) == ["added", "modified", "nonunique", "removed"]
+
+
+MIDNIGHT = [datetime(2026, 1, day) for day in (4, 5, 6)]
+
+
+@pytest.mark.parametrize(
+    ("generations", "increments", "named"),
+    [
+        pytest.param({2: 7}, {}, [], id="first-generation"),
+        pytest.param({1: 5, 2: 7}, {at(0): 1, at(23): 1}, [], id="whole"),
+        pytest.param({0: 1, 1: 5, 2: 7}, {at(0): 1, at(23): 1}, [], id="older-generation"),
+        pytest.param({1: 5, 2: 7}, {MIDNIGHT[1] - timedelta(hours=1): 9, at(12): 2, MIDNIGHT[2]: 9}, [], id="edges"),
+        pytest.param({1: 5, 2: 7}, {at(12): 1}, [7], id="too-little"),
+        pytest.param({1: 5, 2: 7}, {at(12): 3}, [7], id="too-much"),
+        pytest.param({1: 5, 2: None}, {at(12): 1}, [0], id="cell-gone"),
+        pytest.param({1: None, 2: 7}, {}, [7], id="cell-new"),
+        pytest.param({1: None, 2: 7}, {at(12): 7}, [], id="cell-new-in-the-hours"),
+    ],
+)
+def test_live_equals_rebuild_at_its_cut(models, generations, increments, named):
+    """Cuts at midnight; what is verified has another cell with the same figures at every cut."""
+    cell = {"ordered_hour": at(9), "product_id": 1, "region": "east", "status": "paid"}
+    sums = {"units": 0, "revenue_cents": 0, "high_value_orders": 0}
+    rows = [{"cut": MIDNIGHT[i], **cell, "region": "west", "orders": 1, **sums} for i in generations]
+    rows += [{"cut": MIDNIGHT[i], **cell, "orders": n, **sums} for i, n in generations.items() if n is not None]
+    models.table("verified.orders", *rows)
+    models.table("hourly.orders", *({"log_hour": hour, **cell, "orders": n, **sums} for hour, n in increments.items()))
+    found = models.audit("verified.orders", "live_equals_rebuild_at_its_cut")
+    assert [row["rebuild_orders"] for row in found] == named
