@@ -30,7 +30,9 @@ class Rendered:
         known = self.project.get_model(name).columns_to_types
         columns = {column: types.get(column) or kind.sql("duckdb") for column, kind in known.items()}
         self._make_room_for(name)
-        self._connection.execute(f"CREATE TABLE {name} ({', '.join(f'{c} {t}' for c, t in columns.items())})")
+        self._connection.execute(
+            f"CREATE OR REPLACE TABLE {name} ({', '.join(f'{c} {t}' for c, t in columns.items())})"
+        )
         for row in rows:
             marks = ", ".join("?" for _ in row)
             self._connection.execute(f"INSERT INTO {name} ({', '.join(row)}) VALUES ({marks})", list(row.values()))
@@ -45,7 +47,7 @@ class Rendered:
         """A model as it is written; what it reads must be there."""
         self._make_room_for(name)
         query = self.project.get_model(name).render_query_or_raise()
-        self._connection.execute(f"CREATE VIEW {name} AS {query.sql('duckdb')}")
+        self._connection.execute(f"CREATE OR REPLACE VIEW {name} AS {query.sql('duckdb')}")
 
     def audit(self, model: str, name: str, **which: str) -> list[Row]:
         """What an audit finds in a model, with the arguments that the model gives it.

@@ -70,32 +70,36 @@ def test_hour_is_closed_looks_at_the_clock_alone(models):
     assert found_hours(models, "hourly.log", "hour_is_closed") == [10, 11]
 
 
-LOG = [(1, at(9)), (2, at(9, 30)), (3, at(10)), (4, CUT - MICROSECOND), (5, CUT), (6, at(11, 30))]
-FOLDED = hours((1, 2, 2), (3, 4, 2), (5, 6, 2))  # the last of them is not in the rebuild
+LOG = {1: at(9), 2: at(9, 20), 3: at(9, 40), 4: at(10), 5: CUT - MICROSECOND, 6: CUT, 7: at(11, 30)}
+FOLDED = hours((1, 3, 3), (4, 5, 2), (6, 7, 2))  # the last of them is not in the rebuild
+
+
+def log(*added, without=()):
+    return [item for item in LOG.items() if item[0] not in without] + list(added)
 
 
 @pytest.mark.parametrize(
-    ("log", "folded", "named"),
+    ("landed", "folded", "named"),
     [
-        pytest.param(LOG, FOLDED, [], id="complete"),
-        pytest.param([LOG[0], *LOG[2:]], FOLDED, [9], id="lost"),
-        pytest.param([*LOG, LOG[1]], FOLDED, [9], id="doubled"),
-        pytest.param([*LOG[1:], LOG[1]], FOLDED, [9], id="one-lost-and-another-doubled"),
-        pytest.param([LOG[0], (2, at(10)), *LOG[2:]], FOLDED, [9, 10], id="moved"),
-        pytest.param([(7, at(9)), *LOG[1:]], FOLDED, [9], id="other-first"),
-        pytest.param([*LOG[:3], (7, at(10)), *LOG[4:]], FOLDED, [10], id="other-last"),
-        pytest.param(LOG[2:], FOLDED, [9], id="hour-lost"),
-        pytest.param(LOG, FOLDED[1:], [9], id="hour-not-folded"),
-        pytest.param([*LOG[:4], LOG[5]], FOLDED, [], id="lost-after-the-cut"),
-        pytest.param(LOG[:5], FOLDED, [11], id="end-lost-after-the-cut"),
-        pytest.param([*LOG, (7, at(12))], FOLDED, [], id="landed-since"),
+        pytest.param(log(), FOLDED, [], id="complete"),
+        pytest.param(log(without=[2]), FOLDED, [9], id="lost"),
+        pytest.param(log((2, at(9, 20))), FOLDED, [9], id="doubled"),
+        pytest.param(log((1, at(9)), without=[2]), FOLDED, [9], id="one-lost-and-another-doubled"),
+        pytest.param(log((2, at(10)), without=[2]), FOLDED, [9, 10], id="moved"),
+        pytest.param(log((0, at(9)), without=[1]), FOLDED, [9], id="other-first"),
+        pytest.param(log((99, at(9)), without=[3]), FOLDED, [9], id="other-last"),
+        pytest.param(log(without=[1, 2, 3]), FOLDED, [9], id="hour-lost"),
+        pytest.param(log(), FOLDED[1:], [9], id="hour-not-folded"),
+        pytest.param(log(without=[6]), FOLDED, [], id="lost-after-the-cut"),
+        pytest.param(log(without=[7]), FOLDED, [11], id="end-lost-after-the-cut"),
+        pytest.param(log((8, at(12))), FOLDED, [], id="landed-since"),
     ],
 )
-def test_log_is_complete(models, log, folded, named):
-    """The rebuild's cut is made when positions 1 to 6 have landed."""
-    models.table("changes.all_positions", *({"position": p, "logged_at": logged_at} for p, logged_at in log))
+def test_log_is_complete(models, landed, folded, named):
+    """The rebuild's cut is made when positions 1 to 7 have landed."""
+    models.table("changes.all_positions", *({"position": p, "logged_at": logged_at} for p, logged_at in landed))
     models.table("hourly.log", *folded)
-    models.table("rebuild.cut", {"cut": CUT, "position": 6})
+    models.table("rebuild.cut", {"cut": CUT, "position": 7})
     found = found_hours(models, "rebuild.cut", "log_is_complete")
     assert sorted(set(found)) == named
 
@@ -103,7 +107,7 @@ def test_log_is_complete(models, log, folded, named):
 def test_log_is_complete_names_a_log_that_is_gone_altogether(models):
     models.table("changes.all_positions")
     models.table("hourly.log")
-    models.table("rebuild.cut", {"cut": CUT, "position": 6})
+    models.table("rebuild.cut", {"cut": CUT, "position": 7})
     assert models.audit("rebuild.cut", "log_is_complete")
 
 
