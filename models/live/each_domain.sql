@@ -19,7 +19,7 @@ WITH base AS (
   FROM hourly.@{domain}
 ), readable AS (
   SELECT
-    MIN(readable_until) AS readable_until
+    MIN(readable_position) AS readable_position
   FROM changes.watermark
   WHERE
     source_table IN @sources
@@ -56,9 +56,9 @@ WITH base AS (
         folded_until
       FROM folded
     )
-    AND logged_at <= (
+    AND position <= (
       SELECT
-        readable_until
+        readable_position
       FROM readable
     )
 ), cells AS (

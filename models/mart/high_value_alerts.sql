@@ -9,7 +9,8 @@ MODEL (
 
 WITH readable AS (
   SELECT
-    readable_until
+    readable_until,
+    readable_position
   FROM changes.watermark
   WHERE
     source_table = 'orders'
@@ -33,9 +34,9 @@ WHERE
   op IN ('c', 'u')
   AND @is_alert_value(STRUCT_EXTRACT(after, 'amount_cents'))
   AND NOT COALESCE(@is_alert_value(STRUCT_EXTRACT(before, 'amount_cents')), FALSE)
-  AND logged_at <= (
+  AND position <= (
     SELECT
-      readable_until
+      readable_position
     FROM readable
   )
   AND logged_at >= (

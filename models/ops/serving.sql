@@ -85,7 +85,8 @@ WITH receipts AS (
 ), readable AS (
   SELECT
     needs.domain,
-    MIN(watermark.readable_until) AS readable_until
+    MIN(watermark.readable_until) AS readable_until,
+    'held since ' || MIN(watermark.held_since)::TEXT || ' by ' || ARG_MIN(watermark.held_by, watermark.readable_position) AS held
   FROM needs
   JOIN seeds.contracts AS contracts
     ON contracts.domain = needs.needed
@@ -101,6 +102,7 @@ WITH receipts AS (
     evidence.last_reconciled_at,
     verified_cuts.verified_cut,
     readable.readable_until,
+    readable.held,
     CASE
       WHEN contracts.mode <> 'live'
       THEN 'the contract''s mode is ' || contracts.mode
@@ -164,7 +166,8 @@ SELECT
   COALESCE(
     objections.objection,
     'the receipt of ' || decided.last_reconciled_at::TEXT || ' passed'
-  )::TEXT AS reason /* Why it is served from there */
+  )::TEXT || COALESCE('; ' || decided.held, '') AS reason, /* Why it is served from there, and what holds it */
+  decided.held::TEXT AS held /* Since when and by which quarantined events its live figures stand still; NULL if none does */
 FROM decided
 LEFT JOIN objections
   ON objections.domain = decided.domain

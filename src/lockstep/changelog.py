@@ -52,7 +52,8 @@ from lockstep.lock import Lock, exclusive
 from lockstep.project import home, project
 from lockstep.schema import DISCARDED, DISCARDED_SCHEMA, SCHEMA_FILE, TABLES, TIMESTAMP, Table, batch_schema, log_schema
 
-FORMAT = 2  # 1 had no files that grow; who knows only that takes them for debris
+# 1 had no files that grow, 2 held tables from an hour on instead of a position. Both are read; a writer upgrades them.
+FORMAT = 3
 # A landing becomes visible within this time of its stamp: a reader that passes over younger ones sees none appear.
 SETTLING = timedelta(milliseconds=250)
 # How far back the watermark tells of landings: a reader can find what was visible when its transaction began.
@@ -65,6 +66,18 @@ TAIL = "_tail"
 Version = tuple[int, int, int]  # of a file; see `version_of`
 ALL_TABLES = "*"  # the `table` of an event so broken that its table is unknown: it holds every table
 KEEP_ALIVE = "keep-alive"  # what stands for a table where a keep-alive's time is ahead of our clock
+
+
+@dataclass(frozen=True)
+class Hold:
+    """Why nothing of a table may be read from a position on: `events` of it wait in quarantine.
+
+    `position` is the first one of the transaction of the earliest of them, `logged_at` that position's.
+    """
+
+    position: int
+    logged_at: datetime
+    events: int = 1
 
 
 @dataclass(frozen=True)
@@ -82,8 +95,9 @@ class Watermark:
     """The point of the log up to which every table has landed.
 
     `logged_at` is the running maximum of `committed_at` up to `position` (None before the first change), and
-    `started_at` its first value. `source` names the one database this log is of. `holds` maps a table to the hour of
-    its earliest unresolved quarantined event: that hour and those after it cannot seal. `resume` belongs to the
+    `started_at` its first value. `source` names the one database this log is of. `holds` maps a table to
+    where its unresolved quarantined events hold it: nothing from there on is read, and that hour and those after it
+    cannot seal. `resume` belongs to the
     source: whatever it needs to continue exactly after `position`. `ahead` maps a table, or `KEEP_ALIVE`, to its latest
     commit time that was ahead of our clock.
     """
@@ -92,7 +106,7 @@ class Watermark:
     logged_at: datetime | None = None
     started_at: datetime | None = None
     source: str | None = None
-    holds: Mapping[str, datetime] = field(default_factory=dict)
+    holds: Mapping[str, Hold] = field(default_factory=dict)
     resume: Mapping[str, Any] = field(default_factory=dict)
     landed_at: datetime | None = None
     ahead: Mapping[str, Ahead] = field(default_factory=dict)
@@ -106,7 +120,7 @@ class Watermark:
         if self.logged_at is None:
             return None
         wanted = {*tables, ALL_TABLES}
-        ends = [self.logged_at, *(hour for table, hour in self.holds.items() if table in wanted)]
+        ends = [self.logged_at, *(hold.logged_at for table, hold in self.holds.items() if table in wanted)]
         return _floor_hour(min(ends))
 
 
@@ -129,6 +143,7 @@ class ChangeLog:
         self.root = home / "changelog"
         self.quarantine = home / "quarantine"
         self.source_receipts = home / "source_receipts.jsonl"
+        self.reclocking = self.root / "reclocking.json"  # there while `lockstep log reclock` is at work
         self._watermark_path = self.root / "watermark.json"
 
     def exists(self) -> bool:
@@ -136,8 +151,21 @@ class ChangeLog:
 
     def watermark(self) -> Watermark:
         """The current watermark. Raises LockstepError if there is no log, or its watermark cannot be read."""
+        raw = self._raw_watermark()
+        return Watermark(
+            position=raw["position"],
+            logged_at=_parse(raw["logged_at"]),
+            started_at=_parse(raw["started_at"]),
+            source=raw["source"],
+            holds=self._holds_of(raw),
+            resume=raw["resume"],
+            landed_at=_parse(raw["landed_at"]),
+            ahead={table: _ahead(found) for table, found in raw.get("ahead", {}).items()},
+        )
+
+    def _raw_watermark(self) -> dict[str, Any]:
         try:
-            raw = json.loads(self._watermark_path.read_text(encoding="utf-8"))
+            raw: dict[str, Any] = json.loads(self._watermark_path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise LockstepError(
                 f"There is no change log in {self.home}. Fill one with `lockstep simulate` or `lockstep ingest FILE`, "
@@ -145,20 +173,16 @@ class ChangeLog:
             ) from None
         except ValueError as e:
             raise LockstepError(f"{self._watermark_path} is not valid JSON ({e}). Restore it from a backup.") from None
-        if raw.get("format") not in (1, FORMAT):
+        if raw.get("format") not in range(1, FORMAT + 1):
             raise LockstepError(
                 f"{self._watermark_path} has format {raw.get('format')}, this version of lockstep reads {FORMAT}."
             )
-        return Watermark(
-            position=raw["position"],
-            logged_at=_parse(raw["logged_at"]),
-            started_at=_parse(raw["started_at"]),
-            source=raw["source"],
-            holds={t: datetime.fromisoformat(h) for t, h in raw["holds"].items()},
-            resume=raw["resume"],
-            landed_at=_parse(raw["landed_at"]),
-            ahead={table: _ahead(found) for table, found in raw.get("ahead", {}).items()},
-        )
+        return raw
+
+    def _holds_of(self, raw: Mapping[str, Any]) -> dict[str, Hold]:
+        if raw["format"] == FORMAT:
+            return {table: _hold(found) for table, found in raw["holds"].items()}
+        return self._holds(self._entries(raw["position"])) if raw["holds"] else {}
 
     def require_source_receipts(self) -> None:
         """Make the file of `lockstep verify-source`'s receipts, empty, if there is none: a model reads it."""
@@ -167,8 +191,14 @@ class ChangeLog:
 
     def require_changes(self) -> None:
         """Raise LockstepError unless a change has landed: models planned before would start at the wrong hour."""
-        if self.watermark().started_at is None:
+        self._require_whole()
+        watermark = self.watermark()
+        if watermark.started_at is None:
             raise LockstepError(f"The change log in {self.home} is still empty: there is nothing to compute yet.")
+        if watermark.holds and self._raw_watermark()["format"] < FORMAT:
+            assert watermark.source
+            with self.writer(watermark.source, "upgrading the change log", patience=60):
+                pass  # models read where a table is held from the file
 
     def files(self, table: str, after: int = 0, until: int | None = None) -> list[Path]:
         """The files with a table's (or `_discarded`'s) changes between two positions, in order of their first ones.
@@ -201,11 +231,14 @@ class ChangeLog:
                 _unlink(link)
 
     def quarantined(self) -> list[dict[str, Any]]:
-        """Every visible quarantined event: position, logged_at, table, reason, event, and `state`.
+        """Every visible quarantined event: position, logged_at, table, reason, event, `positions`, and `state`.
 
-        `state` is `open` while nothing fills the event's position, else `landed` or `discarded`.
+        `positions` are those kept for it: two for an update of the primary key, which lands as two changes. `state` is
+        `open` until all of them are filled, then `landed` or `discarded`.
         """
-        limit = self.watermark().position
+        return self._entries(self.watermark().position)
+
+    def _entries(self, limit: int) -> list[dict[str, Any]]:
         entries = [
             json.loads(line)
             for path in sorted(self.quarantine.glob("*.jsonl"), key=begins_at)
@@ -215,12 +248,36 @@ class ChangeLog:
         if not entries:
             return []
         wanted = pa.array([e["position"] for e in entries], pa.int64())
+        entries = _whole(entries)
         discarded = self._filled([DISCARDED], wanted)
         landed = self._filled(list(TABLES), wanted)
         for e in entries:
-            p = e["position"]
-            e["state"] = "discarded" if p in discarded else "landed" if p in landed else "open"
+            filled = landed | discarded
+            is_open = not filled.issuperset(e["positions"])
+            e["state"] = "open" if is_open else "landed" if e["position"] in landed else "discarded"
         return entries
+
+    def _holds(self, entries: Iterable[Mapping[str, Any]]) -> dict[str, Hold]:
+        """What those of these quarantined events hold that are open."""
+        holds: dict[str, Hold] = {}
+        for entry in entries:
+            if entry["state"] == "open":
+                hold = _hold(entry["hold"]) if "hold" in entry else self._hold_at(entry)
+                holds[entry["table"]] = _joined(hold, holds.get(entry["table"]))
+        return holds
+
+    def _hold_at(self, entry: Mapping[str, Any]) -> Hold:
+        """The hold of an event that a version before format 3 quarantined: it did not note the transaction.
+
+        The changes of a transaction share their `logged_at`, so the first position with the event's is not after its.
+        """
+        logged_at = datetime.fromisoformat(entry["logged_at"])
+        first: int = entry["position"]
+        for path in self.root.glob(f"*/{hour_name(logged_at)}/*.parquet"):
+            rows = pq.read_table(path, columns=["position", "logged_at"], partitioning=None)
+            same = rows["position"].filter(pc.equal(rows["logged_at"], pa.scalar(logged_at, TIMESTAMP)))
+            first = min(first, *same.to_pylist()) if len(same) else first
+        return Hold(first, logged_at)
 
     def _filled(self, datasets: list[str], wanted: pa.Array) -> set[int]:
         found: set[int] = set()
@@ -239,6 +296,7 @@ class ChangeLog:
         lends: bool = False,
         patience: float = 0,
         clock: Callable[[], datetime] = machine_now,
+        reclocks: bool = False,
     ) -> Iterator[Writer]:
         """The one writer of this log. `source` names the database the changes come from, e.g. `postgresql:shop`.
 
@@ -250,6 +308,8 @@ class ChangeLog:
         numbers of two databases have no common order.
         """
         with exclusive(self.home / "changelog.lock", purpose, lends=lends, patience=patience) as lock:
+            if not reclocks:
+                self._require_whole()
             if not self.exists():
                 self._create(source)
             watermark = self.watermark()
@@ -260,8 +320,17 @@ class ChangeLog:
                 )
             self._require_schemas()
             self._remove_debris(watermark)
+            if watermark.holds and self._raw_watermark()["format"] < FORMAT:
+                watermark = self._replace_watermark(watermark)
             with ThreadPoolExecutor(os.cpu_count()) as pool:
                 yield Writer(self, watermark, pool, lock, clock)
+
+    def _require_whole(self) -> None:
+        if self.reclocking.exists():
+            raise LockstepError(
+                f"`lockstep log reclock` was interrupted in {self.home}: changes are there twice. Give it again; until "
+                "then nothing lands or is computed."
+            )
 
     def _create(self, source: str) -> None:
         self._require_schemas()
@@ -319,7 +388,7 @@ class ChangeLog:
                     "logged_at": _format(stamped.logged_at),
                     "started_at": _format(stamped.started_at),
                     "source": stamped.source,
-                    "holds": {t: _format(h) for t, h in sorted(stamped.holds.items())},
+                    "holds": {table: asdict(hold) for table, hold in sorted(stamped.holds.items())},
                     "resume": stamped.resume,
                     "landed_at": _format(stamped.landed_at),
                     "ahead": {table: asdict(found) for table, found in sorted(stamped.ahead.items())},
@@ -341,6 +410,9 @@ class ChangeLog:
             return []
         last = {name: raw[name] for name in ("landed_at", "position", "logged_at", "holds")}
         landings = [*raw.get("recent", []), last][-MOST_REMEMBERED:]
+        if raw["format"] < FORMAT:
+            now = {table: asdict(hold) for table, hold in self._holds_of(raw).items()}
+            landings = [{**x, "holds": {t: h for t, h in now.items() if t in x["holds"]}} for x in landings]
         # Times of one format compare as text.
         since = _format(datetime.fromisoformat(last["landed_at"]) - REMEMBERED) or ""
         return [landing for landing in landings if landing["landed_at"] >= since]
@@ -419,7 +491,7 @@ class Writer:
         """Fill the positions kept for quarantined events, and lift the holds that nothing justifies any more.
 
         `landed` maps a table's name to rows of `schema.log_schema` whose positions and `logged_at` are those kept;
-        `discarded` are entries of `ChangeLog.quarantined` to be given up for good.
+        `discarded` are entries of `ChangeLog.quarantined` to be given up for good, at all of their `positions`.
         """
         writes: list[tuple[Path, pa.Table]] = []
         for name, rows in landed.items():
@@ -427,17 +499,18 @@ class Writer:
                 writes += self._one(name, rows.slice(i, 1))
         for entry in discarded:
             writes += self._filler(entry)
+        # What an interrupted call has filled may lie in another file by now: it must not be there twice.
+        wanted = pa.array([begins_at(path) for path, _ in writes], pa.int64())
+        filled = self._log._filled([*TABLES, DISCARDED], wanted) if writes else set()
+        writes = [(path, row) for path, row in writes if begins_at(path) not in filled]
         _write(self._pool, writes, _durable_parquet)
-        holds: dict[str, datetime] = {}
-        for entry in self._log.quarantined():
-            if entry["state"] == "open":
-                hour = _floor_hour(datetime.fromisoformat(entry["logged_at"]))
-                holds[entry["table"]] = min(hour, holds.get(entry["table"], hour))
+        holds = self._log._holds(self._log.quarantined())
         self.watermark = self._log._replace_watermark(replace(self.watermark, holds=holds))
         return self.watermark
 
     def _filler(self, entry: Mapping[str, Any]) -> list[tuple[Path, pa.Table]]:
-        return self._one(DISCARDED, _discarded_rows([entry]))
+        rows = (_discarded_rows([{**entry, "position": position}]) for position in entry["positions"])
+        return [write for row in rows for write in self._one(DISCARDED, row)]
 
     def _one(self, name: str, row: pa.Table) -> list[tuple[Path, pa.Table]]:
         position = row["position"].to_numpy()
@@ -457,6 +530,7 @@ class Batch:
         self._pool = pool
         self._clock = clock
         self._ahead: dict[str, Ahead] = {}
+        self._transaction: tuple[int, int, int] | None = None  # the last part's last: its id, first position, logged_at
         self._changes = 0
         self._quarantined = 0
         self._written = 0
@@ -468,22 +542,23 @@ class Batch:
         """Append one part, durably; it is not visible yet.
 
         `changes` maps a table's name to rows of `schema.batch_schema`. `rejected` holds the events that broke the
-        landing contract, with columns `ordinal`, `committed_at` (may be null), `table` (`*` if unknown), `reason`
-        and `event` (the raw text); each keeps the position of its ordinal. Ordinals order the changes of one part.
+        landing contract, with columns `ordinal`, `committed_at` (may be null), `table` (`*` if unknown), `reason`,
+        `event` (the raw text) and, where the source has it, `tx_id`; each keeps the position of its ordinal. Ordinals
+        order the changes of one part.
 
         An update that changes the primary key becomes a delete and an insert. A commit time that is more than `AHEAD`
         ahead of the clock stays in `committed_at` and does not move `logged_at`.
         """
-        parts = {name: _split_key_updates(TABLES[name], rows) for name, rows in changes.items() if rows.num_rows}
+        parts = {name: split_key_updates(TABLES[name], rows) for name, rows in changes.items() if rows.num_rows}
         part_of = {name: rows for name, (rows, _) in parts.items()}
         names = list(part_of)
-        bad = rejected if rejected is not None and rejected.num_rows else None
+        bad, bad_half = _with_room(rejected) if rejected is not None and rejected.num_rows else (None, None)
         now = self._clock()
         clocks = [_us(part_of[n]["committed_at"]) for n in names] + (
             [_us(bad["committed_at"])] if bad is not None else []
         )
         ordinals = [part_of[n]["ordinal"] for n in names] + ([bad["ordinal"]] if bad is not None else [])
-        halves = [half for _, half in parts.values()] + ([np.zeros(bad.num_rows, np.int8)] if bad is not None else [])
+        halves = [half for _, half in parts.values()] + ([bad_half] if bad_half is not None else [])
 
         latest = _to_us(now + AHEAD)
         known = [np.where(clock > latest, -1, clock) for clock in clocks]
@@ -507,11 +582,15 @@ class Batch:
             rows = _with_place(part_of[name], position, logged_at, log_schema(TABLES[name]))
             writes += _by_hour(self._log.root, name, rows, position, logged_at)
         holds = dict(self.watermark.holds)
+        transactions = [_transactions(part_of[name]) for name in names]
         if bad is not None:
-            held, skipped = self._quarantine(bad, positions[-1], logged[-1], total)
-            for table, hour in held.items():
-                holds[table] = min(hour, holds.get(table, hour))
+            transactions.append(_transactions(bad))
+            begins = self._begins(transactions, positions, logged)
+            held, skipped = self._quarantine(bad, halves[-1], positions[-1], logged[-1], begins, total)
+            for table, hold in held.items():
+                holds[table] = _joined(hold, holds.get(table))
             writes += skipped
+        self._note_transaction(transactions, positions, logged)
         _write(self._pool, writes, _land)
         self._written += len(writes)
 
@@ -525,9 +604,8 @@ class Batch:
             started_at=started,
             holds=holds,
         )
-        quarantined = bad.num_rows if bad is not None else 0
-        self._quarantined += quarantined
-        self._changes += total - quarantined
+        self._quarantined += rejected.num_rows if rejected is not None else 0
+        self._changes += total - (bad.num_rows if bad is not None else 0)
 
     def files(self, table: str) -> list[Path]:
         """The files of one table up to `watermark`: see `ChangeLog.files`."""
@@ -612,31 +690,92 @@ class Batch:
         cuts = np.cumsum(sizes)[:-1]
         return np.split(position, cuts), np.split(logged_at, cuts)
 
+    def _begins(
+        self, transactions: list[np.ndarray], positions: list[np.ndarray], logged: list[np.ndarray]
+    ) -> list[tuple[int, int]]:
+        """Position and `logged_at` at which the transaction of each row of the last part begins.
+
+        A row of no known transaction is of the one around it: of that of the rows before and after it, if that is one.
+        """
+        position = np.concatenate(positions)
+        order = np.argsort(position)
+        position, transaction = position[order], np.concatenate(transactions)[order]
+        logged_at = np.concatenate(logged)[order]
+        known = np.flatnonzero(transaction >= 0)
+        if len(known):
+            rows = np.arange(len(transaction))
+            after = np.searchsorted(known, rows)
+            one, other = known[np.maximum(after - 1, 0)], known[np.minimum(after, len(known) - 1)]
+            is_within = (one < rows) & (rows < other) & (transaction[one] == transaction[other])
+            transaction = np.where((transaction < 0) & is_within, transaction[one], transaction)
+        ids, firsts = np.unique(transaction, return_index=True)
+        begins = []
+        for place in np.searchsorted(position, positions[-1]).tolist():
+            own = int(transaction[place])
+            if own >= 0 and self._transaction and self._transaction[0] == own:
+                begins.append(self._transaction[1:])
+                continue
+            first = int(firsts[np.searchsorted(ids, own)]) if own >= 0 else place
+            begins.append((int(position[first]), int(logged_at[first])))
+        return begins
+
+    def _note_transaction(
+        self, transactions: list[np.ndarray], positions: list[np.ndarray], logged: list[np.ndarray]
+    ) -> None:
+        """Remember where the last transaction of this part begins: the next part may go on with it."""
+        if not sum(map(len, positions)):
+            return
+        position, transaction, logged_at = (np.concatenate(part) for part in (positions, transactions, logged))
+        last = int(transaction[position.argmax()])
+        if last < 0:
+            self._transaction = None
+        elif not self._transaction or self._transaction[0] != last:
+            own = np.flatnonzero(transaction == last)
+            first = own[position[own].argmin()]
+            self._transaction = last, int(position[first]), int(logged_at[first])
+
     def _quarantine(
-        self, bad: pa.Table, position: np.ndarray, logged_at: np.ndarray, total: int
-    ) -> tuple[dict[str, datetime], list[tuple[Path, pa.Table]]]:
+        self,
+        bad: pa.Table,
+        half: np.ndarray,
+        position: np.ndarray,
+        logged_at: np.ndarray,
+        begins: list[tuple[int, int]],
+        total: int,
+    ) -> tuple[dict[str, Hold], list[tuple[Path, pa.Table]]]:
         """Store rejected events whole; return the holds they cause and the fillers of those that are skipped."""
-        entries = [
-            {"position": int(p), "logged_at": _format(_from_us(int(at))), **row}
-            for row, p, at in zip(
-                bad.select(["table", "reason", "event"]).to_pylist(), position, logged_at, strict=True
+        entries: list[dict[str, Any]] = [
+            {
+                "position": int(p),
+                "logged_at": _format(_from_us(int(at))),
+                **row,
+                "hold": {"position": first, "logged_at": _format(_from_us(first_at))},
+                "is_second": bool(second),
+            }
+            for row, second, p, at, (first, first_at) in zip(
+                bad.select(["table", "reason", "event"]).to_pylist(), half, position, logged_at, begins, strict=True
             )
         ]
         text = "".join(json.dumps(e) + "\n" for e in entries)
         base = self.watermark.position
         durable_replace(self._log.quarantine / f"{base + 1}-{base + total}.jsonl", text.encode())
-        holds: dict[str, datetime] = {}
-        skipped = []
-        for entry, at in zip(entries, logged_at, strict=True):
-            if skips(entry["table"]):
-                skipped.append(entry)
-            else:
-                hour = _floor_hour(_from_us(int(at)))
-                holds[entry["table"]] = min(hour, holds.get(entry["table"], hour))
+        skipped = [entry for entry in entries if skips(entry["table"])]
+        holds = self._log._holds({**entry, "state": "open"} for entry in _whole(entries) if not skips(entry["table"]))
         if not skipped:
             return holds, []
         rows = _discarded_rows(sorted(skipped, key=lambda e: e["position"]))
         return holds, _by_hour(self._log.root, DISCARDED, rows, rows["position"].to_numpy(), _us(rows["logged_at"]))
+
+
+def _transactions(rows: pa.Table) -> np.ndarray:
+    """The transaction of each row, -1 where it has none. A row that a snapshot read belongs to no transaction."""
+    if "tx_id" not in rows.column_names:
+        return np.full(rows.num_rows, -1, np.int64)
+    found = rows["tx_id"]
+    if "op" in rows.column_names:
+        found = pc.if_else(pc.equal(rows["op"], "r"), pa.scalar(None, pa.int64()), found)
+    transactions: np.ndarray = pc.fill_null(found.cast(pa.int64()), -1).to_numpy()
+    return transactions
 
 
 def _by_hour(
@@ -708,7 +847,42 @@ def first_hour() -> datetime:
     return _floor_hour(started_at or datetime.now(UTC).replace(tzinfo=None, hour=0))
 
 
-def _split_key_updates(table: Table, rows: pa.Table) -> tuple[pa.Table, np.ndarray]:
+def _with_room(rejected: pa.Table) -> tuple[pa.Table, np.ndarray]:
+    """The rejected events, those twice that may update a primary key: then that can land at two positions.
+
+    The second result is 1 for the second of two, else 0.
+    """
+    texts = zip(rejected["table"].to_pylist(), rejected["event"].to_pylist(), strict=True)
+    repeats = np.array([2 if _may_change_key(table, event) else 1 for table, event in texts])
+    half = np.zeros(repeats.sum(), np.int8)
+    half[np.cumsum(repeats)[repeats == 2] - 1] = 1
+    return rejected.take(np.repeat(np.arange(rejected.num_rows), repeats)), half
+
+
+def _may_change_key(table: str, event: str) -> bool:
+    """Whether the event, as far as it can be read, is an update with another key after it than before."""
+    try:
+        found = json.loads(event)
+        while "payload" in found:
+            found = found["payload"]
+        before, after = found["before"], found["after"]
+        return found["op"] == "u" and any(before.get(key) != after.get(key) for key in TABLES[table].key)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return False
+
+
+def _whole(entries: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Quarantined events one each, with all `positions` kept for them; the second of two follows the first."""
+    whole: list[dict[str, Any]] = []
+    for entry in entries:
+        if entry.get("is_second"):
+            whole[-1]["positions"].append(entry["position"])
+        else:
+            whole.append({**{k: v for k, v in entry.items() if k != "is_second"}, "positions": [entry["position"]]})
+    return whole
+
+
+def split_key_updates(table: Table, rows: pa.Table) -> tuple[pa.Table, np.ndarray]:
     """Rows in ordinal order, each update of a primary key become a delete and an insert of the same ordinal.
 
     The second result is 0 for a whole change or the delete of such a pair, and 1 for its insert.
@@ -876,6 +1050,17 @@ def _later(a: datetime | None, b: datetime | None) -> datetime | None:
 
 def _parse(text: str | None) -> datetime | None:
     return datetime.fromisoformat(text) if text else None
+
+
+def _hold(raw: Mapping[str, Any]) -> Hold:
+    return Hold(raw["position"], datetime.fromisoformat(raw["logged_at"]), raw.get("events", 1))
+
+
+def _joined(hold: Hold, other: Hold | None) -> Hold:
+    """Two holds of a table as one."""
+    if other is None:
+        return hold
+    return replace(min(hold, other, key=lambda h: h.position), events=hold.events + other.events)
 
 
 def _ahead(raw: Mapping[str, Any]) -> Ahead:

@@ -400,8 +400,9 @@ def _setting(text: str, where: str) -> tuple[str, str]:
 def quarantine() -> None:
     """Look at events that broke the landing contract, and decide about them.
 
-    Each is kept whole, at the position it would have had. Until it is retried or discarded, no hour of its table from
-    there on can seal (of no table, if its table is unknown), so that no figure is computed over a hole.
+    Each is kept whole, at the position it would have had. Until it is retried or discarded, live figures of its table
+    (of all tables, if its table is unknown) end before its transaction, and no hour from there on can seal: no figure
+    is computed over a hole.
     """
 
 
@@ -454,7 +455,11 @@ def quarantine_retry(positions: tuple[int, ...], all_open: bool, as_json: bool) 
     """
     from lockstep.quarantine import retry
 
-    result = retry(home(), _chosen(positions, all_open))
+    chosen = _chosen(positions, all_open)
+    if not chosen and not as_json:
+        click.echo("No event is open in quarantine: there is nothing to retry.")
+        return
+    result = retry(home(), chosen)
     if as_json:
         show.json({"landed": result.landed, "failed": result.failed})
     else:
@@ -476,7 +481,10 @@ def quarantine_discard(positions: tuple[int, ...], all_open: bool, yes: bool) ->
     from lockstep.quarantine import discard
 
     chosen = _chosen(positions, all_open)
-    if chosen and not yes:
+    if not chosen:
+        click.echo("No event is open in quarantine: there is nothing to discard.")
+        return
+    if not yes:
         click.confirm(f"Discard {len(chosen):,} events for good?", abort=True)
     discard(home(), chosen)
     click.echo(f"Discarded {len(chosen):,} events.")

@@ -228,7 +228,10 @@ class Landing:
         con.execute(
             f"""
             CREATE OR REPLACE TABLE rejected AS
-            SELECT broken.*, {debezium.fingerprint(_RAW)} AS fingerprint
+            SELECT
+              broken.*,
+              CASE WHEN op IS DISTINCT FROM 'r' THEN tx_id END AS tx_id, /* what a snapshot read has no transaction */
+              {debezium.fingerprint(_RAW)} AS fingerprint
             FROM broken
             JOIN (SELECT ordinal, kind, op, tx_id, lsn, doc FROM records) USING (ordinal)
             JOIN (SELECT ordinal, line FROM lines) USING (ordinal)
@@ -331,7 +334,7 @@ class Landing:
             if rows.num_rows:
                 changes[table.name] = rows
         rejected = con.execute(
-            'SELECT ordinal, committed_at, "table", reason FROM rejected ORDER BY ordinal'
+            'SELECT ordinal, committed_at, "table", reason, tx_id FROM rejected ORDER BY ordinal'
         ).to_arrow_table()
         texts = lines["line"].take(pc.divide(rejected["ordinal"], debezium.STRIDE))
         rejected = rejected.append_column("event", pc.utf8_rtrim(texts, characters="\r\n"))

@@ -160,7 +160,7 @@ def _live_until(watermark: Watermark, contract: Contract) -> datetime | None:
     if watermark.logged_at is None:
         return None
     tables = {ALL_TABLES, *contract.sources, *(table for name in contract.reads for table in load()[name].sources)}
-    held = [hour - timedelta(microseconds=1) for table, hour in watermark.holds.items() if table in tables]
+    held = [h.logged_at - timedelta(microseconds=1) for table, h in watermark.holds.items() if table in tables]
     return min([watermark.logged_at, *held])
 
 

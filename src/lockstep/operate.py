@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -164,7 +164,7 @@ def status(home: Path) -> Row:
         "landed_at": watermark.landed_at,
         "closed_until": watermark.closed_until(),
         "quarantined": sum(e["state"] == "open" for e in log.quarantined()),
-        "holds": dict(watermark.holds),
+        "holds": {table: asdict(hold) for table, hold in watermark.holds.items()},
         "capture": metrics.capture_status(home),
         "warehouse": "none",
         "domains": [],

@@ -31,7 +31,14 @@ _EPOCH_US = 946_684_800_000_000  # PostgreSQL counts from 2000-01-01
 _PADDING = bytes(16)  # so that a window of 16 bytes may begin at the last byte
 
 REJECTED_SCHEMA = pa.schema(
-    [("ordinal", pa.int64()), ("committed_at", TIMESTAMP), ("table", TEXT), ("reason", TEXT), ("event", TEXT)]
+    [
+        ("ordinal", pa.int64()),
+        ("committed_at", TIMESTAMP),
+        ("table", TEXT),
+        ("reason", TEXT),
+        ("event", TEXT),
+        ("tx_id", pa.int64()),
+    ]
 )
 
 
@@ -189,6 +196,7 @@ class Decoder:
                     "table": layout.table.name,
                     "reason": reason,
                     "event": text,
+                    "tx_id": xid,
                 }
             )
         return good, bad

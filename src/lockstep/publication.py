@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 _ALL_HOURS = timedelta(days=8)  # a log up to this long is published with every hour of increments
 _NEVER = datetime(1, 1, 1)
+_ALL_POSITIONS = f"{(1 << 63) - 1}"
 
 Place = Callable[[str], str]  # what stands in SQL for a model that is read
 
@@ -78,6 +79,11 @@ class Builder:
         self._watermark = watermark
         self._names: dict[str, str] = {}
         self._models = self._load()
+        if "readable_position" not in self._models["changes.watermark"].columns:
+            raise LockstepError(
+                "The models were last planned by an earlier version of lockstep. Plan those of this one first: "
+                "`sqlmesh plan --auto-apply --no-prompts`."
+            )
         # A domain or table that the project has but no plan has carried through yet is none of the warehouse.
         self._contracts = {name: c for name, c in load().items() if f"live.{name}" in self._models}
         self._tables = [table for table in TABLES if f"changes.{table}" in self._models]
@@ -240,15 +246,19 @@ class Builder:
         the same. Files are listed after that, and a landing's are there before its stamp: none that counts is missed.
         """
         w = self._watermark
-        holds = ", ".join(f"{text(table)}: {_time(hour)}" for table, hour in w.holds.items())
+        kind = "MAP(VARCHAR, STRUCT(position BIGINT, logged_at TIMESTAMP, events BIGINT))"
+        holds = ", ".join(
+            f"{text(table)}: {{'position': {h.position}, 'logged_at': {_time(h.logged_at)}, 'events': {h.events}}}"
+            for table, h in w.holds.items()
+        )
         published = (
             f"{{'landed_at': {_time(_NEVER)}, 'position': {w.position}::BIGINT, 'logged_at': {_time(w.logged_at)}, "
-            f"'holds': MAP {{{holds}}}::MAP(VARCHAR, TIMESTAMP)}}"
+            f"'holds': MAP {{{holds}}}::{kind}}}"
         )
-        landing = "STRUCT(landed_at TIMESTAMP, position BIGINT, logged_at TIMESTAMP, holds MAP(VARCHAR, TIMESTAMP))"
+        landing = f"STRUCT(landed_at TIMESTAMP, position BIGINT, logged_at TIMESTAMP, holds {kind})"
         columns = (
             "{'landed_at': 'TIMESTAMP', 'position': 'BIGINT', 'logged_at': 'TIMESTAMP', "
-            f"'holds': 'MAP(VARCHAR, TIMESTAMP)', 'recent': '{landing}[]'}}"
+            f"'holds': '{kind}', 'recent': '{landing}[]'}}"
         )
         settled = f"make_timestamp(epoch_us(now())) - INTERVAL {int(SETTLING / timedelta(milliseconds=1))} MILLISECOND"
         outlived = (
@@ -491,9 +501,8 @@ class Builder:
         """What stands for the signed images of the domain's tail."""
         name = f"diffs.{contract.domain}"
         diffs = self._query(self._models[name], lives, shared)
-        readable = self._readable(contract.sources, shared)
-        since = _time(self._cuts[contract.domain])
-        tail = f"logged_at >= {since} AND logged_at <= {readable}"
+        readable = self._readable("readable_position", contract.sources, shared)
+        tail = f"logged_at >= {_time(self._cuts[contract.domain])} AND position <= {readable}"
         return _share(shared, name, f"SELECT * FROM ({diffs}) AS diffs WHERE {tail}")
 
     def _live_places(self, model: _Model, lives: list[bool], shared: dict[str, str]) -> Place:
@@ -545,7 +554,7 @@ class Builder:
         known = {}
         if model.schema == "live":
             cut = _time(self._cuts[model.short])
-            known = {"base.cut": cut, "folded.folded_until": cut, "readable.readable_until": "TIMESTAMP 'infinity'"}
+            known = {"base.cut": cut, "folded.folded_until": cut, "readable.readable_position": _ALL_POSITIONS}
         elif len(domains := self._domains(model)) == 1:
             row = self._served[domains[0]]
             known = {
@@ -561,36 +570,52 @@ class Builder:
     def _domains_are_batch(self, model: _Model) -> bool:
         return all(self._served[domain]["served_from"] == "rebuild" for domain in self._domains(model))
 
-    def _serving(self, domains: Iterable[str], shared: dict[str, str] | None = None) -> str:
+    def _serving(self, domains: Iterable[str], shared: dict[str, str] | None = None, *, with_held: bool = False) -> str:
         """The rows of `ops.serving` of some domains: what was decided stands in it, only a live `as_of` is read.
 
         That needs a query to share; without `shared`, for who does not look at it, `as_of` is that of the publication.
+        What holds the figures is that of the publication too, unless `with_held` has it read.
         """
         rows = []
         for domain in domains:
             row = self._served[domain]
-            as_of = _time(row["as_of"])
-            if row["served_from"] == "live" and shared is not None:
+            as_of, reason = _time(row["as_of"]), text(row["reason"])
+            held = text(row["held"]) if row["held"] else "NULL"
+            if shared is not None:
                 reads = (domain, *self._contracts[domain].reads)
-                as_of = self._readable(sorted({table for d in reads for table in self._contracts[d].sources}), shared)
+                tables = sorted({table for d in reads for table in self._contracts[d].sources})
+                if row["served_from"] == "live":
+                    as_of = self._readable("readable_until", tables, shared)
+                if with_held:
+                    held = self._held(tables, shared)
+                    why = text(row["reason"].removesuffix(f"; {row['held']}"))
+                    reason = f"{why} || COALESCE('; ' || {held}, '')"
             rows.append(
                 f"SELECT {text(domain)} AS domain, {text(row['mode'])} AS mode, "
                 f"{text(row['served_from'])} AS served_from, {as_of} AS as_of, "
-                f"{_time(row['verified_cut'])} AS verified_cut, {text(row['reason'])} AS reason"
+                f"{_time(row['verified_cut'])} AS verified_cut, {reason} AS reason, {held} AS held"
             )
         return f"({' UNION ALL '.join(rows)})"
 
     def _shared_serving(self, domains: list[str], shared: dict[str, str]) -> str:
         return _share(shared, f"ops.serving of {', '.join(domains)}", f"FROM {self._serving(domains, shared)}")
 
-    def _readable(self, tables: Iterable[str], shared: dict[str, str]) -> str:
-        """Up to when live figures may include changes of all these tables."""
+    def _readable(self, bound: str, tables: Iterable[str], shared: dict[str, str]) -> str:
+        """Up to where live figures may include changes of all these tables: `readable_position` or `readable_until`."""
         names = ", ".join(map(text, tables))
-        return f"(SELECT MIN(readable_until) FROM {self._watermarks(shared)} WHERE source_table IN ({names}))"
+        return f"(SELECT MIN({bound}) FROM {self._watermarks(shared)} WHERE source_table IN ({names}))"
+
+    def _held(self, tables: Iterable[str], shared: dict[str, str]) -> str:
+        """As `held` of `ops.serving`, at this moment."""
+        names = ", ".join(map(text, tables))
+        return (
+            "(SELECT 'held since ' || MIN(held_since)::TEXT || ' by ' || ARG_MIN(held_by, readable_position) "
+            f"FROM {self._watermarks(shared)} WHERE source_table IN ({names}))"
+        )
 
     def _serving_view(self) -> None:
         shared: dict[str, str] = {}
-        serving = self._serving(self._contracts, shared)
+        serving = self._serving(self._contracts, shared, with_held=True)
         self._run(f"CREATE VIEW ops.serving AS {_with(shared, f'FROM {serving}')}")
 
     # -- The change log
@@ -757,13 +782,13 @@ class Builder:
 
     @staticmethod
     def _no_diffs(hourly: str) -> str:
-        return f"(SELECT log_hour AS logged_at, * EXCLUDE (log_hour) FROM {hourly} WHERE FALSE)"
+        return f"(SELECT 0 AS position, log_hour AS logged_at, * EXCLUDE (log_hour) FROM {hourly} WHERE FALSE)"
 
     def _ended(self, moment: str) -> str:
         """What stands for `changes.watermark` at a cut: all that was logged before it can be read."""
         tables = ", ".join(text(table) for table in self._tables)
-        until = f"{moment} - INTERVAL 1 MICROSECOND"
-        return f"(SELECT UNNEST([{tables}]) AS source_table, {until} AS readable_until)"
+        until = f"{moment} - INTERVAL 1 MICROSECOND AS readable_until, {_ALL_POSITIONS} AS readable_position"
+        return f"(SELECT UNNEST([{tables}]) AS source_table, {until})"
 
     # -- What tells about it
 

@@ -12,7 +12,7 @@ import duckdb
 import pyarrow as pa
 
 from lockstep import debezium
-from lockstep.changelog import ChangeLog, Watermark
+from lockstep.changelog import ChangeLog, Watermark, split_key_updates
 from lockstep.errors import LockstepError
 from lockstep.ingest import link_snapshot
 from lockstep.schema import TIMESTAMP, Table, log_schema
@@ -55,16 +55,19 @@ def retry(home: Path, positions: Collection[int]) -> Retry:
     with log.writer(_source(log), "retrying quarantined events", patience=_PATIENCE) as writer:
         events = _open(home, positions)
         landed: dict[str, list[pa.Table]] = {}
+        unneeded: list[Entry] = []
         failed: dict[int, str] = {}
         for event in events:
             outcome = _read(log, event)
             if isinstance(outcome, str):
                 failed[event["position"]] = outcome
             else:
-                table, row = outcome
-                landed.setdefault(table.name, []).append(row)
+                table, rows = outcome
+                landed.setdefault(table.name, []).append(rows)
+                spare = event["positions"][rows.num_rows :]
+                unneeded += [{**event, "reason": "it needed one position only", "positions": spare}] if spare else []
         if landed:
-            writer.resolve({name: pa.concat_tables(rows) for name, rows in landed.items()}, ())
+            writer.resolve({name: pa.concat_tables(rows) for name, rows in landed.items()}, unneeded)
         passed = [e["position"] for e in events if e["position"] not in failed]
         return Retry(passed, failed, writer.watermark)
 
@@ -92,7 +95,7 @@ def _open(home: Path, positions: Collection[int]) -> list[Entry]:
 
 
 def _read(log: ChangeLog, event: Entry) -> tuple[Table, pa.Table] | str:
-    """The event as a row of `schema.log_schema`, or why it cannot be one."""
+    """The event as rows of `schema.log_schema`, two for an update of the primary key, or why it cannot land."""
     con = debezium.connect()
     tables = debezium.parse(con, debezium.as_lines([event["event"]]))
     unread: list[tuple[str | None, str]] = con.execute(
@@ -105,23 +108,23 @@ def _read(log: ChangeLog, event: Entry) -> tuple[Table, pa.Table] | str:
     op, same_op, reason = con.execute(f"SELECT op, same_op, reason FROM parsed_{table.name}").fetchall()[0]
     if reason:
         return str(reason)
-    if op != same_op:
+    if op != same_op and len(event["positions"]) < 2:
         return (
-            "it changes the primary key, which makes a delete and an insert, but only one position is kept for it; "
-            "`lockstep capture --new-snapshot` lands what it changed, and discards it"
+            "it changes the primary key, which makes a delete and an insert, but the version that quarantined it kept "
+            "one position only; `lockstep capture --new-snapshot` lands what it changed, and discards it"
         )
-    return table, _row(con, log, table, event)
+    return table, _rows(con, log, table, event)
 
 
-def _row(con: duckdb.DuckDBPyConnection, log: ChangeLog, table: Table, event: Entry) -> pa.Table:
+def _rows(con: duckdb.DuckDBPyConnection, log: ChangeLog, table: Table, event: Entry) -> pa.Table:
     con.execute(
         f"CREATE TABLE fresh_{table.name} AS SELECT * EXCLUDE (same_op, same_key, reason) FROM parsed_{table.name}"
     )
     link_snapshot(con, log, table, until=event["position"])
-    rows = con.execute(f"SELECT * EXCLUDE (ordinal) FROM fresh_{table.name}").to_arrow_table()
+    rows, _ = split_key_updates(table, con.execute(f"SELECT * FROM fresh_{table.name}").to_arrow_table())
     place = [
-        pa.array([event["position"]], pa.int64()),
-        pa.array([datetime.fromisoformat(event["logged_at"])], TIMESTAMP),
+        pa.array(event["positions"][: rows.num_rows], pa.int64()),
+        pa.array([datetime.fromisoformat(event["logged_at"])] * rows.num_rows, TIMESTAMP),
     ]
     schema = log_schema(table)
     columns: Sequence[Any] = [*place, *(rows[name].cast(schema.field(name).type) for name in schema.names[2:])]

@@ -193,7 +193,7 @@ def status(result: Row) -> None:
         + (f" ({lag:,.0f} s ago)" if lag is not None else ""),
         "hours closed": f"until {_minutes(result['closed_until'])}",
         "quarantine": f"{result['quarantined']} open"
-        + "".join(f"; {t} held from {_minutes(h)}" for t, h in result["holds"].items()),
+        + "".join(f"; {_held(table, hold)}" for table, hold in result["holds"].items()),
     }
     if result["capture"]:
         facts["capture"] = _capture(result["capture"])
@@ -231,6 +231,12 @@ def status(result: Row) -> None:
             d["reason"],
         )
     console.print(table)
+
+
+def _held(table: str, hold: Row) -> str:
+    name = "all tables" if table == "*" else table
+    by = f"{_count(hold['events'], 'event')} of {'an unknown table' if table == '*' else table}"
+    return f"{name} held since {_seconds(hold['logged_at'])}, position {hold['position']:,}, by {by}"
 
 
 def _capture(c: Row) -> str:

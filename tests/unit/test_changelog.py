@@ -530,9 +530,9 @@ def test_a_log_of_the_format_before_goes_on(tmp_path: Path) -> None:
     land(tmp_path, created(2))
     assert (names(log), json.loads((log.root / "watermark.json").read_text())["format"]) == (
         ["12/1-1.parquet", "12/2-.parquet"],
-        2,
+        changelog.FORMAT,
     )
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(LockstepError, match="has format 2"):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(LockstepError, match=f"has format {changelog.FORMAT}"):
         patch.setattr(changelog, "FORMAT", 1)
         log.watermark()
 

@@ -104,7 +104,7 @@ def assert_equal_to_the_warehouse(home: Path) -> None:
             theirs = connection.execute(f"SELECT * FROM {mart}").fetchall()
             ours = reader.execute(f"SELECT * FROM {mart}").fetchall()
             assert Counter(map(repr, ours)) == Counter(map(repr, theirs)), mart
-        serving = "SELECT domain, mode, served_from, as_of, verified_cut, reason FROM ops.serving ORDER BY domain"
+        serving = "SELECT domain, mode, served_from, as_of, verified_cut, reason, held FROM ops.serving ORDER BY domain"
         assert reader.execute(serving).fetchall() == connection.execute(serving).fetchall()
 
 
@@ -180,15 +180,30 @@ def test_a_hole_in_the_tail_stops_the_same_marts_as_in_the_warehouse(home: Path)
     land_all_kinds(home, 1)
     log = ChangeLog(home)
     quarantine_an_order(log)
+    land_all_kinds(home, 3)
     time.sleep(SETTLED)
-    assert read(home, "SELECT DISTINCT as_of < TIMESTAMP '2026-11-18 10:00' FROM mart.orders") == [(True,)]
-    assert read(home, "SELECT DISTINCT as_of > TIMESTAMP '2026-11-18 10:20' FROM mart.delivery_status") == [(True,)]
-    publish.publish(home)  # published over the hole
-    assert_equal_to_the_warehouse(home)
+    held = "held since 2026-11-18 10:22:00 by 1 event of orders"
+    as_of = UNTIL + timedelta(minutes=2) - timedelta(microseconds=1)
+    for _ in range(2):
+        assert read(home, "SELECT DISTINCT served_from, as_of FROM mart.orders") == [("live", as_of)]
+        assert read(home, "SELECT SUM(orders)::INT FROM mart.orders WHERE product_id >= 10_000_000") == [(3,)]
+        assert read(home, "SELECT DISTINCT as_of = TIMESTAMP '2026-11-18 10:23:00' FROM mart.delivery_status") == [
+            (True,)
+        ]
+        assert read(home, "SELECT held FROM ops.serving WHERE domain = 'orders'") == [(held,)]
+        assert_equal_to_the_warehouse(home)
+        publish.publish(home)  # published over the hole
+    [(reason,)] = read(home, "SELECT reason FROM about WHERE mart = 'mart.orders'")
+    assert reason.endswith(f" passed; {held}")
+    [(told, as_of_told)] = [
+        (d["reason"], d["as_of"]) for d in operate.status(home)["domains"] if d["domain"] == "orders"
+    ]
+    assert told == reason and as_of_told == as_of
     with log.writer(str(log.watermark().source)) as writer:
         writer.resolve({}, [e for e in log.quarantined() if e["state"] == "open"])
     assert_equal_to_the_warehouse(home)
-    assert read(home, "SELECT DISTINCT as_of > TIMESTAMP '2026-11-18 10:20' FROM mart.orders") == [(True,)]
+    assert read(home, "SELECT SUM(orders)::INT FROM mart.orders WHERE product_id >= 10_000_000") == [(6,)]
+    assert read(home, "SELECT reason LIKE '%held%', held FROM ops.serving WHERE domain = 'orders'") == [(False, None)]
 
 
 def quarantine_an_order(log: ChangeLog) -> None:

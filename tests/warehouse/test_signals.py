@@ -9,7 +9,7 @@ import pytest
 from sqlmesh import Context
 from sqlmesh.core.snapshot.definition import check_ready_intervals
 
-from lockstep.changelog import ALL_TABLES, ChangeLog, Watermark
+from lockstep.changelog import ALL_TABLES, ChangeLog, Hold, Watermark
 
 HOURS = [datetime(2026, 1, 5, hour) for hour in (9, 10, 11, 12)]
 
@@ -65,7 +65,7 @@ class TestBothSignals:
         assert ready(model, Watermark()) == []
 
 
-HELD = datetime(2026, 1, 5, 10, 20)
+HELD = Hold(5, datetime(2026, 1, 5, 10, 20))
 
 
 @pytest.mark.parametrize("table", ["orders", "products", ALL_TABLES])
@@ -78,7 +78,11 @@ def test_a_hold_of_another_table_does_not_keep_the_domain(ready):
 
 
 def test_the_earliest_of_several_holds_counts(ready):
-    holds = {"products": datetime(2026, 1, 5, 11), "orders": HELD, "shipments": datetime(2026, 1, 5, 9)}
+    holds = {
+        "products": Hold(7, datetime(2026, 1, 5, 11)),
+        "orders": HELD,
+        "shipments": Hold(2, datetime(2026, 1, 5, 9)),
+    }
     assert ready("hourly.orders", Watermark(9, datetime(2026, 1, 5, 12), holds=holds)) == HOURS[:1]
 
 
