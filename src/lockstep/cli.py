@@ -406,6 +406,40 @@ def quarantine() -> None:
     """
 
 
+@cli.group("log")
+def log_group() -> None:
+    """Look after the change log itself."""
+
+
+@log_group.command("reclock")
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+def log_reclock(as_json: bool) -> None:
+    """Set the log's clock right that a commit time from the future has moved there.
+
+    A version before this one let one event from 2099 carry `logged_at` to 2099: no hour sealed any more. Each change
+    from there on gets the `logged_at` that the rule of this version gives it; positions and commit times stay. The old
+    files, the warehouse and what was published are moved to debris/ in the data home; `lockstep run` computes all anew.
+
+    Stop captures first. If it is interrupted, give it again: until then nothing else lands or is computed. Does nothing
+    where the log's clock is not ahead of this machine's.
+    """
+    from lockstep.reclock import reclock
+
+    done = reclock(home())
+    if as_json:
+        after = done.watermark.logged_at if done else None
+        show.json(
+            {"changes": done.changes if done else 0, "logged_at": after, "moved": str(done.moved) if done else None}
+        )
+    elif done is None:
+        click.echo("The log's clock is not ahead of this machine's: there is nothing to do.")
+    else:
+        click.echo(
+            f"{done.changes:,} changes were logged ahead of the clock, up to {done.before}; the log's clock is at "
+            f"{done.watermark.logged_at} now. What was there before lies in {done.moved}. Next: `lockstep run`."
+        )
+
+
 _STATES = click.Choice(["open", "landed", "discarded", "all"])
 _POSITIONS = click.argument("positions", nargs=-1, type=click.IntRange(min=1), metavar="[POSITION]...")
 

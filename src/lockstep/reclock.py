@@ -1,0 +1,219 @@
+"""Setting a log's clock right that one commit time has carried into the future.
+
+Versions that did not compare commit times with the machine's clock let one event from 2099 move `logged_at` there. All
+later changes share its hour, which never seals. Here each of them gets the `logged_at` that today's rule gives it.
+Positions, images and commit times stay. Whatever was computed from the log is moved aside, as the hours since were
+folded empty; the next `lockstep run` computes it anew.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from lockstep import changelog
+from lockstep.changelog import Ahead, ChangeLog, Watermark, hour_name
+from lockstep.clock import AHEAD, machine_now
+from lockstep.errors import LockstepError
+from lockstep.lock import exclusive
+from lockstep.schema import DISCARDED, TABLES, TIMESTAMP
+
+_HOUR = timedelta(hours=1)
+_DATABASES = [f"{name}.duckdb{suffix}" for name in ("warehouse", "state") for suffix in ("", ".wal")]
+_DERIVED = ["analytics.duckdb", "published", *_DATABASES]  # in this order: nobody reads what is about to be wrong
+
+
+@dataclass(frozen=True)
+class Reclocked:
+    """`changes` got another `logged_at`; `moved` is where the old files and what was computed from them now lie."""
+
+    changes: int
+    before: datetime
+    watermark: Watermark
+    moved: Path
+
+
+def reclock(home: Path) -> Reclocked | None:
+    """Give the changes logged ahead of the machine's clock the time of the rule; None if there are none.
+
+    If it is interrupted, no other command writes or computes until it was given again. Takes both locks of the home.
+    """
+    log = ChangeLog(home)
+    watermark = log.watermark()
+    if watermark.source is None:
+        raise LockstepError(f"The change log in {home} is still empty.")
+    with (
+        exclusive(home / "warehouse.lock", "setting the log's clock right"),
+        log.writer(watermark.source, "setting the log's clock right", reclocks=True) as writer,
+    ):
+        return _Reclock(log, writer.watermark).run()
+
+
+class _Reclock:
+    def __init__(self, log: ChangeLog, watermark: Watermark) -> None:
+        self._log = log
+        self._watermark = watermark
+        self._marker = log.reclocking
+        self._state: dict[str, Any] = json.loads(self._marker.read_text()) if self._marker.exists() else {}
+
+    def run(self) -> Reclocked | None:
+        before = self._watermark.logged_at
+        if not self._state:
+            now = machine_now()
+            limit = (now + AHEAD).replace(minute=0, second=0, microsecond=0) + _HOUR
+            if before is None or before < limit:
+                return None
+            at = f"reclock-{now:%Y%m%dT%H%M%S}"
+            start = self._last_before(limit)
+            self._note(now=str(now), limit=str(limit), start=str(start) if start else None, aside=f"debris/{at}")
+        assert before
+        aside = self._log.home / self._state["aside"]
+        if "gone" not in self._state:
+            self._move_derived(aside)
+            self._rewrite()
+        for name in self._state["gone"]:
+            _move(self._log.root / name, aside / "changelog" / name)
+        for link in (self._log.root / changelog.TAIL).glob("*/hour=*"):
+            if link.name >= hour_name(self._time("limit")):
+                link.unlink()
+        found = {table: Ahead(**{**a, **_times(a)}) for table, a in self._state["ahead"].items()}
+        mended = replace(
+            self._watermark,
+            logged_at=datetime.fromisoformat(self._state["logged_at"]),
+            started_at=min(self._watermark.started_at or before, datetime.fromisoformat(self._state["started_at"])),
+            holds=self._log._holds(self._log.quarantined()),
+            ahead={**self._watermark.ahead, **found},
+        )
+        mended = self._log._replace_watermark(mended)
+        self._marker.unlink()
+        return Reclocked(self._state["changes"], before, mended, aside)
+
+    def _time(self, name: str) -> datetime:
+        return datetime.fromisoformat(self._state[name])
+
+    def _note(self, **state: Any) -> None:
+        self._state |= state
+        changelog.durable_replace(self._marker, json.dumps(self._state, default=str).encode())
+
+    def _files(self, name: str, is_ahead: bool, limit: datetime) -> list[Path]:
+        found = (self._log.root / name).glob("hour=*/*.parquet")
+        return sorted(p for p in found if changelog.begins_at(p) and (p.parent.name >= hour_name(limit)) == is_ahead)
+
+    def _last_before(self, limit: datetime) -> datetime | None:
+        """`logged_at` of the last change before those that are ahead."""
+        last = None
+        for name in (*TABLES, DISCARDED):
+            files = self._files(name, False, limit)
+            for path in (p for p in files if p.parent == files[-1].parent):
+                at = pc.max(pq.read_table(path, columns=["logged_at"], partitioning=None)["logged_at"]).as_py()
+                last = changelog._later(last, at)
+        return last
+
+    def _move_derived(self, aside: Path) -> None:
+        """First of all: what is published reads the files that are going to be others."""
+        for name in _DERIVED:
+            _move(self._log.home / name, aside / name)
+
+    def _rewrite(self) -> None:
+        """Write the changes at their new times beside the old files, and note what is to be moved away."""
+        limit, now = self._time("limit"), self._time("now")
+        files = {name: self._files(name, True, limit) for name in (*TABLES, DISCARDED)}
+        clock = _Clock([(name, path) for name, paths in files.items() for path in paths], self._state["start"], now)
+        for name, paths in files.items():
+            for path in paths:
+                rows = pq.read_table(path, partitioning=None)
+                position = rows["position"].to_numpy()
+                logged_at = clock.at(position)
+                column = rows.schema.get_field_index("logged_at")
+                rows = rows.set_column(column, rows.schema.field("logged_at"), pa.array(logged_at).cast(TIMESTAMP))
+                writes = changelog._by_hour(self._log.root, name, rows, position, logged_at)
+                for target, part in writes:
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    changelog._link(target.parent)
+                    changelog._durable_parquet(part, target)
+                    changelog.fsync_directory(target.parent)
+        self._rewrite_quarantine(clock, limit)
+        gone = [str(p.parent.relative_to(self._log.root)) for paths in files.values() for p in paths]
+        self._note(
+            gone=sorted(set(gone)),
+            changes=len(clock.position),
+            logged_at=str(changelog._from_us(clock.last)),
+            started_at=str(changelog._from_us(clock.first)),
+            ahead=clock.ahead,
+        )
+
+    def _rewrite_quarantine(self, clock: _Clock, limit: datetime) -> None:
+        for path in self._log.quarantine.glob("*.jsonl"):
+            entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            if not any(datetime.fromisoformat(e["logged_at"]) >= limit for e in entries):
+                continue
+            for entry in entries:
+                for place in (entry, entry.get("hold", {})):
+                    if place and datetime.fromisoformat(place["logged_at"]) >= limit:
+                        [at] = clock.at(np.array([place["position"]])).tolist()
+                        place["logged_at"] = changelog._format(changelog._from_us(at))
+            changelog.durable_replace(path, "".join(json.dumps(e) + "\n" for e in entries).encode())
+
+
+class _Clock:
+    """`logged_at` of each position of the stretch, in microseconds: the running maximum of the times that count."""
+
+    def __init__(self, files: list[tuple[str, Path]], start: str | None, now: datetime) -> None:
+        latest = changelog._to_us(now + AHEAD)
+        places, times = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+        self.ahead: dict[str, dict[str, Any]] = {}
+        for name, path in files:
+            columns = ["position"] if name == DISCARDED else ["position", "committed_at"]
+            rows = pq.read_table(path, columns=columns, partitioning=None)
+            position = rows["position"].to_numpy()
+            time = changelog._us(rows["committed_at"]) if name != DISCARDED else np.full(len(position), -1)
+            if (is_ahead := time > latest).any():
+                first = int(position[is_ahead].min())
+                found = self.ahead.setdefault(
+                    name,
+                    {
+                        "position": first,
+                        "committed_at": str(changelog._from_us(int(time[position == first][0]))),
+                        "landed_at": str(now),
+                        "events": 0,
+                    },
+                )
+                found["events"] += int(is_ahead.sum())
+            places.append(position)
+            times.append(np.where(is_ahead, -1, time))
+        position, time = np.concatenate(places), np.concatenate(times)
+        order = np.argsort(position)
+        self.position = position[order]
+        floor = changelog._to_us(datetime.fromisoformat(start)) if start else -1
+        self._running = np.maximum.accumulate(np.maximum(time[order], floor))
+        known = self._running[self._running >= 0]
+        self.first = int(known[0]) if len(known) else floor if floor >= 0 else changelog._to_us(now)
+        self._running = np.maximum(self._running, self.first)
+        self.last = int(self._running[-1]) if len(self._running) else self.first
+
+    def at(self, position: np.ndarray) -> np.ndarray:
+        """Also of a position that nothing fills: the time of the one before it."""
+        place = np.searchsorted(self.position, position, side="right") - 1
+        if not len(self.position):
+            return np.full(len(position), self.first)
+        found: np.ndarray = np.where(place >= 0, self._running[np.maximum(place, 0)], self.first)
+        return found
+
+
+def _times(raw: dict[str, Any]) -> dict[str, datetime]:
+    return {name: datetime.fromisoformat(raw[name]) for name in ("committed_at", "landed_at")}
+
+
+def _move(path: Path, to: Path) -> None:
+    if path.exists() or path.is_symlink():
+        to.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(path, to)
