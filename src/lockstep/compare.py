@@ -158,14 +158,14 @@ class _Tables:
         `digests` is the file that is made on the way.
         """
         self._write_digests(digests)
-        keys = ", ".join(f"{k} BIGINT" for k in self._table.key)
+        keys = ", ".join(f"{k} BIGINT" for k in self._table.sql_key)
         self.rows(f"CREATE TEMP TABLE differing ({keys}, position BIGINT, rows BIGINT, kind TEXT)")
         images = f"read_parquet('{quoted(digests)}')"
         [(count,)] = self.rows(f"SELECT COUNT(*) FROM {images}")
         shares = -(-count // _SHARE)
         sums = [0, 0, 0, 0]
         for share in range(shares):
-            found = self._compare(f"{images} WHERE HASH({', '.join(self._table.key)}) % {shares} = {share}")
+            found = self._compare(f"{images} WHERE HASH({', '.join(self._table.sql_key)}) % {shares} = {share}")
             sums = [a + b for a, b in zip(sums, found, strict=True)]
         return sums[0], sums[1], sums[2], sums[3]
 
@@ -176,7 +176,8 @@ class _Tables:
         reaches old rows without any change, so that images with it do not add up.
         """
         source, after, before = (
-            ", ".join(f"{image}.{k}::BIGINT AS {k}" for k in self._table.key) for image in ("image", "after", "before")
+            ", ".join(f"{image}.{k}::BIGINT AS {k}" for k in self._table.sql_key)
+            for image in ("image", "after", "before")
         )
         self.rows(f"""
             COPY (
@@ -196,7 +197,7 @@ class _Tables:
     def _compare(self, images: str) -> tuple[int, ...]:
         """Add the differing keys among some images to `differing`; returns as `fill` does."""
         table = self._table
-        keys = ", ".join(table.key)
+        keys = ", ".join(table.sql_key)
         self.rows(f"CREATE OR REPLACE TEMP TABLE source AS SELECT {keys}, known, digest FROM {images} AND diff = 0")
         self.rows(f"""
             CREATE OR REPLACE TEMP TABLE log AS
@@ -206,7 +207,7 @@ class _Tables:
               COALESCE(MAX(position) FILTER (WHERE diff = 1) >= MAX(position), FALSE) AS is_live
             FROM {images} AND diff <> 0 GROUP BY {keys}
         """)
-        columns = ", ".join(f"COALESCE(s.{k}, l.{k}) AS {k}" for k in table.key)
+        columns = ", ".join(f"COALESCE(s.{k}, l.{k}) AS {k}" for k in table.sql_key)
         self.rows(f"""
             INSERT INTO differing
             SELECT {columns}, l.position, COALESCE(l.rows, 0) AS rows,
@@ -244,7 +245,7 @@ class _Tables:
 
     def differences(self, limit: int) -> list[Difference]:
         """The first differing keys, with what differs in them."""
-        keys = self._table.key
+        keys = self._table.sql_key
         self.rows(f"CREATE TEMP TABLE shown AS SELECT * FROM differing ORDER BY {', '.join(keys)} LIMIT {limit}")
         same_key = " AND ".join(f"c.image.{k} = d.{k}" for k in keys)
         after_key = " AND ".join(f"c.after.{k} = d.{k}" for k in keys)
@@ -256,7 +257,7 @@ class _Tables:
         for *key, rows, kind in self.rows(f"SELECT {', '.join(keys)}, rows, kind FROM shown"):
             (note, source), (_, log) = (side.get(tuple(key), (None, {})) for side in (sources, logs))
             columns = {n: (source[n], log[n]) for n in source if kind == MODIFIED and source[n] != log[n]}
-            named = dict(zip(keys, key, strict=True))
+            named = dict(zip(self._table.key, key, strict=True))
             found.append(Difference(kind, named, rows, columns, note, tuple(key) in quarantined))
         return found
 
@@ -265,9 +266,9 @@ class _Tables:
     ) -> dict[tuple[Any, ...], tuple[str | None, dict[str, str | None]]]:
         """A note on images, and their compared columns as text, by key."""
         names = [*(c.name for c in self._table.columns), *self._extra]
-        columns = [f"CAST({image}.{c.name} AS TEXT)" for c in self._table.columns]
+        columns = [f"CAST({image}.{c.sql} AS TEXT)" for c in self._table.columns]
         columns += [_member(image, name) for name in self._extra]
-        keys = [f"d.{k}" for k in self._table.key]
+        keys = [f"d.{k}" for k in self._table.sql_key]
         width = len(keys)
         return {
             row[:width]: (row[width], dict(zip(names, row[width + 1 :], strict=True)))
@@ -277,9 +278,9 @@ class _Tables:
     def _digest(self, image: str, *, with_extra: bool = False) -> str:
         """An image as a number. Texts come with their length, so that no two images have the same text."""
         parts = [
-            f"COALESCE(STRLEN({image}.{c.name}) || ':' || {image}.{c.name}, '{_NULL}')"
+            f"COALESCE(STRLEN({image}.{c.sql}) || ':' || {image}.{c.sql}, '{_NULL}')"
             if c.type == TEXT
-            else f"COALESCE(CAST({image}.{c.name} AS TEXT), '{_NULL}')"
+            else f"COALESCE(CAST({image}.{c.sql} AS TEXT), '{_NULL}')"
             for c in self._table.columns
         ]
         if with_extra:
@@ -297,4 +298,4 @@ def _member(image: str, name: str) -> str:
 
 
 def _same(table: Table, left: str, right: str) -> str:
-    return " AND ".join(f"{left}.{k} = {right}.{k}" for k in table.key)
+    return " AND ".join(f"{left}.{k} = {right}.{k}" for k in table.sql_key)

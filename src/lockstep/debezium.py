@@ -6,9 +6,11 @@
     parsed_<table>   the change events of one source table with typed images, or the `reason` they break the contract
 
 Understood are the bare envelope, the `schema`/`payload` wrapper, `{"key":..., "value":...}`, kcat's `-J` objects, and
-`key<TAB>value` as kafka-console-consumer prints it (with whatever other columns it prints before the value). Where a
-wrapper declares a time column's type that type is used; else one unit per table and column is decided from the
-largest number in the chunk.
+`key<TAB>value` as kafka-console-consumer prints it (with whatever other columns it prints before the value).
+
+What a number or text means is never taken from its size or look: the schema that a wrapper carries says the unit of a
+time and the encoding of a decimal; without one, the column's declared precision says the unit (timestamptz(3) is
+milliseconds, timestamptz(6) microseconds), else the connector's default. See `_Unit` and `_number`.
 
 Nothing is rounded, shifted or guessed on the way: a value that is not exactly one of its column's type is a reason.
 
@@ -19,20 +21,40 @@ one (MySQL) it is made of the binlog's file number, `pos` and `row`; for any oth
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lockstep.schema import DATE, TABLES, TEXT, TIMESTAMP, Column, Table
+from lockstep.errors import LockstepError
+from lockstep.project import project
+from lockstep.schema import DATE, SCHEMA_FILE, TABLES, TEXT, TIMESTAMP, Column, Table, literal
 
 # Ordinals leave room between two lines for the deletes that a TRUNCATE becomes.
 STRIDE = 1 << 32
 
-UNAVAILABLE = "__debezium_unavailable_value"
+# What a connector puts in the place of a large value that an update left alone (TOAST), as JSON: in a text, in bytes,
+# in arrays of texts, bytes and whole numbers, and in an hstore, as an object or as a text.
+_PLACEHOLDER = "__debezium_unavailable_value"
+_PLACEHOLDER_BYTES = base64.b64encode(_PLACEHOLDER.encode()).decode()
+_UNAVAILABLE = [
+    json.dumps(value, separators=(",", ":"))
+    for value in (
+        _PLACEHOLDER,
+        _PLACEHOLDER_BYTES,
+        [_PLACEHOLDER],
+        [_PLACEHOLDER_BYTES],
+        list(_PLACEHOLDER.encode()),
+        {_PLACEHOLDER: _PLACEHOLDER},
+        json.dumps({_PLACEHOLDER: _PLACEHOLDER}, separators=(",", ":")),
+    )
+]
 
 _ENVELOPE = json.dumps(
     {
@@ -40,6 +62,7 @@ _ENVELOPE = json.dumps(
         "source": {
             "connector": "VARCHAR",
             "db": "VARCHAR",
+            "schema": "VARCHAR",
             "table": "VARCHAR",
             "txId": "JSON",
             "lsn": "JSON",
@@ -69,13 +92,42 @@ END;
 CREATE OR REPLACE TEMP MACRO real_number(raw) AS CASE
   WHEN isfinite(TRY_CAST(raw ->> '$' AS DOUBLE)) THEN TRY_CAST(raw ->> '$' AS DOUBLE)
 END;
+CREATE OR REPLACE TEMP MACRO is_unavailable(raw) AS raw::VARCHAR IN ({unavailable});
+CREATE OR REPLACE TEMP MACRO is_unavailable_text(raw) AS starts_with(raw::VARCHAR, '"') AND
+  raw::VARCHAR IN ({unavailable_text});
 CREATE OR REPLACE TEMP MACRO plain_text(raw) AS CASE
-  WHEN starts_with(raw::VARCHAR, '"') AND raw::VARCHAR <> '"__debezium_unavailable_value"' THEN raw ->> '$'
+  WHEN starts_with(raw::VARCHAR, '"') AND NOT is_unavailable_text(raw) THEN raw ->> '$'
+END;
+/* Digits that a connector may as well have meant as base64, in which it sends decimals by default. */
+CREATE OR REPLACE TEMP MACRO may_be_base64(raw) AS starts_with(raw::VARCHAR, '"')
+  AND regexp_full_match(raw::VARCHAR, '"([0-9A-Za-z+/]{4})+"');
+/* A decimal as a JSON string, from the base64 of its unscaled value, most significant byte first, in two's complement;
+   an object, which is no number, if it is not base64 or too long. The lambdas name what would be copied otherwise. */
+CREATE OR REPLACE TEMP MACRO from_bytes(raw, text, scale) AS CASE
+  WHEN raw::VARCHAR = 'null' THEN raw
+  ELSE COALESCE(list_transform([hex(TRY(from_base64(text)))], lambda digits: CASE
+    WHEN strlen(digits) BETWEEN 2 AND 30 AND scale BETWEEN -38 AND 38 THEN list_transform([
+      list_reduce(
+        list_transform(regexp_extract_all(digits, '.'), lambda digit: strpos('123456789ABCDEF', digit)::HUGEINT),
+        lambda high, low: high * 16 + low)
+      - CASE WHEN digits >= '8' THEN 1::HUGEINT << (4 * strlen(digits))::INTEGER ELSE 0::HUGEINT END
+    ], lambda number: to_json(CASE WHEN number < 0 THEN '-' ELSE '' END || list_transform(
+      [abs(number)::VARCHAR || repeat('0', -least(scale, 0))],
+      lambda whole_part: CASE WHEN scale <= 0 THEN whole_part ELSE list_transform(
+        [lpad(whole_part, greatest(strlen(whole_part), scale + 1)::INTEGER, '0')],
+        lambda padded: left(padded, -scale) || '.' || right(padded, scale)
+      )[1] END
+    )[1]))[1]
+  END)[1], json_object('base64', raw))
 END;
 CREATE OR REPLACE TEMP MACRO looks_iso(raw) AS starts_with(raw::VARCHAR, '"') AND substr(raw::VARCHAR, 6, 1) = '-';
 /* A cast to TIMESTAMP drops the offset: only what ends in Z may take this short way. The session's zone is UTC, so
-   that text without an offset is UTC too. Words that DuckDB also reads as times ('infinity') do not look ISO. */
+   that text without an offset is UTC too. Words that DuckDB also reads as times ('infinity') do not look ISO. The cast
+   also drops digits beyond microseconds: only zeros may stand there. */
+CREATE OR REPLACE TEMP MACRO has_finer_digits(raw) AS regexp_matches(raw::VARCHAR, '[.,][0-9]{6}[0-9]*[1-9]');
 CREATE OR REPLACE TEMP MACRO iso_moment(raw) AS CASE
+  WHEN (strlen(raw::VARCHAR) > 29 OR NOT ends_with(raw::VARCHAR, 'Z"') OR substr(raw::VARCHAR, 18, 1) <> ':')
+    AND has_finer_digits(raw) THEN NULL
   WHEN ends_with(raw::VARCHAR, 'Z"') THEN TRY_CAST(raw ->> '$' AS TIMESTAMP)
   ELSE make_timestamp(epoch_us(TRY_CAST(raw ->> '$' AS TIMESTAMPTZ)))
 END;
@@ -91,11 +143,6 @@ CREATE OR REPLACE TEMP MACRO day(raw) AS CASE
   WHEN regexp_full_match(raw::VARCHAR, '"[0-9]{4}-[0-9]{2}-[0-9]{2}(Z|T00:00:00(\.0+)?Z?)?"')
     THEN TRY_CAST(substr(raw::VARCHAR, 2, 10) AS DATE)
 END;
-/* The size of a number that may tell its unit; PostgreSQL's infinity, close below 2^63, does not. */
-CREATE OR REPLACE TEMP MACRO size_of(raw) AS CASE
-  WHEN looks_iso(raw) THEN NULL
-  WHEN whole(raw) BETWEEN -9223000000000000000 AND 9223000000000000000 THEN abs(whole(raw))
-END;
 CREATE OR REPLACE TEMP MACRO json_or_null(text) AS CASE
   WHEN trim(text, E' \t\r\n') = '' THEN 'null' WHEN json_valid(text) THEN text
 END;
@@ -104,7 +151,7 @@ CREATE OR REPLACE TEMP MACRO member(doc, image, name) AS
 CREATE OR REPLACE TEMP MACRO extra_columns(doc, image, names) AS CASE
   WHEN len(names) > 0 THEN '{' || array_to_string(list_transform(list_sort(names), lambda name:
     to_json(name)::VARCHAR || ':' || CASE
-      WHEN member(doc, image, name) = '"__debezium_unavailable_value"'
+      WHEN is_unavailable(member(doc, image, name))
         THEN COALESCE(member(doc, '/before', name), 'null')
       ELSE member(doc, image, name)
     END), ',') || '}'
@@ -182,6 +229,8 @@ SELECT
   kind,
   e.op AS op,
   e.source."table" AS "table",
+  e.source.connector AS connector,
+  e.source."schema" AS "schema",
   CASE WHEN kind = 'change' THEN e.source.connector || COALESCE(':' || e.source.db, '') END AS source,
   /* Zero stands for unknown in some connectors' snapshots; taken at its word, history would begin in 1970. */
   CASE WHEN committed_us > 0 THEN moment(committed_us) END AS committed_at,
@@ -206,53 +255,228 @@ SELECT
 FROM kinds
 """
 
-# What Kafka Connect's and Debezium's declared types mean, as microseconds = number * numerator / denominator.
-_MILLIS, _MICROS, _NANOS = (1000, 1), (1, 1), (1, 1000)
-_DECLARED_UNITS = {
+
+@dataclass(frozen=True)
+class _Unit:
+    """What a number in a time column counts: microseconds = number * numerator / denominator."""
+
+    name: str
+    numerator: int
+    denominator: int = 1
+
+
+_MILLIS, _MICROS, _NANOS = _Unit("milliseconds", 1000), _Unit("microseconds", 1), _Unit("nanoseconds", 1, 1000)
+_DAYS = _Unit("days", 86_400_000_000)
+_TIMES = {
     "io.debezium.time.Timestamp": _MILLIS,
     "org.apache.kafka.connect.data.Timestamp": _MILLIS,
     "io.debezium.time.MicroTimestamp": _MICROS,
     "io.debezium.time.NanoTimestamp": _NANOS,
+    "io.debezium.time.Date": _DAYS,
+    "org.apache.kafka.connect.data.Date": _DAYS,
 }
-# A number below this is near 1970 in every unit and decides nothing; the units lie factors of 1000 apart.
-_TELLING, _MICROS_FROM, _NANOS_FROM = 10**11, 10**14, 10**17
+# What connectors write in their default mode for a column whose type does not say a precision: MySQL's datetime is
+# datetime(0), PostgreSQL's timestamp is timestamp(6). Others' types differ too much for one default.
+_DEFAULT_TIMES = {"mysql": _MILLIS, "mariadb": _MILLIS, "postgresql": _MICROS}
+_TIME_MODES = {"connect": _MILLIS, "microseconds": _MICROS, "nanoseconds": _NANOS}  # of time.precision.mode
+
+_DECIMAL, _OWN_SCALE = "org.apache.kafka.connect.data.Decimal", "io.debezium.data.VariableScaleDecimal"
+_SCHEMAS = "value.converter.schemas.enable=true has the connector say so in each event"
+
+
+@dataclass(frozen=True)
+class Declared:
+    """What the schema that comes with an event says of a column: the type in Kafka Connect, its name, its scale."""
+
+    type: str
+    name: str
+    scale: int = 0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is known of a connector whose events carry no schema, beyond its defaults."""
+
+    decimals: str = "precise"  # its decimal.handling.mode
+    times: str = "adaptive"  # its time.precision.mode
+
+    @classmethod
+    def of(cls, properties: Mapping[str, str]) -> Settings:
+        """Those of a connector with these properties."""
+        names = {"decimals": "decimal.handling.mode", "times": "time.precision.mode"}
+        return cls(**{field: properties[name] for field, name in names.items() if name in properties})
+
+    @classmethod
+    def stored(cls, resume: Mapping[str, Any]) -> Settings:
+        """Those of the connector that a watermark says the log is from; the defaults if it is from none of ours."""
+        stored = resume.get("debezium")
+        return cls() if stored is None else cls.of({"decimal.handling.mode": "string", **stored.get("settings", {})})
+
+
+DEFAULTS = Settings()
+Types = Mapping[tuple[str, str], Declared]  # by schema and column
 
 
 def connect() -> duckdb.DuckDBPyConnection:
     """An in-memory connection whose session is in UTC, with the macros that `parse` uses."""
     con = duckdb.connect(":memory:")
     con.execute("SET TimeZone = 'UTC'")
-    con.execute(_MACROS)
+    macros = _MACROS
+    texts = [value for value in _UNAVAILABLE if value.startswith('"')]
+    for name, values in (("unavailable", _UNAVAILABLE), ("unavailable_text", texts)):
+        macros = macros.replace(f"{{{name}}}", ", ".join(map(literal, values)))
+    con.execute(macros)
     return con
 
 
-def parse(con: duckdb.DuckDBPyConnection, lines: pa.Table) -> list[Table]:
+def parse(
+    con: duckdb.DuckDBPyConnection, lines: pa.Table, settings: Settings = DEFAULTS, schemas: Schemas | None = None
+) -> list[Table]:
     """Parse `lines` (`line` and `is_text` of `lines.SCHEMA`) into `records` and `parsed_<table>`.
 
     Returns the tables that have change events in the chunk, those with a
     `parsed_<table>`. It holds ordinal, committed_at, op, before, after, tx_id and lsn as in `schema.batch_schema`;
     `same_op` and `same_key`, the op and key by which the log knows the event; and `reason`, null unless the event
-    breaks the landing contract. TRUNCATE events are in `records` only.
+    breaks the landing contract. TRUNCATE events are in `records` only, and so are events of another schema than the
+    table's: those have the kind FOREIGN, or the name of a table that the project does not know.
     """
-    units = read(con, lines)
+    types = read(con, lines)
+    if schemas is not None:
+        schemas.part(con)
     parts = con.execute(
         """
-        SELECT "table", LIST(DISTINCT schema_id) FROM records
+        SELECT "table", LIST(DISTINCT {'schema_id': schema_id, 'connector': connector}) FROM records
         WHERE kind = 'change' AND op IS DISTINCT FROM 't' GROUP BY ALL
         """
     ).fetchall()
-    found = [(TABLES[name], schema_ids) for name, schema_ids in parts if name in TABLES]
-    for table, schema_ids in found:
-        selects = (_select(table, schema_id, _units(con, table, schema_id, units)) for schema_id in schema_ids)
+    found = [(TABLES[name], kinds) for name, kinds in parts if name in TABLES]
+    for table, kinds in found:
+        selects = (_select(con, _Part(table, k["schema_id"], k["connector"], types, settings)) for k in kinds)
         con.execute(f"CREATE OR REPLACE TABLE parsed_{table.name} AS {' UNION ALL '.join(selects)}")
     return [table for table, _ in found]
 
 
-def read(con: duckdb.DuckDBPyConnection, lines: pa.Table) -> Mapping[tuple[str, str], tuple[int, int]]:
-    """Read `lines` into `records`; return the declared unit of (schema, column). Line i has the ordinal i * STRIDE."""
+def read(con: duckdb.DuckDBPyConnection, lines: pa.Table) -> Types:
+    """Read `lines` into `records`; return what the events' schemas say. Line i has the ordinal i * STRIDE."""
     ordinals = pa.array(np.arange(lines.num_rows, dtype=np.int64) * STRIDE)
-    _register(con, "lines", lines.select(["line", "is_text"]).append_column("ordinal", ordinals))
+    lines = lines.select(["line", "is_text"]).append_column("ordinal", ordinals)
+    wrong = [i for i in _with_trailing_comma(lines["line"]) if not _is_json(lines["line"][i].as_py())]
+    if wrong:
+        is_text = lines["is_text"].to_numpy(zero_copy_only=False).copy()
+        is_text[wrong] = False
+        lines = lines.set_column(1, "is_text", pa.array(is_text))
+    _register(con, "lines", lines)
     return _open(con)
+
+
+def _with_trailing_comma(column: pa.ChunkedArray) -> list[int]:
+    """The lines in which a comma comes right before a closing bracket, in a text perhaps: DuckDB reads over it."""
+    found: list[int] = []
+    first = 0
+    for chunk in column.chunks:
+        _, offsets, data = chunk.buffers()
+        ends = np.frombuffer(offsets, np.int32)[chunk.offset : chunk.offset + len(chunk) + 1]
+        if data is not None and len(chunk):
+            text = np.frombuffer(data, np.uint8)[ends[0] : ends[-1]]
+            places = np.flatnonzero((text | 0x20) == ord("}"))  # ] differs from } in that bit only
+            before = places - 1
+            while (blank := np.isin(text[before], _BLANKS) & (before > 0)).any():
+                before = before - blank
+            commas = places[text[before] == ord(",")]
+            found += (np.unique(np.searchsorted(ends, commas + ends[0], "right")) - 1 + first).tolist()
+        first += len(chunk)
+    return found
+
+
+_BLANKS = np.frombuffer(b" \t\r", np.uint8)
+
+
+def _is_json(line: str) -> bool:
+    """Whether a line is JSON by the book, with the JSON texts in it: `kcat -J` prints a record's value as a text."""
+    try:
+        value = json.loads(line)
+    except ValueError:
+        try:
+            value = json.loads(line.rsplit("\t", 1)[-1])
+        except ValueError:
+            return False
+    while isinstance(value, dict):
+        value = value.get("payload", value.get("value"))
+        if isinstance(value, str):
+            return _is_json(value)
+    return True
+
+
+FOREIGN = "foreign"  # the kind of a change of a table that has the name of a source table, but another schema
+
+
+class Schemas:
+    """Which schema each source table is of: the one that the log was captured from or that `source_schema.sql`
+    declares; else that of the table's first event, which is stored with the log.
+    """
+
+    def __init__(self, resume: Mapping[str, Any]) -> None:
+        """`resume` is the watermark's. Raises LockstepError if the log has a table of another schema than declared."""
+        captured = resume.get("schema")
+        self._fixed = {t.name: captured or t.schema for t in TABLES.values() if captured or t.schema}
+        self._first: dict[str, str] = dict(resume.get("schemas", {}))
+        for name, schema in self._first.items():
+            if self._fixed.get(name, schema) != schema:
+                raise LockstepError(
+                    f"The change log holds {name} of the schema {schema}, {project() / SCHEMA_FILE} declares it in "
+                    f"{self._fixed[name]}. Declare {schema}.{name}, or land the other into a LOCKSTEP_HOME of its own."
+                )
+
+    @property
+    def stored(self) -> Mapping[str, Any]:
+        """For the watermark's `resume`."""
+        return {"schemas": self._first} if self._first else {}
+
+    def part(self, con: duckdb.DuckDBPyConnection) -> None:
+        """Tell apart in `records` what is of another schema than its table: where that is declared it is another table,
+        another table, which the project does not know; else it is FOREIGN.
+        """
+        found = con.execute(
+            """
+            SELECT "table", "schema" FROM records WHERE kind = 'change' AND "schema" IS NOT NULL
+            GROUP BY ALL ORDER BY MIN(ordinal)
+            """
+        ).fetchall()
+        others = []
+        for table, schema in found:
+            if table in TABLES and table not in self._fixed:
+                self._first.setdefault(table, schema)
+            if table in TABLES and schema != self._fixed.get(table, self._first.get(table)):
+                others.append((table, schema))
+        if not others:
+            return
+        pairs = ", ".join(f"({literal(table)}, {literal(schema)})" for table, schema in others)
+        is_other = f"""kind = 'change' AND ("table", "schema") IN ({pairs})"""
+        fixed = ", ".join(map(literal, self._fixed)) or "''"
+        records = con.execute(
+            f"""
+            SELECT * REPLACE (
+              CASE WHEN {is_other} AND "table" NOT IN ({fixed}) THEN '{FOREIGN}' ELSE kind END AS kind,
+              CASE WHEN {is_other} AND "table" IN ({fixed}) THEN "schema" || '.' || "table" ELSE "table" END AS "table"
+            ) FROM records
+            """
+        ).to_arrow_table()
+        _register(con, "records", records)
+
+    def reason(self) -> str:
+        """SQL over `records`: why an event of another schema does not land; null for all others."""
+        cases = " ".join(
+            f"WHEN {literal(name)} THEN {literal(self._reason(name, schema))}" for name, schema in self._first.items()
+        )
+        own = f"""'it is a change of ' || "schema" || CASE "table" {cases} END"""
+        return f"CASE WHEN kind = '{FOREIGN}' THEN {own} END" if cases else "NULL"
+
+    def _reason(self, name: str, schema: str) -> str:
+        return (
+            f".{name}, but {name} in this change log is {schema}.{name}: two tables of one name are not mixed. Declare "
+            f"which it is in {SCHEMA_FILE}, CREATE TABLE {schema}.{name}, then events of the other are passed over; "
+            "what is in quarantine of it can be discarded"
+        )
 
 
 def as_lines(events: Sequence[str]) -> pa.Table:
@@ -271,7 +495,7 @@ def fingerprint(text: str = "doc") -> str:
     `text` is what stands for a record that is no change event.
     """
     return f"""
-    CASE WHEN kind = 'change' THEN md5(concat_ws(chr(31), "table", op, tx_id, lsn, committed_at,
+    CASE WHEN kind IN ('change', '{FOREIGN}') THEN md5(concat_ws(chr(31), "table", op, tx_id, lsn, committed_at,
       json_extract(doc, '$.before'), json_extract(doc, '$.after'))) ELSE md5({text}) END
     """
 
@@ -289,9 +513,9 @@ def unread_reason() -> str:
     """
 
 
-def _open(con: duckdb.DuckDBPyConnection) -> Mapping[tuple[str, str], tuple[int, int]]:
-    """Leave in `records` the innermost document of each line; return the declared unit of (schema, column)."""
-    units: dict[tuple[str, str], tuple[int, int]] = {}
+def _open(con: duckdb.DuckDBPyConnection) -> Types:
+    """Leave in `records` the innermost document of each line; return what the schemas beside them say."""
+    types: dict[tuple[str, str], Declared] = {}
     docs = _LINE_DOCS
     for _ in range(_MAX_WRAPPERS + 1):
         records = con.execute(_RECORDS.format(envelope=_ENVELOPE, docs=docs)).to_arrow_table()
@@ -302,16 +526,18 @@ def _open(con: duckdb.DuckDBPyConnection) -> Mapping[tuple[str, str], tuple[int,
         docs = "SELECT ordinal, doc, schema_id FROM docs"
         declared = con.execute("SELECT DISTINCT schema_id, declared FROM docs WHERE declared IS NOT NULL").fetchall()
         for schema_id, schema in declared:
-            units.update({(schema_id, column): unit for column, unit in _declared_units(json.loads(schema))})
-    return units
+            types.update({(schema_id, column): said for column, said in _declared(json.loads(schema))})
+    return types
 
 
-def _declared_units(schema: object) -> Iterator[tuple[str, tuple[int, int]]]:
+def _declared(schema: object) -> Iterator[tuple[str, Declared]]:
     for image in _fields(schema):
-        for column in _fields(image):
-            unit = _DECLARED_UNITS.get(str(column.get("name")))
-            if unit:
-                yield str(column.get("field")), unit
+        if image.get("field") in ("before", "after"):
+            for column in _fields(image):
+                parameters = column.get("parameters")
+                scale = parameters.get("scale") if isinstance(parameters, dict) else None
+                scale = int(str(scale)) if str(scale).removeprefix("-").isdecimal() else 0
+                yield str(column.get("field")), Declared(str(column.get("type")), str(column.get("name")), scale)
 
 
 def _fields(schema: object) -> Iterable[dict[str, object]]:
@@ -319,76 +545,71 @@ def _fields(schema: object) -> Iterable[dict[str, object]]:
     return [f for f in fields if isinstance(f, dict)] if isinstance(fields, list) else []
 
 
-def _units(
-    con: duckdb.DuckDBPyConnection,
-    table: Table,
-    schema_id: str | None,
-    declared: Mapping[tuple[str, str], tuple[int, int]],
-) -> Mapping[str, tuple[int, int]]:
-    """The unit of numbers in each time column of the table: as declared, else by the largest in the chunk."""
-    units = {
-        c.name: declared[schema_id, c.name] for c in table.columns if schema_id and (schema_id, c.name) in declared
-    }
-    open_columns = [c.name for c in table.columns if c.type == TIMESTAMP and c.name not in units]
-    if not open_columns:
-        return units
-    shape = dict.fromkeys(("before", "after"), dict.fromkeys(open_columns, "JSON"))
-    sizes = (f"greatest(MAX(size_of(i.before.{c})), MAX(size_of(i.after.{c})))" for c in open_columns)
-    largest = con.execute(
-        f"""
-        SELECT {", ".join(sizes)}
-        FROM (SELECT json_transform(doc, '{json.dumps(shape)}') AS i FROM records WHERE {_part(table, schema_id)})
-        """
-    ).fetchall()[0]
-    overall = max((n for n in largest if n), default=0)
-    return units | {
-        c: _unit(n if (n or 0) >= _TELLING else overall) for c, n in zip(open_columns, largest, strict=True)
-    }
+@dataclass(frozen=True)
+class _Part:
+    """The events of one table that are typed alike: by one connector, with one schema or none."""
+
+    table: Table
+    schema_id: str | None
+    connector: str | None
+    types: Types
+    settings: Settings
+
+    @property
+    def condition(self) -> str:
+        """SQL over `records`."""
+        same = " AND ".join(
+            f"{column} {'IS NULL' if value is None else f'= {literal(value)}'}"
+            for column, value in (("schema_id", self.schema_id), ("connector", self.connector))
+        )
+        return f"kind = 'change' AND \"table\" = '{self.table.name}' AND op IS DISTINCT FROM 't' AND {same}"
+
+    def declared(self, column: Column) -> Declared | None:
+        return self.types.get((self.schema_id, column.name)) if self.schema_id else None
+
+    def unit(self, column: Column) -> tuple[_Unit | None, bool]:
+        """What numbers in a time column count, None if nothing says it; and whether that is only a default."""
+        said = self.declared(column)
+        if said is not None and said.name in _TIMES:
+            return _TIMES[said.name], False
+        if column.precision is not None:
+            return (_MILLIS if column.precision <= 3 else _MICROS if column.precision <= 6 else _NANOS), False
+        if said is not None:
+            return None, False
+        if self.settings.times in _TIME_MODES:
+            return _TIME_MODES[self.settings.times], False
+        return _DEFAULT_TIMES.get(self.connector or ""), True
 
 
-def _unit(largest: int) -> tuple[int, int]:
-    return _MILLIS if largest < _MICROS_FROM else _MICROS if largest < _NANOS_FROM else _NANOS
-
-
-def _part(table: Table, schema_id: str | None) -> str:
-    schema = f"schema_id = '{schema_id}'" if schema_id else "schema_id IS NULL"
-    return f"kind = 'change' AND \"table\" = '{table.name}' AND op IS DISTINCT FROM 't' AND {schema}"
-
-
-def _select(table: Table, schema_id: str | None, units: Mapping[str, tuple[int, int]]) -> str:
-    """The SELECT that types the events of one table whose time columns have these units."""
-    shape = {c.name: "JSON" for c in table.columns}
-    known = f"[{', '.join(repr(c.name) for c in table.columns)}]"
-    is_key_update = " OR ".join(f"before.{k} <> after.{k}" for k in table.key)
-    same_key = ", ".join(f"{k} := CASE WHEN same_op = 'd' THEN before.{k} ELSE after.{k} END" for k in table.key)
-    # TOAST: an update that leaves a large value alone does not send it again.
-    raw_after = ", ".join(
-        f"{c.name} := CASE WHEN i.after.{c.name}::VARCHAR = '\"{UNAVAILABLE}\"' "
-        f"THEN i.before.{c.name} ELSE i.after.{c.name} END"
-        if c.type == TEXT
-        else f"{c.name} := i.after.{c.name}"
-        for c in table.columns
-    )
+def _select(con: duckdb.DuckDBPyConnection, part: _Part) -> str:
+    """The SELECT that types the events of one part."""
+    table = part.table
+    columns = {c.name: "JSON" for c in table.columns}
+    shape = literal(json.dumps({"before": columns, "after": columns}))
+    known = f"[{', '.join(literal(c.name) for c in table.columns)}]"
+    is_key_update = " OR ".join(f"before.{k} <> after.{k}" for k in table.sql_key)
+    same_key = ", ".join(f"{k} := CASE WHEN same_op = 'd' THEN before.{k} ELSE after.{k} END" for k in table.sql_key)
     return f"""
     SELECT
       ordinal, committed_at, op, before, after, tx_id, lsn, same_op,
       struct_pack({same_key}) AS same_key,
-      {_reason(table)} AS reason
+      {_reason(part)} AS reason
     FROM (
       /* The log holds an update of the key as a delete and an insert: the delete tells that it is known. */
       SELECT *, CASE WHEN op = 'u' AND ({is_key_update}) THEN 'd' ELSE op END AS same_op
       FROM (
         SELECT
           * EXCLUDE (doc),
-          CASE WHEN op IN ('u', 'd') AND has_before THEN {_image(table, "before", units)} END AS before,
-          CASE WHEN op IN ('c', 'u', 'r') AND has_after THEN {_image(table, "after", units)} END AS after
+          CASE WHEN op IN ('u', 'd') AND has_before THEN {_image(part, "before")} END AS before,
+          CASE WHEN op IN ('c', 'u', 'r') AND has_after THEN {_image(part, "after")} END AS after
         FROM (
           SELECT
             ordinal, committed_at, op, tx_id, lsn, doc,
-            i.before AS raw_before,
+            {_raw(part, "before")} AS raw_before,
             names[1] AS before_names,
             names[2] AS after_names,
-            struct_pack({raw_after}) AS raw_after,
+            {_twice(con, part, known)} AS twice,
+            {_raw(part, "after")} AS raw_after,
             COALESCE(len(before_names), 0) > 0 AS has_before,
             COALESCE(len(after_names), 0) > 0 AS has_after,
             {_except("before_names", known)} AS before_extra,
@@ -398,14 +619,54 @@ def _select(table: Table, schema_id: str | None, units: Mapping[str, tuple[int, 
           FROM (
             SELECT
               ordinal, committed_at, op, tx_id, lsn, doc,
-              json_transform(doc, '{json.dumps({"before": shape, "after": shape})}') AS i,
-              json_keys(doc, ['$.before', '$.after']) AS names
-            FROM records WHERE {_part(table, schema_id)}
+              json_transform(doc, {shape}) AS i,
+              json_keys(doc, {_OBJECTS}) AS names
+            FROM records WHERE {part.condition}
           )
         )
       )
     )
     """
+
+
+def _raw(part: _Part, image: str) -> str:
+    """SQL for an image's values as JSON, decimals decoded, unchanged values taken from the image before."""
+    values = []
+    for c in part.table.columns:
+        value = f"i.{image}.{c.sql}"
+        said = part.declared(c)
+        if image == "after" and c.type == TEXT:  # TOAST: an update that leaves a large value alone does not send it
+            value = f"CASE WHEN is_unavailable_text({value}) THEN i.before.{c.sql} ELSE {value} END"
+        elif said is not None and c.type not in (TEXT, DATE, TIMESTAMP):
+            if said.name == _DECIMAL:
+                value = f"from_bytes({value}, {value} ->> '$', {said.scale})"
+            elif said.name == _OWN_SCALE:
+                value = f"from_bytes({value}, {value} ->> '$.value', ({value} ->> '$.scale')::INTEGER)"
+            elif said.type == "bytes":
+                value = f"from_bytes({value}, NULL, 0)"
+        values.append(f"{c.sql} := {value}")
+    return f"struct_pack({', '.join(values)})"
+
+
+_OBJECTS = ["$.before", "$.after", "$", "$.source"]  # in which a key must not stand twice
+
+
+def _twice(con: duckdb.DuckDBPyConnection, part: _Part, known: str) -> str:
+    """SQL for a key that stands twice in an event, so that nobody can say which counts; null, cheaply, if none does.
+
+    Nearly all events of a part have the keys of its first: only where they differ is there something to look for.
+    """
+    first = con.execute(
+        f"SELECT json_keys(doc, {_OBJECTS}) FROM records WHERE {part.condition} ORDER BY ordinal LIMIT 1"
+    ).fetchall()[0][0]
+    others = (names if len(set(names)) == len(names) else [] for names in first[2:])
+    usual = [known, known, *(f"[{', '.join(map(literal, names))}]::VARCHAR[]" for names in others)]
+    checks = [
+        f"CASE WHEN {names} = {expected} THEN NULL WHEN len(list_distinct({names})) < len({names}) THEN "
+        f"list_filter({names}, lambda name: len(list_filter({names}, lambda other: other = name)) > 1)[1] END"
+        for names, expected in zip(("before_names", "after_names", "names[3]", "names[4]"), usual, strict=True)
+    ]
+    return f"COALESCE({', '.join(checks)})"
 
 
 def _except(names: str, others: str) -> str:
@@ -416,38 +677,71 @@ def _except(names: str, others: str) -> str:
     )
 
 
-def _image(table: Table, image: str, units: Mapping[str, tuple[int, int]]) -> str:
-    columns = (f"{c.name} := {_typed(c, f'raw_{image}.{c.name}', units)}" for c in table.columns)
+def _image(part: _Part, image: str) -> str:
+    columns = (f"{c.sql} := {_typed(part, c, f'raw_{image}.{c.sql}')}" for c in part.table.columns)
     return f"struct_pack({', '.join(columns)}, extra := extra_columns(doc, '/{image}', {image}_extra))"
 
 
-def _typed(column: Column, raw: str, units: Mapping[str, tuple[int, int]]) -> str:
+def _typed(part: _Part, column: Column, raw: str) -> str:
     """SQL for the value of a column, null if `raw` is not exactly of its type."""
     if column.type == TEXT:
         return f"plain_text({raw})"
     if column.type == DATE:
-        return f"day({raw})"
+        return _day(part, column, raw)
     if column.type == TIMESTAMP:
-        numerator, denominator = units[column.name]
-        largest = 253402300799999999 * denominator // numerator
-        return (
-            f"CASE WHEN looks_iso({raw}) THEN iso_moment({raw}) "
-            f"WHEN whole({raw}) BETWEEN -{largest} AND {largest} "
-            f"THEN moment(whole({raw}) * {numerator} // {denominator}) END"
-        )
+        return f"CASE WHEN looks_iso({raw}) THEN iso_moment({raw}) {_counted(part, column, raw)} END"
+    number = _number(part, column, raw)
     if pa.types.is_integer(column.type):
-        return f"TRY_CAST(whole({raw}) AS {'BIGINT' if column.type == pa.int64() else 'INTEGER'})"
+        return f"TRY_CAST(whole({number}) AS {'BIGINT' if column.type == pa.int64() else 'INTEGER'})"
     if column.type == pa.float32():
         return (
-            f"CASE WHEN isfinite(TRY_CAST(real_number({raw}) AS FLOAT)) THEN TRY_CAST(real_number({raw}) AS FLOAT) END"
+            f"CASE WHEN isfinite(TRY_CAST(real_number({number}) AS FLOAT)) "
+            f"THEN TRY_CAST(real_number({number}) AS FLOAT) END"
         )
-    return f"real_number({raw})"
+    return f"real_number({number})"
 
 
-def _reason(table: Table) -> str:
+def _counted(part: _Part, column: Column, raw: str) -> str:
+    """The WHEN that takes a number as a time in its unit; nothing where no unit is known."""
+    unit, is_default = part.unit(column)
+    if unit is None:
+        return ""
+    largest = 253402300799999999 * unit.denominator // unit.numerator
+    is_sound = f"whole({raw}) BETWEEN -{largest} AND {largest} AND whole({raw}) % {unit.denominator} = 0"
+    if is_default and unit == _MICROS:
+        is_sound += f" AND whole({raw}) NOT BETWEEN {_DOUBTFUL[0]} AND {_DOUBTFUL[1]}"
+    return f"WHEN {is_sound} THEN moment(whole({raw}) * {unit.numerator} // {unit.denominator})"
+
+
+# These microseconds are of early 1970, and as milliseconds they are of 1990 to 2286. Where a mere default says
+# microseconds that decides nothing: better to ask than to land all of a connector's times in 1970.
+_DOUBTFUL = (631_152_000_000, 9_999_999_999_999)
+
+
+def _day(part: _Part, column: Column, raw: str) -> str:
+    """SQL for a date: a number counts days, unless the event's schema says a unit of times: then whole days only."""
+    said = part.declared(column)
+    unit = _TIMES.get(said.name, _DAYS) if said is not None else _DAYS
+    if unit == _DAYS:
+        return f"day({raw})"
+    per_day = _DAYS.numerator * unit.denominator // unit.numerator
+    return f"CASE WHEN whole({raw}) % {per_day} = 0 THEN day(to_json(whole({raw}) // {per_day})) END"
+
+
+def _number(part: _Part, column: Column, raw: str) -> str:
+    """SQL for what stands for a number, as JSON; null where it cannot be told from base64."""
+    if part.declared(column) is not None or part.settings.decimals == "string":
+        return raw
+    return f"CASE WHEN NOT may_be_base64({raw}) THEN {raw} END"
+
+
+def _reason(part: _Part) -> str:
     """SQL for what is wrong with an event first; null if nothing is."""
+    table = part.table
     full = f"is the source table REPLICA IDENTITY FULL? ALTER TABLE {table.name} REPLICA IDENTITY FULL;"
     checks = [
+        "CASE WHEN twice IS NOT NULL THEN 'its JSON has ' || to_json(twice) || ' twice in one object: "
+        "which of the two counts cannot be known' END",
         "CASE WHEN op IS NULL OR op NOT IN ('c', 'u', 'd', 'r') "
         "THEN 'its op is ' || COALESCE('\"' || op || '\"', 'missing') || ', not one of c, u, d, r, t' END",
         "CASE WHEN committed_at IS NULL "
@@ -462,12 +756,41 @@ def _reason(table: Table) -> str:
             f"THEN 'column ' || {image}_missing[1] || ' {where} is missing{hint}' END"
         )
         for c in table.columns:
-            value = f"left(raw_{image}.{c.name}::VARCHAR, 80)"
-            wrong = f"'column {c.name} {where} is ' || {value} || ', which is not {_meaning(c)}'"
+            raw = f"raw_{image}.{c.sql}"
+            column = f"column {c.name} {where}"
+            wrong = f"{literal(f'{column} is ')} || left({raw}::VARCHAR, 80) || {_not_one(part, c, raw)}"
             if not c.nullable:
-                wrong = f"COALESCE({wrong}, 'column {c.name} {where} is null, but must not be{hint}')"
-            checks.append(f"CASE WHEN {image} IS NOT NULL AND {image}.{c.name} IS NULL THEN {wrong} END")
+                wrong = f"COALESCE({wrong}, {literal(f'{column} is null, but must not be{hint}')})"
+            checks.append(f"CASE WHEN {image} IS NOT NULL AND {image}.{c.sql} IS NULL THEN {wrong} END")
     return f"COALESCE({', '.join(checks)})"
+
+
+def _not_one(part: _Part, column: Column, raw: str) -> str:
+    """SQL for why a value is not one of its column's type."""
+    text = f", which is not {_meaning(column)}"
+    if column.type == TIMESTAMP:
+        unit, is_default = part.unit(column)
+        precision = (
+            f"declare in source_schema.sql what its numbers are, {column.name} timestamptz(3) for milliseconds or "
+            "timestamptz(6) for microseconds"
+        )
+        if unit is None:
+            number = f"{text}: nothing says its unit; {precision}"
+        else:
+            number = f"{text} in {unit.name}"
+            if is_default:
+                number += f", the default of a {part.connector} connector; if that is not its unit, {precision}"
+        digits = "; digits beyond microseconds cannot be kept, and are not rounded"
+        return (
+            f"CASE WHEN NOT looks_iso({raw}) AND whole({raw}) IS NOT NULL THEN {literal(number)} "
+            f"WHEN looks_iso({raw}) AND has_finer_digits({raw}) THEN {literal(text + digits)} ELSE {literal(text)} END"
+        )
+    is_number = pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
+    if is_number and part.declared(column) is None and part.settings.decimals != "string":
+        doubt = f", which may be a number or the base64 of one; {_SCHEMAS}"
+        is_doubtful = f"TRY_CAST({raw} ->> '$' AS DOUBLE) IS NOT NULL AND may_be_base64({raw})"
+        return f"CASE WHEN {is_doubtful} THEN {literal(doubt)} ELSE {literal(text)} END"
+    return literal(text)
 
 
 def _meaning(column: Column) -> str:

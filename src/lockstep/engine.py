@@ -22,6 +22,7 @@ import pyarrow as pa
 from pydbzengine.engine.jvm import ensure_jvm_started
 
 from lockstep.changelog import ChangeLog
+from lockstep.debezium import Settings
 from lockstep.errors import LockstepError
 from lockstep.ingest import End, Landing, Summary
 from lockstep.lock import exclusive
@@ -119,8 +120,8 @@ def follow(
         (directory / "log4j2.properties").write_text(_LOGGING, encoding="utf-8")
         _start_java(directory / "log4j2.properties")
         _write_offsets(directory / "offsets", properties["name"], stored)
-        landing = Landing(changes, stack, lends=True)
-        consumer = _Consumer(landing, properties["name"], progress)
+        landing = Landing(changes, stack, lends=True, settings=Settings.of(properties))
+        consumer = _Consumer(landing, properties, progress)
         _run(properties, consumer, landing, stop)
         return landing.summary
 
@@ -187,9 +188,10 @@ def _plain(values: Any) -> dict[str, Any]:
 class _Consumer:
     """Lands what the engine hands over. `failure` is what went wrong in it."""
 
-    def __init__(self, landing: Landing, name: str, progress: Callable[[int, int], None]) -> None:
+    def __init__(self, landing: Landing, properties: Mapping[str, str], progress: Callable[[int, int], None]) -> None:
         self._landing = landing
-        self._name = name
+        self._name = properties["name"]
+        self._settings = {n: properties[n] for n in ("decimal.handling.mode", "time.precision.mode")}
         self._progress = progress
         self._waiting: dict[int, Any] = {}  # the engine's records from the first that has not landed on, by number
         self._next = 0
@@ -224,7 +226,7 @@ class _Consumer:
             return {}
         source = landed[-1].sourceRecord()
         place = {"partition": _plain(source.sourcePartition()), "offset": _plain(source.sourceOffset())}
-        return {"debezium": {"name": self._name, **place}}
+        return {"debezium": {"name": self._name, "settings": self._settings, **place}}
 
 
 def _run(properties: Mapping[str, str], consumer: _Consumer, landing: Landing, stop: threading.Event) -> None:

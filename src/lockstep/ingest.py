@@ -31,7 +31,7 @@ from lockstep.changelog import ALL_TABLES, ChangeLog, Version, Watermark, Writer
 from lockstep.errors import LockstepError
 from lockstep.lines import LineReader
 from lockstep.lock import exclusive
-from lockstep.schema import TABLES, Table, batch_schema
+from lockstep.schema import TABLES, Table, batch_schema, literal
 
 CHUNK_BYTES = 128 << 20
 _NAMELESS = "debezium"  # the source of events that do not name their connector, in a log that has no source yet
@@ -40,12 +40,12 @@ _REMEMBERED_TRUNCATES = 1000  # a TRUNCATE of an empty table leaves no change by
 _RAW = "rtrim(line, chr(13) || chr(10))"
 _IS_MARK = "kind IN ('begin', 'end')"
 _IS_UNREAD = "kind IN ('unreadable', 'unknown')"
-_IS_TRUNCATE = f"kind = 'change' AND op = 't' AND committed_at IS NOT NULL AND \"table\" IN {tuple(TABLES)}"
-_UNREAD = f"""
-SELECT ordinal, committed_at, CASE WHEN {_IS_UNREAD} THEN '{ALL_TABLES}' ELSE "table" END AS "table",
-  {debezium.unread_reason()} AS reason
-FROM records WHERE reason IS NOT NULL AND ({_IS_UNREAD} OR "table" IN {tuple(TABLES)})
-"""
+_IS_FOREIGN = f"kind = '{debezium.FOREIGN}'"
+
+
+def _known() -> str:
+    """SQL for the source tables' names."""
+    return f"({', '.join(map(literal, TABLES))})"
 
 
 @dataclass
@@ -139,11 +139,19 @@ class Landing:
     """Lands chunks of one stream of events: whatever the stream comes from, this decides what of it lands, and how.
 
     Holds the connection that parses chunks and, once the source is known, the log's writer, entered into `stack`.
-    `lends` promises to call `lend` now and then.
+    `lends` promises to call `lend` now and then. `settings` are those of a connector that puts no schemas into events.
     """
 
-    def __init__(self, log: ChangeLog, stack: ExitStack, *, lends: bool = False) -> None:
+    def __init__(
+        self,
+        log: ChangeLog,
+        stack: ExitStack,
+        *,
+        lends: bool = False,
+        settings: debezium.Settings = debezium.DEFAULTS,
+    ) -> None:
         self._log = log
+        self._settings = settings
         self._stack = stack
         self._lends = lends
         self._con = debezium.connect()
@@ -155,6 +163,7 @@ class Landing:
         self._con.execute("CREATE TABLE quarantined (fingerprint VARCHAR)")
         before = log.watermark() if log.exists() else Watermark()
         self.summary = Summary(before=before, after=before)
+        self._schemas = debezium.Schemas(before.resume)
 
     def chunk(
         self, lines: pa.Table, end: End, resume: Callable[[pa.Table], Mapping[str, Any]] = lambda kept: {}
@@ -165,7 +174,7 @@ class Landing:
         Afterwards `has_marks` says whether a transaction mark was ever seen, and `lacks_marks` that what waits is of
         marked transactions though none was.
         """
-        tables = debezium.parse(self._con, lines)
+        tables = debezium.parse(self._con, lines, self._settings, self._schemas)
         self._open_writer(lines)
         self._find_fresh(tables)
         kept = self._keep_unfinished(tables, end)
@@ -196,7 +205,7 @@ class Landing:
                     f"{self._source}. One data home holds one source: ingest each into a LOCKSTEP_HOME of its own."
                 )
         has_changes = self._has("kind = 'change'")
-        if self._writer is not None or not (has_changes or self._has(f"{_IS_UNREAD} OR kind = 'end'")):
+        if self._writer is not None or not (has_changes or self._has(f"{_IS_UNREAD} OR {_IS_FOREIGN} OR kind = 'end'")):
             return
         source = self._source or self.summary.before.source or (_NAMELESS if has_changes else None)
         if source is None:
@@ -224,7 +233,14 @@ class Landing:
             "WHERE reason IS NOT NULL"
             for table in tables
         ]
-        con.execute(f"CREATE OR REPLACE TABLE broken AS {' UNION ALL '.join([_UNREAD, *broken])}")
+        reason = self._schemas.reason()
+        foreign = f'SELECT ordinal, committed_at, "table", {reason} AS reason FROM records WHERE {_IS_FOREIGN}'
+        unread = f"""
+            SELECT ordinal, committed_at, CASE WHEN {_IS_UNREAD} THEN '{ALL_TABLES}' ELSE "table" END AS "table",
+              {debezium.unread_reason()} AS reason
+            FROM records WHERE reason IS NOT NULL AND ({_IS_UNREAD} OR "table" IN {_known()})
+        """
+        con.execute(f"CREATE OR REPLACE TABLE broken AS {' UNION ALL '.join([unread, foreign, *broken])}")
         con.execute(
             f"""
             CREATE OR REPLACE TABLE rejected AS
@@ -242,7 +258,10 @@ class Landing:
         resume = self._writer.watermark.resume if self._writer else {}
         remembered = {tuple(t) for t in resume.get("truncates", ())}
         truncates = con.execute(
-            f'SELECT "table", tx_id, lsn, MIN(ordinal) FROM records WHERE {_IS_TRUNCATE} GROUP BY ALL'
+            f"""
+            SELECT "table", tx_id, lsn, MIN(ordinal) FROM records
+            WHERE kind = 'change' AND op = 't' AND committed_at IS NOT NULL AND "table" IN {_known()} GROUP BY ALL
+            """
         )
         fresh = [ordinal for *identity, ordinal in truncates.fetchall() if tuple(identity) not in remembered]
         con.execute(
@@ -311,7 +330,7 @@ class Landing:
             )
         )
         summary.read += kinds.total() + kept
-        summary.known += sum(events[t] for t in TABLES) + kinds["unreadable"] + kinds["unknown"]
+        summary.known += sum(events[t] for t in TABLES) + kinds["unreadable"] + kinds["unknown"] + kinds["foreign"]
         summary.known -= sum(n for (n,) in fresh.fetchall())
         summary.tombstones += kinds["tombstone"]
         summary.heartbeats += kinds["heartbeat"]
@@ -325,7 +344,7 @@ class Landing:
 
     def _land(self, writer: Writer, tables: list[Table], lines: pa.Table, moved: Mapping[str, Any]) -> None:
         con = self._con
-        resume = {**self._expand_truncates(writer, tables), **moved}
+        resume = {**self._expand_truncates(writer, tables), **self._schemas.stored, **moved}
         changes = {}
         for table in tables:
             link_snapshot(con, self._log, table)
@@ -402,7 +421,7 @@ class Landing:
             f"lsn BETWEEN {low} AND {high} AND position <= {until}",
         )
         if landed:
-            key = ", ".join(f"{k} := CASE WHEN op = 'd' THEN before.{k} ELSE after.{k} END" for k in table.key)
+            key = ", ".join(f"{k} := CASE WHEN op = 'd' THEN before.{k} ELSE after.{k} END" for k in table.sql_key)
             conditions.append(
                 f"""
                 NOT EXISTS (
@@ -438,7 +457,7 @@ class Landing:
 def _fingerprints(events: Sequence[str]) -> pa.Table:
     """A column `fingerprint` of these raw events, by which the same event sent again is known."""
     con = debezium.connect()
-    debezium.parse(con, debezium.as_lines(events))
+    debezium.read(con, debezium.as_lines(events))
     return con.execute(
         f"""
         SELECT {debezium.fingerprint(_RAW)} AS fingerprint
@@ -492,7 +511,7 @@ def _lives(table: Table, changes: str) -> str:
 
 
 def _key(table: Table, image: str) -> str:
-    return f"struct_pack({', '.join(f'{k} := {image}.{k}' for k in table.key)})"
+    return f"struct_pack({', '.join(f'{k} := {image}.{k}' for k in table.sql_key)})"
 
 
 def link_snapshot(con: duckdb.DuckDBPyConnection, log: ChangeLog, table: Table, *, until: int | None = None) -> None:

@@ -51,7 +51,7 @@ def differences(
     `snapshot` is a Parquet file with one column `image`. Either side is null where the key is only on the other.
     Chunks of `table.image` pairs, in no order.
     """
-    same_key = " AND ".join(f"live.image.{k} = new.image.{k}" for k in table.key)
+    same_key = " AND ".join(f"live.image.{k} = new.image.{k}" for k in table.sql_key)
     live = _live(table, files, position) if files else f"SELECT image FROM read_parquet('{quoted(snapshot)}') LIMIT 0"
     query = f"""
     SELECT live.image AS before, new.image AS after
@@ -68,7 +68,7 @@ def _live(table: Table, files: Sequence[Path], position: int) -> str:
     paths = ", ".join(f"'{quoted(f)}'" for f in files)
     log = f"read_parquet([{paths}], hive_partitioning = false)"
     changes = f"(SELECT position, op, before, after FROM {log} WHERE position <= {position})"
-    keys = ", ".join(f"COALESCE(after.{k}, before.{k})" for k in table.key)
+    keys = ", ".join(f"COALESCE(after.{k}, before.{k})" for k in table.sql_key)
     # By position and not by an aggregate over the images: a hash table of numbers stays small, one of images does not.
     return f"""
     SELECT after AS image FROM {changes}

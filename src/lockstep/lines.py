@@ -74,8 +74,8 @@ class LineReader:
         rest = b""
         with ExitStack() as stack:
             raw = _stdin() if name == STDIN else stack.enter_context(Path(name).open("rb"))
-            stream = _open(raw, name)
             try:
+                stream = _open(raw, name)
                 for read in _blocks(stream, block):
                     self.bytes_read += len(read)
                     data = rest + read
@@ -128,12 +128,15 @@ def _check_readable(name: str) -> None:
 
 
 def _open(raw: io.BufferedReader, name: str) -> _Stream:
-    """The decompressed stream. What it holds decides, not what the file is called."""
-    stream: _Stream = gzip.GzipFile(fileobj=raw) if raw.peek(2)[:2] == _GZIP else raw
-    try:
-        head = stream.peek(_HEAD)[:_HEAD]
-    except _DAMAGED:
-        return stream  # the first read meets the same error, and reports it
+    """The decompressed stream. The content decides, not the file's name, unless there is too little content to tell.
+
+    Raises one of _DAMAGED for a gzip file that is damaged from its beginning: after that error it would read as empty.
+    """
+    magic = raw.peek(2)[:2]
+    if len(magic) < len(_GZIP) and name.endswith(".gz"):
+        raise EOFError(f"it has {len(magic)} bytes")
+    stream: _Stream = gzip.GzipFile(fileobj=raw) if magic == _GZIP else raw
+    head = stream.peek(_HEAD)[:_HEAD]
     if b"\0" in head:
         raise LockstepError(
             f"{_title(name)} is binary: `lockstep ingest` reads change events as JSON lines, plain or gzip. "

@@ -89,11 +89,10 @@ class Layout:
         for column in self.table.columns:
             sql_type = _SQL_NAME[column.type]
             if column.name not in found:
-                statements.append(f"ALTER TABLE {qualified} ADD COLUMN {column.name} {sql_type};")
+                statements.append(f"ALTER TABLE {qualified} ADD COLUMN {column.sql} {sql_type};")
             elif found[column.name] not in _ACCEPTED[column.type]:
                 statements.append(
-                    f"ALTER TABLE {qualified} ALTER COLUMN {column.name} TYPE {sql_type} "
-                    f"USING {column.name}::{sql_type};"
+                    f"ALTER TABLE {qualified} ALTER COLUMN {column.sql} TYPE {sql_type} USING {column.sql}::{sql_type};"
                 )
         return statements
 

@@ -373,7 +373,7 @@ class Source:
                     is_fatal=False,
                 )
             )
-        wanted = ", ".join(table.key)
+        wanted = ", ".join(table.sql_key)
         if not key:
             statement = f"ALTER TABLE {name} ADD PRIMARY KEY ({wanted});"
             problem = Problem(f"{name} has no primary key", statement, is_fatal=False, hinders_reading=False)

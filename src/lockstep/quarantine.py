@@ -97,9 +97,11 @@ def _open(home: Path, positions: Collection[int]) -> list[Entry]:
 def _read(log: ChangeLog, event: Entry) -> tuple[Table, pa.Table] | str:
     """The event as rows of `schema.log_schema`, two for an update of the primary key, or why it cannot land."""
     con = debezium.connect()
-    tables = debezium.parse(con, debezium.as_lines([event["event"]]))
+    resume = log.watermark().resume
+    schemas = debezium.Schemas(resume)
+    tables = debezium.parse(con, debezium.as_lines([event["event"]]), debezium.Settings.stored(resume), schemas)
     unread: list[tuple[str | None, str]] = con.execute(
-        f"SELECT {debezium.unread_reason()}, kind FROM records"
+        f"SELECT COALESCE({debezium.unread_reason()}, {schemas.reason()}), kind FROM records"
     ).fetchall()
     if not unread or not tables:
         reason, kind = unread[0] if unread else (None, "empty")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,16 +41,25 @@ _TYPES = {
 
 @dataclass(frozen=True)
 class Column:
-    """A column a model may name. `type` is its Arrow type in the change log; `nullable` as in the source."""
+    """A column a model may name. `type` is its Arrow type in the change log; `nullable` as in the source.
+
+    `precision` is how many digits of a second a timestamptz is declared with, None if it does not say.
+    """
 
     name: str
     type: pa.DataType
     nullable: bool = False
+    precision: int | None = None
+
+    @property
+    def sql(self) -> str:
+        """The name, quoted for SQL: any identifier may be a column's name, reserved words too."""
+        return quoted(self.name)
 
 
 @dataclass(frozen=True)
 class Table:
-    """A source table. `key` names its primary key columns in order.
+    """A source table. `key` names its primary key columns in order, `schema` the schema it is declared in, if any.
 
     A column that the schema file does not name is no reason to fail: it travels in the image's `extra`, as JSON.
     """
@@ -58,11 +67,27 @@ class Table:
     name: str
     key: tuple[str, ...]
     columns: tuple[Column, ...]
+    schema: str | None = None
     image: pa.StructType = field(init=False)
 
     def __post_init__(self) -> None:
         image = pa.struct([*(pa.field(c.name, c.type) for c in self.columns), pa.field("extra", pa.string())])
         object.__setattr__(self, "image", image)
+
+    @property
+    def sql_key(self) -> tuple[str, ...]:
+        """The key's columns, quoted for SQL."""
+        return tuple(map(quoted, self.key))
+
+
+def quoted(name: str) -> str:
+    """A name as an SQL identifier."""
+    return '"{}"'.format(name.replace('"', '""'))
+
+
+def literal(text: str) -> str:
+    """A text as an SQL literal."""
+    return "'{}'".format(text.replace("'", "''"))
 
 
 @functools.cache
@@ -85,9 +110,15 @@ def declared(path: Path) -> dict[str, Table]:
         raise LockstepError(f"{path} is not SQL that can be read: {e}") from None
     columns: dict[str, list[Column]] = {}
     keys: dict[str, tuple[str, ...]] = {}
+    schemas: dict[str, str | None] = {}
     for statement in statements:
         if isinstance(statement, exp.Create) and isinstance(statement.this, exp.Schema):
             name = statement.this.this.name
+            if name in columns:
+                raise LockstepError(
+                    f"{path} declares table {name} twice. A table of the log is known by its name alone: leave one out."
+                )
+            schemas[name] = statement.this.this.db or None
             definitions = [d for d in statement.this.expressions if isinstance(d, exp.ColumnDef)]
             own = [d.name for d in definitions if d.find(exp.PrimaryKeyColumnConstraint)]
             keys[name] = tuple(own) or _primary_key(statement)
@@ -95,7 +126,7 @@ def declared(path: Path) -> dict[str, Table]:
         elif isinstance(statement, exp.Alter) and (key := _primary_key(statement)):
             keys[statement.this.name] = key
             found = columns.get(statement.this.name, [])
-            columns[statement.this.name] = [Column(c.name, c.type, c.nullable and c.name not in key) for c in found]
+            columns[statement.this.name] = [replace(c, nullable=c.nullable and c.name not in key) for c in found]
     if not columns:
         raise LockstepError(f"{path} declares no table: it needs CREATE TABLE statements.")
     for name in columns:
@@ -103,7 +134,25 @@ def declared(path: Path) -> dict[str, Table]:
             raise LockstepError(f"{path}: table {name} has no PRIMARY KEY, so its rows cannot be told apart.")
         if not name.isidentifier() or name != name.lower() or name.startswith("_"):
             raise LockstepError(f"{path}: table {name} becomes a model, so its name must be a lower-case word.")
-    return {name: Table(name, keys[name], tuple(columns[name])) for name in columns}
+        _check_columns(path, name, [c.name for c in columns[name]])
+    return {name: Table(name, keys[name], tuple(columns[name]), schemas[name]) for name in columns}
+
+
+def _check_columns(path: Path, table: str, names: list[str]) -> None:
+    """Refuse columns that an image cannot hold side by side: its fields are told apart without regard to case."""
+    seen: dict[str, str] = {}
+    for name in names:
+        if name.lower() == "extra":
+            raise LockstepError(
+                f"{path}: table {table} has a column {name}, the name under which every image keeps the columns that "
+                "the file does not declare. Leave it out of the file: it travels there, as JSON."
+            )
+        if name.lower() in seen:
+            raise LockstepError(
+                f"{path}: table {table} has the columns {seen[name.lower()]} and {name}, which DuckDB does not tell "
+                "apart. Leave one out of the file: it travels in `extra`, as JSON."
+            )
+        seen[name.lower()] = name
 
 
 def _definitions(text: str) -> Iterator[str]:
@@ -139,7 +188,9 @@ def _column(path: Path, table: str, definition: Any, is_key: bool) -> Column:
             "which the change log has no type for. It knows bigint, integer, smallint, text, varchar, char, uuid, "
             "date, real, double precision and timestamptz. Leave the column out of the file: it travels in `extra`."
         )
-    return Column(definition.name, _TYPES[name], not (is_key or definition.find(exp.NotNullColumnConstraint)))
+    is_nullable = not (is_key or definition.find(exp.NotNullColumnConstraint))
+    precision = int(kind.expressions[0].name) if name == "TIMESTAMPTZ" and kind.expressions else None
+    return Column(definition.name, _TYPES[name], is_nullable, precision)
 
 
 class _Tables(Mapping[str, Table]):
