@@ -22,8 +22,11 @@ MINUTE = timedelta(minutes=1)
 
 @pytest.fixture(scope="module")
 def shop():
-    """A row of every table, committed one minute before the last, and then an update and a delete of an order."""
+    """A row of every table, each committed a minute before the one before it, and then an update and a delete."""
     shop = Shop(TEN)
+    with shop.transaction():
+        shop.insert("customers", 8)
+        shop.insert("customers", 9)
     for i, table in enumerate(DEFAULTS):
         shop.now = TEN - i * MINUTE
         shop.insert(table, tuple(range(1, len(KEY[table]) + 1)) if len(KEY[table]) > 1 else 1)
