@@ -43,13 +43,11 @@ def union_of_source_tables(evaluator):
     """Position, logged_at and source_table of every change of every table: `FROM (@union_of_source_tables())`."""
     from lockstep.schema import TABLES
 
-    return exp.union(
-        *(
-            exp.select("position", "logged_at", exp.Literal.string(name).as_("source_table")).from_(f"changes.{name}")
-            for name in TABLES
-        ),
-        distinct=False,
-    )
+    tables = [
+        exp.select("position", "logged_at", exp.Literal.string(name).as_("source_table")).from_(f"changes.{name}")
+        for name in TABLES
+    ]
+    return exp.union(*tables, distinct=False) if len(tables) > 1 else tables[0]
 
 
 @macro()

@@ -43,13 +43,14 @@ from lockstep.pgoutput import BEGIN, COMMIT, TRUNCATE, Decoder, commit_end
 from lockstep.postgres import LEFTOVER_SECONDS, Source, close_quietly, format_lsn, is_out_of_reach, parse_lsn, query
 from lockstep.schema import TABLES, TIMESTAMP, Table, batch_schema
 from lockstep.service import disk_full_said_plainly, stop_on_signal
-from lockstep.snapshot import PART_BYTES, PART_ROWS, begin, check_continues
+from lockstep.snapshot import PART_BYTES, PART_ROWS, begin, check_continues, check_published
 
 LONGEST_TRIGGER = 10.0  # seconds; how far a backlog may lengthen the trigger, unless it is longer itself
 _PROBE_EVERY = 1.0  # seconds
 _PATIENCE = 0.25  # seconds; the longest wait for the network before the clock and the stop signal are looked at
 _SHORTEST_WAIT, _LONGEST_WAIT = 0.5, 30.0  # seconds between attempts to connect again
 _COUNT_EVERY = 10.0  # seconds between two counts of what is open in quarantine
+_LOOK_EVERY = 10.0  # seconds between two looks at whether the publication is still the same
 _TELL_EVERY = 60.0  # seconds between two lines of the log that say how far it is
 _CUT_OFF = 120.0  # seconds the server may take to notice that a connection of ours, cut by the network, is gone
 
@@ -178,7 +179,7 @@ def _follow(
             pause(_SHORTEST_WAIT)
         except psycopg2.Error as e:
             if not is_out_of_reach(e):
-                raise LockstepError(f"PostgreSQL refuses to send changes: {str(e).strip()}") from e
+                raise LockstepError(_refusal(source, e)) from e
             if writer.watermark.position > position:
                 wait = _SHORTEST_WAIT
             reason = " ".join(str(e).split()) or type(e).__name__
@@ -191,6 +192,17 @@ def _follow(
             wait = min(wait * 2, _LONGEST_WAIT)
         finally:
             close_quietly(replication, connection)
+
+
+def _refusal(source: Source, error: psycopg2.Error) -> str:
+    """Why the server does not send changes, and what helps."""
+    if isinstance(error, errors.UndefinedObject) and "publication" in str(error):
+        return (
+            f"There was no publication {source.publication} when some of the changes were made that are to be sent "
+            "next, so PostgreSQL cannot send them; making it now does not help. Start once with `--new-snapshot`: it "
+            "makes the publication if there is none, reads all tables again and lands how they differ from the log."
+        )
+    return f"PostgreSQL refuses to send changes: {' '.join(str(error).split())}"
 
 
 @dataclass
@@ -332,6 +344,7 @@ class _Stream:
         self._probe: _Probe | None = None
         self._next_probe = 0.0
         self._probes_done = 0
+        self._next_look = time.monotonic() + _LOOK_EVERY
         self._lander = _Lander(home, writer, Decoder(database, source.schema))
         self._landing: tuple[_Segment, Future[Landed | None]] | None = None
         self._thread = ThreadPoolExecutor(1, "landing")
@@ -490,6 +503,9 @@ class _Stream:
             [[lsn, at]] = query(self._connection, "SELECT pg_current_wal_flush_lsn(), clock_timestamp()")
             self._probe = _Probe(parse_lsn(lsn), at.astimezone(UTC).replace(tzinfo=None))
             self._acknowledger.send_feedback(reply=True)
+            if now >= self._next_look:
+                self._next_look = now + _LOOK_EVERY
+                check_published(self._connection, self._source, self._writer.watermark.resume)
         if self._probe is None:
             return
         is_quiet = not self._pending.payloads and self._landing is None

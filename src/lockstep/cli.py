@@ -998,6 +998,19 @@ def main() -> None:
     except LockstepError as e:
         click.echo(f"Error: {e}", err=True)
         sys.exit(1)
+    except Exception as e:
+        said = _said_by_postgres(e)
+        if said is None:
+            raise
+        click.echo(f"Error: {said}", err=True)
+        sys.exit(1)
+
+
+def _said_by_postgres(error: Exception) -> str | None:
+    """An error that PostgreSQL reported, in one line; None if the error is another."""
+    if not type(error).__module__.startswith("psycopg2"):
+        return None
+    return f"PostgreSQL says: {' '.join(str(error).split())}. What has landed stays landed."
 
 
 if __name__ == "__main__":

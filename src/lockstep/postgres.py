@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,6 +27,9 @@ APPEND_ONLY = frozenset({"gps_pings"})  # has no updates, so that it needs no be
 
 # How long the server may take to notice that a reader of a slot, killed perhaps, is gone.
 LEFTOVER_SECONDS = 5.0
+
+# A role's own limits are for its queries by hand: ours may last, and a wait for a transaction may last longer.
+_UNLIMITED = {"statement_timeout": "0", "lock_timeout": "0", "idle_in_transaction_session_timeout": "0"}
 
 # A cut network must not leave us waiting for ever: the kernel asks the other side, and gives up after half a minute.
 _NETWORK = {
@@ -112,7 +116,7 @@ class Source:
 
     def _arguments(self) -> dict[str, Any]:
         given = parse_dsn(self.dsn)
-        settings = "".join(f" -c {name}={value}" for name, value in SESSION.items())
+        settings = "".join(f" -c {name}={value}" for name, value in {**SESSION, **_UNLIMITED}.items())
         ours = {
             "application_name": self.application,
             "client_encoding": "UTF8",
@@ -122,6 +126,13 @@ class Source:
 
     def first_connection(self) -> Connection:
         """An ordinary connection, with whatever hinders it said plainly."""
+        scheme = self.dsn.partition("://")[0] if "://" in self.dsn else "postgresql"
+        if scheme not in ("postgresql", "postgres"):
+            raise LockstepError(
+                f"{scheme}:// is not an address of PostgreSQL, the one database that is read directly: write "
+                "postgresql://USER@HOST/DATABASE. Others are read through Debezium: `lockstep ingest debezium:FILE`, "
+                "with the connector's settings in FILE."
+            )
         try:
             return self.connect()
         except psycopg2.ProgrammingError as e:
@@ -224,18 +235,82 @@ class Source:
                 f"    {statement.as_string(connection)};"
             ) from None
 
-    def create_slot(self, replication: LogicalReplicationConnection, *, is_temporary: bool = False) -> Snapshot:
+    def create_slot(
+        self,
+        replication: LogicalReplicationConnection,
+        *,
+        is_temporary: bool = False,
+        while_waiting: Callable[[float], bool] = lambda seconds: True,
+    ) -> Snapshot:
         """Make the slot. Its snapshot can be read until the next command on `replication`, or its end.
+
+        The server first waits for every transaction that is running now. Until it is done `while_waiting` is called
+        several times a second with the seconds that have passed; False gives up, which raises QueryCanceled.
 
         A temporary slot is gone with `replication`, whatever ends it.
         """
-        with replication.cursor() as cursor:
-            name = sql.Identifier(self.slot).as_string(replication)
-            kind = "TEMPORARY LOGICAL" if is_temporary else "LOGICAL"
-            cursor.execute(f"CREATE_REPLICATION_SLOT {name} {kind} pgoutput EXPORT_SNAPSHOT")
-            row = cursor.fetchone()
+        name = sql.Identifier(self.slot).as_string(replication)
+        kind = "TEMPORARY LOGICAL" if is_temporary else "LOGICAL"
+
+        def create() -> Any:
+            with replication.cursor() as cursor:
+                cursor.execute(f"CREATE_REPLICATION_SLOT {name} {kind} pgoutput EXPORT_SNAPSHOT")
+                return cursor.fetchone()
+
+        started = time.monotonic()
+        with ThreadPoolExecutor(1, "slot") as thread:  # the call lasts, and a signal does not end it
+            making = thread.submit(create)
+            while not wait([making], timeout=0.2).done:
+                if not while_waiting(time.monotonic() - started):
+                    replication.cancel()
+            row = making.result()
         assert row is not None
         return Snapshot(parse_lsn(row[1]), row[2])
+
+    def unfinished(self, connection: Connection) -> list[str]:
+        """The transactions that a new slot waits for, oldest first, each with how to end it."""
+        prepared = query(connection, "SELECT gid, database, prepared FROM pg_prepared_xacts ORDER BY prepared")
+        running = query(
+            connection,
+            "SELECT pid, datname, application_name, xact_start FROM pg_stat_activity "
+            "WHERE backend_xid IS NOT NULL AND pid <> pg_backend_pid() ORDER BY xact_start",
+        )
+        return [
+            f"prepared transaction {gid!r} of database {database}, since {since:%F %T}: COMMIT PREPARED '{gid}'; or "
+            f"ROLLBACK PREPARED '{gid}';"
+            for gid, database, since in prepared
+        ] + [
+            f"server process {pid} ({application or 'unknown'}) of database {database}, in a transaction since "
+            f"{since:%F %T}: end it there, or SELECT pg_terminate_backend({pid});"
+            for pid, database, application, since in running
+        ]
+
+    def published(self, connection: Connection) -> dict[str, Any]:
+        """What tells that the publication and each table's place in it are still the same, to be compared.
+
+        A table that leaves the publication and comes back, or is dropped and made again, or swapped by renaming, has
+        other numbers; so has a publication whose kinds of changes were altered.
+        """
+        publication = query(
+            connection, "SELECT oid::text, xmin::text FROM pg_publication WHERE pubname = %s", (self.publication,)
+        )
+        tables = query(
+            connection,
+            """
+            SELECT c.relname, c.oid::text, COALESCE(r.oid::text, '')
+            FROM pg_publication_tables AS t
+            JOIN pg_namespace AS n ON n.nspname = t.schemaname
+            JOIN pg_class AS c ON c.relnamespace = n.oid AND c.relname = t.tablename
+            LEFT JOIN (pg_publication_rel AS r JOIN pg_publication AS p ON p.oid = r.prpubid AND p.pubname = %s)
+              ON r.prrelid = c.oid
+            WHERE t.pubname = %s AND t.schemaname = %s
+            """,
+            (self.publication, self.publication, self.schema),
+        )
+        return {
+            "publication": [list(row) for row in publication],
+            "tables": {name: [oid, membership] for name, oid, membership in sorted(tables) if name in TABLES},
+        }
 
     @contextmanager
     def reading(self, snapshot: Snapshot) -> Iterator[tuple[Connection, int, datetime]]:
@@ -311,6 +386,14 @@ class Source:
                     "-- upgrade the server, or capture with Debezium and `lockstep ingest`",
                 )
             )
+        [[is_standby]] = query(connection, "SELECT pg_is_in_recovery()")
+        if is_standby:
+            problems.append(
+                Problem(
+                    "this server is a standby: publication and slot are made on the primary, whose changes it repeats",
+                    "-- give the primary's address; here, SHOW primary_conninfo; names it",
+                )
+            )
         [[wal_level, encoding, slots, free]] = query(
             connection,
             "SELECT current_setting('wal_level'), current_setting('server_encoding'), "
@@ -345,7 +428,7 @@ class Source:
         rows = query(
             connection,
             """
-            SELECT c.relkind, c.relreplident,
+            SELECT c.relkind, c.relpersistence, c.relreplident,
               has_table_privilege(c.oid, 'SELECT') AND has_schema_privilege(c.relnamespace, 'USAGE'),
               ARRAY(
                 SELECT a.attname::text FROM pg_index AS i
@@ -360,10 +443,18 @@ class Source:
         )
         if not rows:
             return [Problem(f"table {name} is missing", "-- create it as in the source schema, or use --schema NAME")]
-        kind, identity, is_readable, key = rows[0]
+        kind, persistence, identity, is_readable, key = rows[0]
         problems = []
         if kind != "r":
             problems.append(Problem(f"{name} is not an ordinary table", "-- capture reads ordinary tables only"))
+        if persistence == "u":
+            problems.append(
+                Problem(
+                    f"{name} is unlogged: the server's log, from which changes are captured, has none of its changes",
+                    f"ALTER TABLE {name} SET LOGGED;",
+                    hinders_reading=False,
+                )
+            )
         if not is_readable:
             user = query(connection, "SELECT current_user")[0][0]
             problems.append(

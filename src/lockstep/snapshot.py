@@ -21,6 +21,7 @@ import numpy as np
 import psycopg2
 import pyarrow as pa
 import pyarrow.parquet as pq
+from psycopg2 import errors
 from psycopg2.extensions import connection as Connection
 from psycopg2.extras import LogicalReplicationConnection
 
@@ -36,6 +37,8 @@ from lockstep.schema import TABLES, TIMESTAMP, batch_schema
 # A part is what is decoded and written at once: it bounds memory.
 PART_ROWS = 40_000
 PART_BYTES = 10 << 20
+
+_TELL_FIRST, _TELL_EVERY = 2.0, 60.0  # seconds of waiting for a slot after which the log says what for
 
 log = logging.getLogger("lockstep.capture")
 
@@ -60,6 +63,8 @@ def begin(home: Path, writer: Writer, source: Source, new_snapshot: bool, stop: 
         if is_begun and not take_snapshot:
             _check_source(connection, source, {}, is_new=False)
             check_continues(connection, source, identity, resume)
+            if "published" not in resume:  # by an older version
+                writer.land({}, resume={**resume, "published": source.published(connection)})
             return 0
         if writer.watermark.position and not is_begun and not new_snapshot:
             raise LockstepError(
@@ -77,11 +82,12 @@ def begin(home: Path, writer: Writer, source: Source, new_snapshot: bool, stop: 
             "schema": source.schema,
             "system_identifier": identity.system_identifier,
             "database": identity.database,
+            "published": source.published(connection),
         }
         # Before the slot is made: should we be killed with it half done, the slot is known to be ours to drop.
         writer.land({}, resume={**state, "snapshot": "incomplete"})
         try:
-            return _snapshot(home, writer, source, identity, replication, state, stop)
+            return _snapshot(home, writer, source, identity, connection, replication, state, stop)
         except BaseException as e:
             # A slot that nobody reads keeps the server's log from being removed.
             with suppress(psycopg2.Error, LockstepError):
@@ -155,8 +161,28 @@ def check_continues(connection: Connection, source: Source, identity: Identity, 
     elif parse_lsn(end) < landed:
         why = f"The server was set back in time: its log ends at {end}, {resume['commit_lsn']} has landed here."
     else:
+        check_published(connection, source, resume)
         return
     raise LockstepError(f"{why} {offer}")
+
+
+def check_published(connection: Connection, source: Source, resume: Mapping[str, Any]) -> None:
+    """Refuse to go on where the publication, or a table's place in it, is not what it was at the snapshot."""
+    was = resume.get("published")
+    if was is None or (now := source.published(connection)) == was:
+        return
+    lacking = [name for name in was["tables"] if name not in now["tables"]]
+    changed = [name for name in TABLES if now["tables"].get(name) != was["tables"].get(name)]
+    if lacking:
+        what = f"{', '.join(lacking)} left publication {source.publication}"
+    elif now["publication"] != was["publication"]:
+        what = f"publication {source.publication} was altered, or dropped and made again"
+    else:
+        what = f"{', '.join(changed)} left publication {source.publication} for a time, or was made anew"
+    raise LockstepError(
+        f"Since the last snapshot {what}: changes may never have been sent, and are missing in the log. Start once "
+        "with `--new-snapshot`: it reads all tables again and lands how they differ from the log."
+    )
 
 
 def _snapshot(
@@ -164,6 +190,7 @@ def _snapshot(
     writer: Writer,
     source: Source,
     identity: Identity,
+    connection: Connection,
     replication: LogicalReplicationConnection,
     state: Mapping[str, Any],
     stop: threading.Event,
@@ -173,7 +200,24 @@ def _snapshot(
         source.slot,
         extra=about("slot", slot=source.slot),
     )
-    snapshot = source.create_slot(replication)
+    told = 0.0
+
+    def while_waiting(seconds: float) -> bool:
+        nonlocal told
+        if seconds - told >= (_TELL_EVERY if told else _TELL_FIRST):
+            told = seconds
+            for transaction in source.unfinished(connection):
+                log.warning(
+                    "slot %s waits for %s", source.slot, transaction, extra=about("slot_waits", transaction=transaction)
+                )
+        return not stop.is_set()
+
+    try:
+        snapshot = source.create_slot(replication, while_waiting=while_waiting)
+    except errors.QueryCanceled:
+        if stop.is_set():
+            raise _Stopped from None
+        raise
     scratch = home / "snapshot"
     try:
         with source.reading(snapshot) as (reading, xid, at), writer.batch() as batch:

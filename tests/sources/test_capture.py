@@ -332,7 +332,7 @@ def test_a_dropped_column_holds_its_table_and_a_warning_names_the_remedy(
         "column amount_cents is gone from the source table"
     }
     capture(shop, tmp_path)
-    assert 'ALTER TABLE "public"."orders" ADD COLUMN amount_cents bigint;' in caplog.text
+    assert 'ALTER TABLE "public"."orders" ADD COLUMN "amount_cents" bigint;' in caplog.text
 
 
 def test_a_retyped_column_waits_in_quarantine_and_can_be_retried(shop: Cluster, tmp_path: Path) -> None:
@@ -372,13 +372,13 @@ def test_an_update_without_its_before_image_is_quarantined(shop: Cluster, tmp_pa
         (
             "ALTER TABLE orders DROP CONSTRAINT orders_pkey",
             "no primary key",
-            "ALTER TABLE {} ADD PRIMARY KEY (order_id);",
+            'ALTER TABLE {} ADD PRIMARY KEY ("order_id");',
         ),
-        ("ALTER TABLE orders DROP region", "region is gone", "ALTER TABLE {} ADD COLUMN region text;"),
+        ("ALTER TABLE orders DROP region", "region is gone", 'ALTER TABLE {} ADD COLUMN "region" text;'),
         (
             "ALTER TABLE orders ALTER quantity TYPE bigint",
             "quantity is no longer integer",
-            "ALTER TABLE {} ALTER COLUMN quantity TYPE integer USING quantity::integer;",
+            'ALTER TABLE {} ALTER COLUMN "quantity" TYPE integer USING "quantity"::integer;',
         ),
         ("ALTER TABLE orders RENAME TO o", 'table "public"."orders" is missing', "--schema"),
         (

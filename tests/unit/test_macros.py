@@ -104,6 +104,14 @@ def test_union_of_source_tables_reads_every_table(evaluator):
     assert all(f"'{table}' AS source_table FROM changes.{table}" in query for table in TABLES)
 
 
+def test_union_of_source_tables_of_a_project_with_one(evaluator, monkeypatch):
+    from lockstep.schema import TABLES
+
+    monkeypatch.setattr(TABLES, "_found", {"orders": TABLES["orders"]})
+    query = expand(evaluator, "SELECT * FROM (@union_of_source_tables()) AS t")
+    assert query == "SELECT * FROM (SELECT position, logged_at, 'orders' AS source_table FROM changes.orders) AS t"
+
+
 def test_verified_cuts_reads_every_domain(evaluator):
     from lockstep.contracts import load
 
