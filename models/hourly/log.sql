@@ -4,7 +4,7 @@ MODEL (
   name hourly.log,
   kind CUSTOM (
     materialization 'atomic_by_time_range',
-    batch_size 720,
+    batch_size 8784,
     materialization_properties (time_column = log_hour)
   ),
   cron '@hourly',

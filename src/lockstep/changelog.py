@@ -45,7 +45,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lockstep import growing
-from lockstep.clock import AHEAD, machine_now
+from lockstep.clock import AHEAD, NO_TIME, machine_now
 from lockstep.contracts import skips
 from lockstep.errors import LockstepError
 from lockstep.lock import Lock, exclusive
@@ -547,7 +547,7 @@ class Batch:
         order the changes of one part.
 
         An update that changes the primary key becomes a delete and an insert. A commit time that is more than `AHEAD`
-        ahead of the clock stays in `committed_at` and does not move `logged_at`.
+        ahead of the clock, or not after `NO_TIME`, stays in `committed_at` and does not move `logged_at`.
         """
         parts = {name: split_key_updates(TABLES[name], rows) for name, rows in changes.items() if rows.num_rows}
         part_of = {name: rows for name, (rows, _) in parts.items()}
@@ -561,7 +561,7 @@ class Batch:
         halves = [half for _, half in parts.values()] + ([bad_half] if bad_half is not None else [])
 
         latest = _to_us(now + AHEAD)
-        known = [np.where(clock > latest, -1, clock) for clock in clocks]
+        known = [np.where((clock > latest) | (clock <= _to_us(NO_TIME)), -1, clock) for clock in clocks]
         positions, logged = self._place(ordinals, halves, known, now)
         if len(logged):
             last = np.concatenate(list(logged)).max(initial=-1)

@@ -10,6 +10,9 @@ from lockstep.errors import LockstepError
 # A commit time or keep-alive further ahead of this machine's clock is wrong: one event from 2099 would otherwise carry
 # the log's clock to 2099, and no hour could seal until then. Two machines that keep time are seconds apart.
 AHEAD = timedelta(minutes=5)
+# A commit time that is not after this is none: 1970 and 2000 are the zeros of Unix and of PostgreSQL, and no log of
+# changes is older. As a log's first time it would make every run look at each hour since.
+NO_TIME = datetime(2000, 1, 1)
 
 
 def machine_now() -> datetime:

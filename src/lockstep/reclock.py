@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from lockstep import changelog
 from lockstep.changelog import Ahead, ChangeLog, Watermark, hour_name
-from lockstep.clock import AHEAD, machine_now
+from lockstep.clock import AHEAD, NO_TIME, machine_now
 from lockstep.errors import LockstepError
 from lockstep.lock import exclusive
 from lockstep.schema import DISCARDED, TABLES, TIMESTAMP
@@ -189,7 +189,7 @@ class _Clock:
                 )
                 found["events"] += int(is_ahead.sum())
             places.append(position)
-            times.append(np.where(is_ahead, -1, time))
+            times.append(np.where(is_ahead | (time <= changelog._to_us(NO_TIME)), -1, time))
         position, time = np.concatenate(places), np.concatenate(times)
         order = np.argsort(position)
         self.position = position[order]

@@ -97,6 +97,26 @@ def test_a_log_of_nothing_else_takes_the_machines_time(tmp_path: Path) -> None:
     assert (log.watermark().logged_at, log.watermark().started_at) == (NOON, NOON)
 
 
+@pytest.mark.parametrize("at", [datetime(1, 1, 1), datetime(1969, 12, 31), datetime(1970, 1, 1), datetime(2000, 1, 1)])
+def test_a_log_does_not_begin_with_the_zero_of_a_clock(tmp_path: Path, at: datetime) -> None:
+    """It would be as many hours long as have passed since, and a run would look at each of them."""
+    shop = Shop(at)
+    shop.order(1)
+    shop.order(2)
+    shop.now = NOON
+    shop.order(3)
+    log = land(tmp_path, shop, NOON)
+    assert [row["committed_at"] for row in orders(log)] == [at, at, NOON]
+    assert [row["logged_at"] for row in orders(log)] == [NOON, NOON, NOON]
+    assert (log.watermark().started_at, log.watermark().ahead) == (NOON, {})
+
+
+def test_a_history_of_long_ago_keeps_its_times(tmp_path: Path) -> None:
+    shop = Shop(datetime(2000, 1, 1, 0, 0, 1))
+    shop.order(1)
+    assert land(tmp_path, shop, NOON).watermark().started_at == shop.now
+
+
 def test_a_keep_alive_obeys_it_too(tmp_path: Path) -> None:
     shop = Shop(NOON)
     shop.order(1)

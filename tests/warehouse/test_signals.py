@@ -65,6 +65,20 @@ class TestBothSignals:
         assert ready(model, Watermark()) == []
 
 
+def test_an_hourly_log_of_twenty_years_is_checked_at_once(project):
+    """SQLMesh scans a batch for each hour of a list that a signal returns: 16 billion looks."""
+    calls = project.get_model("hourly.orders").render_signal_calls()
+    first = datetime(2006, 1, 1)
+    intervals = [(_ms(first + timedelta(hours=n)), _ms(first + timedelta(hours=n + 1))) for n in range(180_000)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ChangeLog, "watermark", lambda self: Watermark(9, first + timedelta(hours=179_999)))
+        for name, arguments in calls.signals_to_kwargs.items():
+            ready = check_ready_intervals(
+                calls.prepared_python_env[name], intervals, None, calls.python_env, kwargs=arguments
+            )
+    assert ready == intervals[:-1]
+
+
 HELD = Hold(5, datetime(2026, 1, 5, 10, 20))
 
 
