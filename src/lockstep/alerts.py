@@ -29,6 +29,7 @@ SEALING = "hour not sealing"
 QUARANTINE = "quarantine not empty"
 CAPTURE = "capture not running"
 CLOCK = "commit time ahead"
+FILE = "file unreadable"
 
 # How long after the latest such commit time its incident stays open.
 CLOCK_FOR = timedelta(hours=24)
@@ -211,8 +212,10 @@ def _conditions(home: Path, unsealed_hours: int) -> tuple[dict[tuple[str, str], 
         status = operate.status(home)
         if status["warehouse"] == "ready":
             found.update(_of_domains(home, status))
-        elif status["warehouse"] == "busy":
+        elif status["warehouse"] != "none":
             unknown |= {DIVERGENCE, FRESHNESS}
+        if status["problem"]:
+            found[FILE, "warehouse.duckdb"] = status["problem"]
     except LockstepError:  # a run has begun since
         unknown |= {DIVERGENCE, FRESHNESS}
     return found, unknown

@@ -33,7 +33,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -212,6 +212,21 @@ class ChangeLog:
         # Positions rise with the hours: no file of an hour before this one ends beyond `after`.
         hour = max((p.parent.name for p in found if first[p] <= after), default="")
         return [p for p in found if p.parent.name >= hour]
+
+    def require_readable(self, tables: Iterable[str], since: datetime | None) -> None:
+        """Raise LockstepError if a file of these tables, of the hour `since` or later, is cut off or no Parquet file.
+
+        Reads the end of each file, not its rows: damage in between is for checksums to find.
+        """
+        first = hour_name(since) if since else ""
+        with ExitStack() as stack:
+            hours = [stack.enter_context(os.scandir(self.root / table)) for table in tables]
+            tail = sorted(hour.path for hour in itertools.chain(*hours) if hour.name >= first and hour.name != NO_HOUR)
+        for path in (p for hour in tail for p in Path(hour).glob("*.parquet")):
+            try:
+                pq.read_metadata(path)
+            except (OSError, pa.ArrowInvalid) as e:
+                raise LockstepError(f"{path} cannot be read: {str(e).splitlines()[0]}") from None
 
     def link_tail(self, since: datetime) -> None:
         """Have the hours from `since` on in the tail; new ones the writer puts there.

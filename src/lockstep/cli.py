@@ -15,6 +15,7 @@ import click
 from lockstep import logs, show
 from lockstep.errors import LockstepError
 from lockstep.project import home
+from lockstep.service import cannot_write
 
 if TYPE_CHECKING:
     from lockstep.ingest import Summary
@@ -83,6 +84,7 @@ def run(at: str | None, as_json: bool, verbose: bool) -> None:
                 "published": result.published.as_row() if result.published else None,
                 "compacted": dataclasses.asdict(result.compacted) if result.compacted else None,
                 "warnings": result.warnings,
+                "notes": result.notes,
             }
         )
     else:
@@ -107,7 +109,11 @@ def status(as_json: bool) -> None:
         show.json(result)
     else:
         show.status(result)
-    if result["quarantined"] or any(d["mode"] == "live" and d["served_from"] != "live" for d in result["domains"]):
+    if (
+        result["quarantined"]
+        or result["problem"]
+        or any(d["mode"] == "live" and d["served_from"] != "live" for d in result["domains"])
+    ):
         sys.exit(1)
 
 
@@ -871,6 +877,7 @@ def alerts(action: str, dry_run: bool, as_json: bool) -> None:
       hour not sealing       quarantine holds a table's hours, two or more (unsealed_hours) that the clock has closed
       quarantine not empty   events wait for a decision
       capture not running    a capture has failed, was killed or is stuck (not: was stopped)
+      file unreadable        the warehouse, or the log as it reads it, cannot be read
 
     `lockstep run` does the same at its end; between two runs do it from cron. `lockstep alerts test` sends every
     channel a test message. A channel that fails is tried again at the next check. docs/alerts.md says how to configure
@@ -992,14 +999,17 @@ def parse_seconds(text: str) -> float:
 
 
 def main() -> None:
-    """Run the command line; a mistake of the user's ends with its message and exit code 1, without a stack trace."""
+    """Run the command line; a mistake of the user's ends with its message and exit code 1, without a stack trace.
+
+    So does a disk that is full, or that may not be written.
+    """
     try:
         cli(standalone_mode=True)
     except LockstepError as e:
         click.echo(f"Error: {e}", err=True)
         sys.exit(1)
     except Exception as e:
-        said = _said_by_postgres(e)
+        said = cannot_write(e) if isinstance(e, OSError) else _said_by_postgres(e)
         if said is None:
             raise
         click.echo(f"Error: {said}", err=True)

@@ -3,3 +3,7 @@
 
 class LockstepError(Exception):
     """A problem the user can act on. The message names the file, row or setting, and the way out."""
+
+
+class Busy(LockstepError):
+    """Another process has what is needed; later it works."""

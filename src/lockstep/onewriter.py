@@ -16,9 +16,17 @@ from weakref import WeakValueDictionary
 
 import duckdb
 from fsspec import AbstractFileSystem
+from sqlmesh.core import constants
 
+from lockstep.errors import LockstepError
 from lockstep.lock import held, holder
-from lockstep.warehouse import in_use, text
+from lockstep.pairing import FILES, attach, stamp
+from lockstep.project import home
+
+# SQLMesh loads models and snapshots in forked workers. A worker inherits the home's lock and the descriptors of its
+# files, and outlives a parent that is killed: the home would stay locked. SQLMesh reads this number each time it would
+# fork. Whatever loads models imports this module first (macros/cache.py), and so does whatever opens the state.
+constants.MAX_FORK_WORKERS = 1
 
 
 class CannotOpen(SystemExit):
@@ -39,6 +47,10 @@ class OneWriter(AbstractFileSystem):  # type: ignore[misc]
 
     def __init__(self, file: str) -> None:
         super().__init__()
+        try:
+            home()
+        except LockstepError as e:
+            raise CannotOpen(f"Error: {e}") from None
         # DuckDB knows a file system by its protocol, and no second one of the same for a connection's second cursor.
         self.protocol = f"lockstep-{next(_numbers)}"
         path = Path(file).resolve()
@@ -46,14 +58,13 @@ class OneWriter(AbstractFileSystem):  # type: ignore[misc]
             # Who has one file already will get the other. Would it look again, then lockstep, which takes the lock
             # before it comes upon the file, and SQLMesh would refuse each other.
             if not any(path.parent == other.parent for other in _connected):
-                _require_free(path.parent, FILES - {path.name})
+                _require_free(path.parent)
+                _require_pair(path.parent)
             _take(path)
         except OSError as e:
             raise CannotOpen(f"Error: {path} cannot be opened: {e}") from None
         _connected[path] = self
 
-
-FILES = frozenset({"warehouse.duckdb", "state.duckdb"})
 
 _numbers = itertools.count()
 
@@ -65,14 +76,28 @@ _connected: WeakValueDictionary[Path, OneWriter] = WeakValueDictionary()
 _descriptors: dict[tuple[int, int], int] = {}
 
 
-def _require_free(home: Path, names: frozenset[str]) -> None:
-    lock = home / "warehouse.lock"
+def _require_free(directory: Path) -> None:
+    lock = directory / "warehouse.lock"
     found = holder(lock)
     if found is not None and found.get("pid") != os.getpid():
         raise CannotOpen(f"Error: {held(lock)}")
-    for path in (home / name for name in names):
+    for path in (directory / name for name in FILES):
         if path.exists():
             _try_out(path)
+
+
+def _require_pair(directory: Path) -> None:
+    try:
+        reason = stamp(directory)
+    except duckdb.BinderException:
+        return  # this process reads one of them by another connection (`lockstep explain`)
+    except (duckdb.Error, LockstepError) as e:
+        raise CannotOpen(f"Error: {e}") from None
+    if reason:
+        raise CannotOpen(
+            f"Error: {reason}, so SQLMesh would skip hours that are not in the warehouse. `lockstep run` computes all "
+            "figures anew from the change log."
+        )
 
 
 def _take(path: Path) -> None:
@@ -91,12 +116,11 @@ def _try_out(path: Path) -> bool:
         # Not by connecting to it: that reads what kind of file it is before it finds that this process has it attached,
         # and the end of that reading would be the end of this process's locks on the file.
         with duckdb.connect() as connection:
-            connection.execute(f"ATTACH {text(f'duckdb:{path}')}")
+            attach(connection, path)
     except duckdb.BinderException:
         return False
-    except duckdb.Error as e:
-        busy = in_use(path, e) if isinstance(e, duckdb.IOException) else None
-        raise CannotOpen(f"Error: {busy or f'{path} cannot be opened: {str(e).splitlines()[0]}'}") from None
+    except LockstepError as e:
+        raise CannotOpen(f"Error: {e}") from None
     return True
 
 

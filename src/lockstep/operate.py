@@ -8,11 +8,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lockstep import metrics, publish, warehouse
+import duckdb
+
+from lockstep import metrics, pairing, publish, warehouse
 from lockstep.changelog import ChangeLog
 from lockstep.compact import Compacted, compact
 from lockstep.contracts import load
-from lockstep.errors import LockstepError
+from lockstep.errors import Busy, LockstepError
 from lockstep.lock import exclusive, holder
 from lockstep.project import project
 from lockstep.warehouse import Row
@@ -22,7 +24,7 @@ from lockstep.warehouse import Row
 class Run:
     """What a run did. `failures` is what SQLMesh said of failed models and audits, one text each.
 
-    `warnings` is what went wrong beside the figures: alerts that could not be sent.
+    `warnings` is what went wrong beside the figures: alerts that could not be sent. `notes` is what to know of the run.
     """
 
     planned: bool
@@ -32,6 +34,7 @@ class Run:
     warnings: list[str] = field(default_factory=list)
     published: publish.Published | None = None
     compacted: Compacted | None = None
+    notes: list[str] = field(default_factory=list)
 
     @property
     def agrees(self) -> bool:
@@ -49,7 +52,9 @@ def run(home: Path, at: datetime | None = None, verbose: bool = False) -> Run:
     ChangeLog(home).require_changes()
     started = time.monotonic()
     with exclusive(home / "warehouse.lock", "running the models"):
+        notes = _mend_files(home)
         planned = not warehouse.is_planned(home)
+        warehouse.require_not_ahead(home, ChangeLog(home).watermark().position)
         failures = _sqlmesh(planned, at, verbose)
         receipts: list[Row] = []
         published = None
@@ -64,13 +69,22 @@ def run(home: Path, at: datetime | None = None, verbose: bool = False) -> Run:
             compacted = compact(home, publish.oldest_needed_hour(home))
         except LockstepError as e:
             failures.append(f"compact: {e}")
-    result = Run(planned, time.monotonic() - started, failures, receipts, published=published, compacted=compacted)
+    result = Run(planned, time.monotonic() - started, failures, receipts, [], published, compacted, notes)
     metrics.publish_run(home, result.seconds, result.agrees, status(home))
     if at is None:  # alerts are about now, and a replay is not
         from lockstep import alerts  # which asks for the status
 
         result.warnings += alerts.after_run(home, failures)
     return result
+
+
+def _mend_files(home: Path) -> list[str]:
+    """Set warehouse and state aside if one of them is lost or of another time; returns what was done, as sentences."""
+    reason = pairing.unlike(home)
+    if reason is None:
+        return []
+    aside = pairing.set_aside(home)
+    return [f"{reason}. What there was of both is in {aside}; all figures were computed anew from the change log."]
 
 
 def _sqlmesh(plan: bool, at: datetime | None, verbose: bool) -> list[str]:
@@ -109,16 +123,48 @@ def _sqlmesh(plan: bool, at: datetime | None, verbose: bool) -> list[str]:
     try:
         if plan:
             context.plan(auto_apply=True, no_prompts=True, skip_tests=True, execution_time=at)
-        elif context.run(execution_time=at, end=at).is_failure and not failures:
-            failures.append("The run did not complete; `sqlmesh run` shows its output.")
+        else:
+            _finish_plan(context)
+            if context.run(execution_time=at, end=at).is_failure and not failures:
+                failures.append("The run did not complete; `sqlmesh run` shows its output.")
     except CannotOpen as e:
         raise LockstepError(str(e).removeprefix("Error: ")) from None
-    except SQLMeshError as e:
+    except (SQLMeshError, duckdb.Error) as e:
         if not failures:
             failures.append(str(e))
     finally:
         context.close()
     return failures
+
+
+def _finish_plan(context: Any) -> None:
+    """Make the views of a plan whose process was killed between its record in the state and its end.
+
+    By the state's record, not by the project's files: what was edited since has not been planned.
+    """
+    from sqlmesh.core.snapshot import DeployabilityIndex
+    from sqlmesh.core.snapshot.definition import to_view_mapping
+    from sqlmesh.utils.date import now
+
+    environment = context.state_reader.get_environment("prod")
+    if environment is None or environment.finalized_ts:
+        return
+    names = {snapshot.name for snapshot in environment.snapshots}
+    removed = [s for s in environment.previous_finalized_snapshots or () if s.name not in names]
+    snapshots = context.state_reader.get_snapshots([*environment.snapshots, *removed])
+    planned = {key: s for key, s in snapshots.items() if s.name in names}
+    in_use = {
+        "environment_naming_info": environment.naming_info,
+        "deployability_index": DeployabilityIndex.all_deployable(),
+        "table_mapping": to_view_mapping(
+            planned.values(), environment.naming_info, default_catalog=context.default_catalog, dialect="duckdb"
+        ),
+    }
+    context._load_materializations()  # as a run does; promoting asks each model's kind
+    promoted = [planned[s.snapshot_id] for s in environment.promoted_snapshots]
+    context.snapshot_evaluator.promote(promoted, snapshots=planned, execution_time=now(), **in_use)
+    context.snapshot_evaluator.demote([snapshots[s.snapshot_id] for s in removed], **in_use)
+    context.state_sync.finalize(environment)
 
 
 def _describe(error: Any) -> str:
@@ -167,6 +213,7 @@ def status(home: Path) -> Row:
         "holds": {table: asdict(hold) for table, hold in watermark.holds.items()},
         "capture": metrics.capture_status(home),
         "warehouse": "none",
+        "problem": None,
         "domains": [],
     }
     if not (home / "warehouse.duckdb").exists():
@@ -186,7 +233,15 @@ def status(home: Path) -> Row:
                     connection, "SELECT MAX(log_hour) + INTERVAL '1' HOUR AS folded_until FROM hourly.log"
                 )
                 sealed_until = watermark.sealed_until(contract.sources)
+                try:
+                    log.require_readable(sorted(contract.sources), folded["folded_until"])
+                except LockstepError as e:
+                    serving |= {"served_from": "nothing", "reason": str(e)}
                 result["domains"].append({**serving, "sealed_until": sealed_until, **folded})
-    except LockstepError:
+    except Busy:
         result["warehouse"] = "busy"
+    except LockstepError as e:
+        result["warehouse"] = "unreadable"
+        result["domains"] = []
+        result["problem"] = str(e)
     return result

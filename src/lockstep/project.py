@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from lockstep.errors import LockstepError
 
 
 def home() -> Path:
-    """The data home: LOCKSTEP_HOME, or ./data. Everything a user's data makes lies under it."""
-    return Path(os.environ.get("LOCKSTEP_HOME") or "data").resolve()
+    """The data home: LOCKSTEP_HOME, or ./data. Everything a user's data makes lies under it.
+
+    Raises LockstepError if DuckDB could not read the log there: it reads it by a pattern, searches for it in a list of
+    paths that commas separate, and SQLMesh quotes no path.
+    """
+    path = Path(os.environ.get("LOCKSTEP_HOME") or "data").resolve()
+    found = re.search(r"[',*?\[\]\\\x00-\x1f\x7f]", str(path))
+    if found:
+        raise LockstepError(
+            f"{str(path)!r} cannot be the data home: DuckDB cannot read a log that has {found[0]!r} in its path. Set "
+            "LOCKSTEP_HOME to one without ' , * ? [ ] \\ and control characters; spaces and accents are fine."
+        )
+    return path
 
 
 def project() -> Path:

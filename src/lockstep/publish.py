@@ -20,7 +20,6 @@ from __future__ import annotations
 import fcntl
 import itertools
 import os
-import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -37,6 +36,7 @@ from lockstep.changelog import ChangeLog, fsync_directory
 from lockstep.errors import LockstepError
 from lockstep.lock import exclusive
 from lockstep.publication import Builder
+from lockstep.schema import TABLES
 from lockstep.warehouse import Row, text
 
 KEEP = timedelta(hours=1)  # how long a superseded publication stays even if nobody has it open
@@ -72,12 +72,11 @@ def write(home: Path) -> Published:
     """What `publish` does, for whoever holds the lock already."""
     started = time.monotonic()
     home = home.resolve()
-    if re.search(r"[*?\[\]]", str(home)):
-        raise LockstepError(f"{home}: a published file reads the log by a pattern, so no * ? [ ] may be in its path.")
     log = ChangeLog(home)
     watermark = log.watermark()
     with warehouse.reader(home) as connection:
         warehouse.require_planned(connection)
+    warehouse.require_not_ahead(home, watermark.position)
     directory = home / "published"
     directory.mkdir(exist_ok=True)
     for debris in directory.glob("*.partial*"):
@@ -87,6 +86,7 @@ def write(home: Path) -> Published:
     partial = directory / f"{number}.partial"
     with _building(home, partial) as connection:
         builder = Builder(connection, home, watermark)
+        log.require_readable(TABLES, builder.needed_hour)
         log.link_tail(builder.needed_hour)
         builder.build()
     with partial.open("rb") as file:
@@ -116,9 +116,8 @@ def oldest_needed_hour(home: Path) -> datetime | None:
             with duckdb.connect() as connection:
                 connection.execute(f"ATTACH {text(path)} AS published (READ_ONLY)")
                 hours.append(connection.execute("SELECT needed_hour FROM published.ops.publication").fetchall()[0][0])
-        except duckdb.IOException:
-            if path.exists():  # else it went just now
-                raise
+        except duckdb.Error:
+            continue  # it went just now, or it is damaged: then it answers nobody, and needs no file
     return min(hours, default=None)
 
 

@@ -1,8 +1,9 @@
-"""What commands that run until they are stopped have in common."""
+"""What commands have in common: an end on a signal, and what they say when a file cannot be written."""
 
 from __future__ import annotations
 
 import errno
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lockstep.errors import LockstepError
+from lockstep.project import home
 
 
 @contextmanager
@@ -39,3 +41,17 @@ def disk_full_said_plainly(home: Path) -> Iterator[None]:
             f"The disk of {home} is full. Nothing is lost: what has landed is whole, and the source keeps the rest, "
             "on its own disk meanwhile. Make room and start again."
         ) from e
+
+
+def cannot_write(error: OSError) -> str | None:
+    """What to tell of an error on writing a file; None if it is about something else."""
+    path = f"{error.filename}" if error.filename else f"A file in {home()}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return (
+            f"{path} cannot be written: the disk is full. What was written before is whole. Make room, and start again."
+        )
+    if error.errno == errno.EFBIG:
+        return f"{path} cannot be written: it would be larger than a file may be here (`ulimit -f`)."
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return f"{path} cannot be written: {os.strerror(error.errno)}. This command writes to its data home, {home()}."
+    return None

@@ -53,6 +53,8 @@ def run(result: Run) -> None:
         console.print(Text(f"FAILED  {failure}", style="red"))
     if result.receipts:
         receipts(result.receipts)
+    for note in result.notes:
+        print(f"Note: {note}", file=sys.stderr)
     done = "Planned and ran" if result.planned else "Ran"
     if result.agrees:
         console.print(f"{done} in {result.seconds:.1f} s: all paths agree.")
@@ -203,6 +205,9 @@ def status(result: Row) -> None:
     console.print(grid)
     if result["warehouse"] == "busy":
         console.print("A run has the warehouse open: what is served can be told when it is done.")
+        return
+    if result["problem"]:
+        print(f"Error: {result['problem']}", file=sys.stderr)
         return
     if not result["domains"]:
         console.print("No warehouse yet: `lockstep run` builds it.")

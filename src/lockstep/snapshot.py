@@ -155,8 +155,8 @@ def check_continues(connection: Connection, source: Source, identity: Identity, 
         )
     elif slot.confirmed_lsn > landed:
         why = (
-            f"Replication slot {source.slot} has been read up to {format_lsn(slot.confirmed_lsn)} by somebody else; "
-            f"this change log has landed {resume['commit_lsn']}."
+            f"Replication slot {source.slot} has been read up to {format_lsn(slot.confirmed_lsn)}, this change log "
+            f"ends at {resume['commit_lsn']}: somebody else has read the slot, or an older change log was restored."
         )
     elif parse_lsn(end) < landed:
         why = f"The server was set back in time: its log ends at {end}, {resume['commit_lsn']} has landed here."

@@ -11,7 +11,7 @@ from typing import Any
 import duckdb
 from duckdb import DuckDBPyConnection
 
-from lockstep.errors import LockstepError
+from lockstep.errors import Busy, LockstepError
 
 Row = dict[str, Any]
 
@@ -48,11 +48,16 @@ def _connection(home: Path, read_only: bool) -> Iterator[DuckDBPyConnection]:
     path = require(home)
     try:
         connection = duckdb.connect(str(path), read_only=read_only, config={"file_search_path": str(home)})
-    except duckdb.IOException as e:
-        raise LockstepError(in_use(path, e) or f"{path} cannot be opened: {e}") from None
+    except duckdb.Error as e:
+        raise cannot_open(path, e) from None
     try:
         connection.execute("SET TimeZone = 'UTC'")
         yield connection
+    except _DAMAGED as e:
+        raise LockstepError(
+            f"{path}, or a file of the change log that it reads, cannot be read or written: {_first_line(e)}. "
+            "docs/runbooks/lost-or-damaged-files.md says how each is mended."
+        ) from None
     finally:
         connection.close()
 
@@ -91,7 +96,52 @@ def _has_marts(connection: DuckDBPyConnection) -> bool:
     return bool(found and found[0] == 2)
 
 
-def in_use(path: Path, error: duckdb.IOException) -> str | None:
+# What DuckDB raises for a file that is cut off or overwritten.
+_DAMAGED = (
+    duckdb.FatalException,
+    duckdb.InternalException,
+    duckdb.InvalidInputException,
+    duckdb.IOException,
+    duckdb.SerializationException,
+)
+
+
+def require_not_ahead(home: Path, position: int) -> None:
+    """Raise LockstepError if the warehouse has folded beyond `position`, where the log ends: then it is another log."""
+    if not (home / "warehouse.duckdb").exists():
+        return
+    with reader(home) as connection:
+        if not _has_marts(connection):
+            return
+        [folded] = rows(connection, "SELECT MAX(last_position) AS position FROM hourly.log")
+    if (folded["position"] or 0) > position:
+        raise LockstepError(
+            f"{home / 'changelog'} ends at position {position:,}, but {home / 'warehouse.duckdb'} was computed from a "
+            f"log that reaches position {folded['position']:,}: an older log was restored over a newer one. Put the "
+            f"newer log back. If it is lost for good: `mv {home}/warehouse.duckdb {home}/warehouse.duckdb.before`, and "
+            "`lockstep run` computes all figures anew from the log that is there."
+        )
+
+
+def cannot_open(path: Path, error: duckdb.Error) -> LockstepError:
+    """The error to raise where DuckDB could not open a file of the home."""
+    busy = in_use(path, error)
+    if busy:
+        return Busy(busy)
+    said = _first_line(error)
+    if re.search("Permission denied|Read-only file system|No space left|newer version", said):
+        return LockstepError(f"{path} cannot be opened: {said}")
+    return LockstepError(
+        f"{path} cannot be opened: {said}. If it is damaged, `mv {path} {path}.damaged`, and the next `lockstep run` "
+        "computes all figures anew from the change log."
+    )
+
+
+def _first_line(error: duckdb.Error) -> str:
+    return (str(error).splitlines() or ["no reason given"])[0].rstrip(".")
+
+
+def in_use(path: Path, error: duckdb.Error) -> str | None:
     """What to tell of an error on opening `path`: which process has it open. None if the error is another."""
     if "Could not set lock" not in str(error):
         return None

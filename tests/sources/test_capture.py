@@ -616,7 +616,7 @@ def test_a_slot_that_somebody_else_advanced_is_refused(shop: Cluster, tmp_path: 
     capture(shop, tmp_path)
     shop.execute(orders(1, 2))
     shop.execute("SELECT pg_replication_slot_advance('lockstep', pg_current_wal_lsn())")
-    with pytest.raises(LockstepError, match="by somebody else"):
+    with pytest.raises(LockstepError, match="somebody else has read the slot"):
         capture(shop, tmp_path)
 
 
