@@ -35,7 +35,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lockstep import operate, publish, simulate
-from lockstep.changelog import ChangeLog, durable_replace, hour_name
+from lockstep.changelog import ChangeLog
+from lockstep.durable import durable_replace
+from lockstep.logfiles import hour_name
 from lockstep.schema import TABLES, batch_schema
 
 UNTIL = datetime(2026, 11, 18, 9, 59, 59)

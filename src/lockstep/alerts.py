@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from lockstep import channels, metrics, operate, source_receipts, warehouse
-from lockstep.changelog import ALL_TABLES, KEEP_ALIVE, ChangeLog, Watermark, durable_replace
+from lockstep.changelog import ALL_TABLES, KEEP_ALIVE, ChangeLog, Watermark
 from lockstep.clock import AHEAD, machine_now
 from lockstep.contracts import load
+from lockstep.durable import durable_replace
 from lockstep.errors import LockstepError
 from lockstep.lock import exclusive
 from lockstep.warehouse import Row

@@ -7,13 +7,15 @@ Layout under `<home>/changelog/`:
     _discarded/hour=.../...                                                  fills the positions of discarded events
     _tail/<table>/hour=...                                                   links to the hours that live views read
     watermark.json                                                           replaced last, atomically
+    journal.jsonl, _manifest/                                                see `journal`
 
 and `<home>/quarantine/<first>-<last>.jsonl` for the events that broke the landing contract, whole, with their reason
 and the position kept for them, and `<home>/source_receipts.jsonl` for what `lockstep verify-source` found.
 
 Guarantees, at any crash: a batch is visible wholly (its watermark was replaced) or not at all; positions are
-1, 2, 3, ... over all tables; `logged_at` never decreases with position. Whatever lies beyond the watermark is debris
-of a crash, ignored by readers and removed by the next writer.
+1, 2, 3, ... over all tables; `logged_at` never decreases with position. Readers ignore what lies beyond the watermark.
+The next writer moves what a landing that was cut short has named in the journal to `<home>/debris`, and refuses to go
+on if anything else lies there: no writer deletes what has landed, whatever becomes of the watermark.
 
 So that the number of files follows the changes and not the landings, a small landing does not leave a file more: the
 last small file of its hour is replaced by one with its rows too, under the same name. Whoever has listed a file finds
@@ -27,13 +29,11 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import os
-import re
-import shutil
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import ExitStack, contextmanager, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -44,26 +44,28 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from lockstep import growing
 from lockstep.clock import AHEAD, NO_TIME, machine_now
 from lockstep.contracts import skips
+from lockstep.debris import undo_landing
+from lockstep.durable import durable_replace
 from lockstep.errors import LockstepError
+from lockstep.journal import File, Journal, refuse, sealed, unsealed
 from lockstep.lock import Lock, exclusive
+from lockstep.logfiles import NO_HOUR, TAIL, begins_at, hour_name, link_into_tail, unlink_from_tail
 from lockstep.project import home, project
 from lockstep.schema import DISCARDED, DISCARDED_SCHEMA, SCHEMA_FILE, TABLES, TIMESTAMP, Table, batch_schema, log_schema
+from lockstep.staging import Stager, Write, durable_parquet
 
-# 1 had no files that grow, 2 held tables from an hour on instead of a position. Both are read; a writer upgrades them.
+log = logging.getLogger("lockstep.changelog")
+
+# 1 had no files that grow; 2 held tables from an hour on instead of a position, and had no journal. Both are read; a
+# writer upgrades them.
 FORMAT = 3
 # A landing becomes visible within this time of its stamp: a reader that passes over younger ones sees none appear.
 SETTLING = timedelta(milliseconds=250)
 # How far back the watermark tells of landings: a reader can find what was visible when its transaction began.
 REMEMBERED, MOST_REMEMBERED = timedelta(minutes=10), 1000
 _HOUR_US = 3_600_000_000
-_FILE = re.compile(r"(\d+)-(\d*)(?:\.parquet|\.jsonl)?")
-GROWING = "_growing"  # in an hour's directory, what growing files are links to; such names pass for hidden
-NO_HOUR = "hour=1970-01-01T00"  # where the empty file lies that carries a table's schema
-TAIL = "_tail"
-Version = tuple[int, int, int]  # of a file; see `version_of`
 ALL_TABLES = "*"  # the `table` of an event so broken that its table is unknown: it holds every table
 KEEP_ALIVE = "keep-alive"  # what stands for a table where a keep-alive's time is ahead of our clock
 
@@ -99,7 +101,7 @@ class Watermark:
     where its unresolved quarantined events hold it: nothing from there on is read, and that hour and those after it
     cannot seal. `resume` belongs to the
     source: whatever it needs to continue exactly after `position`. `ahead` maps a table, or `KEEP_ALIVE`, to its latest
-    commit time that was ahead of our clock.
+    commit time that was ahead of our clock. `sequence` counts the watermarks of a log.
     """
 
     position: int = 0
@@ -110,6 +112,7 @@ class Watermark:
     resume: Mapping[str, Any] = field(default_factory=dict)
     landed_at: datetime | None = None
     ahead: Mapping[str, Ahead] = field(default_factory=dict)
+    sequence: int = 0
 
     def closed_until(self) -> datetime | None:
         """The end of the last hour that the log's clock has passed."""
@@ -144,14 +147,61 @@ class ChangeLog:
         self.quarantine = home / "quarantine"
         self.source_receipts = home / "source_receipts.jsonl"
         self.reclocking = self.root / "reclocking.json"  # there while `lockstep log reclock` is at work
+        self.journal = Journal(home)
         self._watermark_path = self.root / "watermark.json"
 
     def exists(self) -> bool:
-        return self._watermark_path.exists()
+        """Whether there is a log, be it one that has lost its watermark."""
+        if self._watermark_path.exists() or self.journal.exists():
+            return True
+        landed = itertools.chain(self.root.glob("[!_]*/hour=*/*.parquet"), self.quarantine.glob("*.jsonl"))
+        return any(begins_at(path) > 0 for path in landed)
 
     def watermark(self) -> Watermark:
-        """The current watermark. Raises LockstepError if there is no log, or its watermark cannot be read."""
+        """The current watermark. Raises LockstepError if there is no log, or its watermark is not as it was written."""
+        return self.watermark_of(self._raw_watermark())
+
+    def _raw_watermark(self) -> dict[str, Any]:
+        path = self._watermark_path
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:
+            if self.exists():
+                raise refuse(self.home, f"{path} is missing: it says up to where the change log has landed.") from None
+            raise LockstepError(
+                f"There is no change log in {self.home}. Fill one with `lockstep simulate` or `lockstep ingest FILE`, "
+                "or set LOCKSTEP_HOME to the data home that has one."
+            ) from None
+        try:
+            raw = json.loads(content)
+            if not isinstance(raw, dict) or "format" not in raw:
+                raise ValueError("it is no watermark")
+            if raw["format"] > FORMAT:
+                raise LockstepError(f"{path} has format {raw['format']}, this version of lockstep reads {FORMAT}.")
+            return unsealed(content) if raw["format"] >= 3 else {**raw, "sequence": 0}
+        except (ValueError, TypeError) as e:
+            raise refuse(self.home, f"{path} is damaged: {e}.") from None
+
+    def sound_watermark(self) -> Watermark:
+        """The current watermark. Raises LockstepError also if it is not the one that was written last."""
+        copy = self.journal.last_landed()  # before the watermark, which is written before it
         raw = self._raw_watermark()
+        if copy and copy["sequence"] > raw["sequence"]:
+            raise refuse(
+                self.home,
+                f"{self._watermark_path} is older than the log: it is number {raw['sequence']}, at position "
+                f"{raw['position']:,}; {self.journal.path} has number {copy['sequence']}, at position "
+                f"{copy['position']:,}.",
+            )
+        if copy and copy["sequence"] == raw["sequence"] and copy != _copy_of(raw):
+            differing = ", ".join(sorted(name for name in copy if copy[name] != raw.get(name)))
+            raise refuse(
+                self.home, f"{self._watermark_path} and its copy in {self.journal.path} differ in {differing}."
+            )
+        return self.watermark_of(raw)
+
+    def watermark_of(self, raw: Mapping[str, Any]) -> Watermark:
+        """The watermark that is stored as `raw`."""
         return Watermark(
             position=raw["position"],
             logged_at=_parse(raw["logged_at"]),
@@ -161,23 +211,8 @@ class ChangeLog:
             resume=raw["resume"],
             landed_at=_parse(raw["landed_at"]),
             ahead={table: _ahead(found) for table, found in raw.get("ahead", {}).items()},
+            sequence=raw["sequence"],
         )
-
-    def _raw_watermark(self) -> dict[str, Any]:
-        try:
-            raw: dict[str, Any] = json.loads(self._watermark_path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise LockstepError(
-                f"There is no change log in {self.home}. Fill one with `lockstep simulate` or `lockstep ingest FILE`, "
-                "or set LOCKSTEP_HOME to the data home that has one."
-            ) from None
-        except ValueError as e:
-            raise LockstepError(f"{self._watermark_path} is not valid JSON ({e}). Restore it from a backup.") from None
-        if raw.get("format") not in range(1, FORMAT + 1):
-            raise LockstepError(
-                f"{self._watermark_path} has format {raw.get('format')}, this version of lockstep reads {FORMAT}."
-            )
-        return raw
 
     def _holds_of(self, raw: Mapping[str, Any]) -> dict[str, Hold]:
         if raw["format"] == FORMAT:
@@ -192,7 +227,7 @@ class ChangeLog:
     def require_changes(self) -> None:
         """Raise LockstepError unless a change has landed: models planned before would start at the wrong hour."""
         self._require_whole()
-        watermark = self.watermark()
+        watermark = self.sound_watermark()
         if watermark.started_at is None:
             raise LockstepError(f"The change log in {self.home} is still empty: there is nothing to compute yet.")
         if watermark.holds and self._raw_watermark()["format"] < FORMAT:
@@ -237,21 +272,22 @@ class ChangeLog:
             with os.scandir(self.root / table) as hours:
                 for hour in hours:
                     if hour.name >= hour_name(since) or hour.name == NO_HOUR:
-                        _link(Path(hour.path))
+                        link_into_tail(Path(hour.path))
 
     def cut_tail(self, until: datetime) -> None:
         """Take the hours before `until` out of the tail; the log keeps them."""
         for link in (self.root / TAIL).glob("*/hour=*"):
             if NO_HOUR != link.name < hour_name(until):
-                _unlink(link)
+                unlink_from_tail(link)
 
-    def quarantined(self) -> list[dict[str, Any]]:
-        """Every visible quarantined event: position, logged_at, table, reason, event, `positions`, and `state`.
+    def quarantined(self, until: int | None = None) -> list[dict[str, Any]]:
+        """Every quarantined event up to a position, or every visible one: position, logged_at, table, reason, event,
+        `positions`, and `state`.
 
         `positions` are those kept for it: two for an update of the primary key, which lands as two changes. `state` is
         `open` until all of them are filled, then `landed` or `discarded`.
         """
-        return self._entries(self.watermark().position)
+        return self._entries(self.watermark().position if until is None else until)
 
     def _entries(self, limit: int) -> list[dict[str, Any]]:
         entries = [
@@ -318,25 +354,23 @@ class ChangeLog:
         `lends` promises to call `Writer.lend` now and then; from such a writer the log is borrowed within `patience`
         seconds (see `lock.exclusive`). `clock` tells commit times that are ahead; a simulated source brings its own.
 
-        Opening it creates an empty log where there is none and removes the debris of a crash. Raises LockstepError
-        if another process is writing, or if the log already belongs to another source: positions and log sequence
-        numbers of two databases have no common order.
+        Opening it creates an empty log where there is none and moves what a crash left of a landing to the debris.
+        Raises LockstepError if another process is writing, if the log already belongs to another source (positions
+        and log sequence numbers of two databases have no common order), or if watermark and files contradict.
         """
         with exclusive(self.home / "changelog.lock", purpose, lends=lends, patience=patience) as lock:
             if not reclocks:
                 self._require_whole()
             if not self.exists():
                 self._create(source)
-            watermark = self.watermark()
+            watermark = self.sound_watermark()
             if watermark.source != source:
                 raise LockstepError(
                     f"{self.root} is the change log of {watermark.source}, these changes come from {source}. "
                     "One data home holds one source: set LOCKSTEP_HOME to another directory."
                 )
             self._require_schemas()
-            self._remove_debris(watermark)
-            if watermark.holds and self._raw_watermark()["format"] < FORMAT:
-                watermark = self._replace_watermark(watermark)
+            watermark = self.settle()
             with ThreadPoolExecutor(os.cpu_count()) as pool:
                 yield Writer(self, watermark, pool, lock, clock)
 
@@ -359,7 +393,7 @@ class ChangeLog:
             path = self.root / name / NO_HOUR / "0-0.parquet"
             if not path.exists():
                 path.parent.mkdir(parents=True, exist_ok=True)
-                _durable_parquet(schema.empty_table(), path)
+                durable_parquet(schema.empty_table(), path)
             elif (landed := pq.read_schema(path)) != schema:
                 raise LockstepError(
                     f"{project() / SCHEMA_FILE} declares {name} with other columns than the change log in {self.home} "
@@ -367,70 +401,110 @@ class ChangeLog:
                     "the images' `extra`. Undo the change, or begin a log in another LOCKSTEP_HOME."
                 )
 
-    def _remove_debris(self, watermark: Watermark) -> None:
-        """Remove the files that begin beyond the watermark, and cut back those that have grown beyond it."""
-        tables = [path for path in self.root.iterdir() if path.is_dir()]
-        found = [Path(at, name) for table in tables for at, _, names in os.walk(table) for name in names]
-        debris = [path for path in (*found, *self.quarantine.glob("*")) if begins_at(path) > watermark.position]
-        for path in debris:
-            path.unlink()
-        for directory in {path.parent for path in debris}:
-            fsync_directory(directory)
-        if watermark.logged_at is None:
-            return
-        # A file with rows of both sides is of the hour in which the watermark lies, as `logged_at` never decreases.
-        for path in self.root.glob(f"*/{hour_name(watermark.logged_at)}/*-.parquet"):
-            if span(path)[1] > watermark.position:
-                version = path.read_bytes()
-                rows = growing.content(version)
-                visible = rows.filter(pc.less_equal(rows["position"], watermark.position))
-                _replace_growing(path, growing.holding(version, visible))
+    def settle(self) -> Watermark:
+        """Have watermark, journal and files agree after a crash or a landing that failed; returns the watermark."""
+        raw, journal = self._raw_watermark(), self.journal
+        watermark = self.watermark_of(raw)
+        hour = hour_name(watermark.logged_at) if watermark.logged_at else None
+        journal.reload()
+        if raw["format"] < FORMAT:
+            undo_landing(self.home, journal, watermark.position, hour)  # no journal: refuses if there is anything
+            return self._replace_watermark(watermark)
+        if not journal.exists():
+            log.warning(
+                "%s is missing: the watermark serves without its copy, and what it said of files is lost: "
+                "`lockstep log check` names those.",
+                journal.path,
+            )
+            journal.begin(_copy_of(raw))
+        elif journal.is_cut_off():
+            for damage in journal.damage():
+                log.warning("%s The watermark serves without its copy. See `lockstep log check`.", damage)
+            journal.fold()
+        if journal.landed() != _copy_of(raw):
+            journal.note_landed(_copy_of(raw))
+        moved = undo_landing(self.home, journal, watermark.position, hour)
+        if moved:
+            log.warning("A landing did not come to its end; what it had written is now in %s.", moved)
+        return watermark
+
+    def holds_of_open_events(self, until: int | None = None) -> dict[str, Hold]:
+        """The holds that the open events of the quarantine justify."""
+        return self._holds(self.quarantined(until))
+
+    def restore_watermark(self, watermark: Watermark, recorded: Iterable[File]) -> Watermark:
+        """Write a watermark that was found out to be the right one, as both copies; `lockstep log repair`'s last act.
+
+        `recorded` are files that were cut back to it. The caller must hold the log's lock.
+        """
+        restored = replace(watermark, landed_at=_now())
+        body = _body(restored)
+        durable_replace(self._watermark_path, sealed({**body, "recent": []}))
+        if self.journal.exists():
+            self.journal.fold()
+            self.journal.note_landed(body)
+        else:
+            self.journal.begin(body)
+        files = list(recorded)
+        if files:
+            self.journal.record(files)
+        return restored
 
     def _replace_watermark(self, watermark: Watermark) -> Watermark:
         """Make a landing visible; returns the watermark with the time of that, as it is on disk.
 
         `recent` holds the landings before it: see `SETTLING`, and `publish` for what readers do with them.
         """
-        recent = self._recent()
+        raw = self._raw_watermark() if self._watermark_path.exists() else None
+        recent = self._recent(raw) if raw else []
         ahead = timedelta()
         while True:
             begun = _now()
-            stamped = replace(watermark, landed_at=begun + ahead)
-            text = json.dumps(
-                {
-                    "format": FORMAT,
-                    "position": stamped.position,
-                    "logged_at": _format(stamped.logged_at),
-                    "started_at": _format(stamped.started_at),
-                    "source": stamped.source,
-                    "holds": {table: asdict(hold) for table, hold in sorted(stamped.holds.items())},
-                    "resume": stamped.resume,
-                    "landed_at": _format(stamped.landed_at),
-                    "ahead": {table: asdict(found) for table, found in sorted(stamped.ahead.items())},
-                    "recent": recent,
-                },
-                default=_format,
-            )
+            stamped = replace(watermark, landed_at=begun + ahead, sequence=(raw["sequence"] if raw else 0) + 1)
+            body = _body(stamped)
             settles_at = begun + ahead + SETTLING / 2
-            if durable_replace(self._watermark_path, text.encode(), lambda: _now() < settles_at):  # noqa: B023
+            content = sealed({**body, "recent": recent})
+            if durable_replace(self._watermark_path, content, lambda: _now() < settles_at):  # noqa: B023
+                if self.journal.exists():
+                    self.journal.note_landed(body)
+                else:
+                    self.journal.begin(body)
                 return stamped
             ahead = 2 * (_now() - begun)  # a disk this slow: readers see it this much later
 
-    def _recent(self) -> list[dict[str, Any]]:
-        """The landings up to the visible one, oldest first: landed_at, position, logged_at, holds."""
-        if not self.exists():
-            return []
-        raw = json.loads(self._watermark_path.read_text(encoding="utf-8"))
+    def _recent(self, raw: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The landings up to the one of a stored watermark, oldest first: landed_at, position, logged_at, holds."""
         if raw["started_at"] is None:
             return []
         last = {name: raw[name] for name in ("landed_at", "position", "logged_at", "holds")}
         landings = [*raw.get("recent", []), last][-MOST_REMEMBERED:]
         if raw["format"] < FORMAT:
-            now = {table: asdict(hold) for table, hold in self._holds_of(raw).items()}
+            now = {table: _plain(asdict(hold)) for table, hold in self._holds_of(raw).items()}
             landings = [{**x, "holds": {t: h for t, h in now.items() if t in x["holds"]}} for x in landings]
         # Times of one format compare as text.
         since = _format(datetime.fromisoformat(last["landed_at"]) - REMEMBERED) or ""
         return [landing for landing in landings if landing["landed_at"] >= since]
+
+
+def _body(watermark: Watermark) -> dict[str, Any]:
+    """A watermark as it is stored, without the landings before it."""
+    return {
+        "format": FORMAT,
+        "sequence": watermark.sequence,
+        "position": watermark.position,
+        "logged_at": _format(watermark.logged_at),
+        "started_at": _format(watermark.started_at),
+        "source": watermark.source,
+        "holds": {t: _plain(asdict(h)) for t, h in sorted(watermark.holds.items())},
+        "resume": watermark.resume,
+        "landed_at": _format(watermark.landed_at),
+        "ahead": {table: _plain(asdict(found)) for table, found in sorted(watermark.ahead.items())},
+    }
+
+
+def _copy_of(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """What the journal keeps of a stored watermark."""
+    return {name: value for name, value in raw.items() if name != "recent"}
 
 
 class Writer:
@@ -445,10 +519,10 @@ class Writer:
         clock: Callable[[], datetime] = machine_now,
     ) -> None:
         self._log = log
-        self._pool = pool
         self._lock = lock
         self._clock = clock
         self._is_littered = False
+        self._stager = Stager(log.home, log.journal, pool)
         self.watermark = watermark
 
     def is_asked_for(self) -> bool:
@@ -463,7 +537,9 @@ class Writer:
         """
         if not self._lock.lend(go_on):
             return False
-        before, self.watermark = self.watermark, self._log.watermark()
+        self._log.journal.reload()
+        self._stager.forget()
+        before, self.watermark = self.watermark, self._log.sound_watermark()
         if (self.watermark.position, self.watermark.resume) != (before.position, before.resume):
             raise LockstepError(
                 f"Another command has landed changes in {self._log.root} meanwhile: it ends at position "
@@ -486,9 +562,9 @@ class Writer:
 
     @contextmanager
     def batch(self) -> Iterator[Batch]:
-        """A batch to add parts to and then to land. If it is left without landing, nothing remains of it."""
+        """A batch to add parts to and then to land. If it is left without landing, the log is as it was before it."""
         self._clean()  # what could not be removed on a full disk, say
-        batch = Batch(self, self._log, self._pool, self._clock)
+        batch = Batch(self, self._log, self._stager, self._clock)
         try:
             yield batch
         finally:
@@ -498,8 +574,8 @@ class Writer:
     def _clean(self) -> None:
         if self._is_littered:
             # By the watermark on disk: whatever failed may have failed just after replacing it.
-            self.watermark = self._log.watermark()
-            self._log._remove_debris(self.watermark)
+            self._stager.forget()
+            self.watermark = self._log.settle()
         self._is_littered = False
 
     def resolve(self, landed: Mapping[str, pa.Table], discarded: Iterable[Mapping[str, Any]]) -> Watermark:
@@ -508,26 +584,25 @@ class Writer:
         `landed` maps a table's name to rows of `schema.log_schema` whose positions and `logged_at` are those kept;
         `discarded` are entries of `ChangeLog.quarantined` to be given up for good, at all of their `positions`.
         """
-        writes: list[tuple[Path, pa.Table]] = []
+        writes: list[Write] = []
         for name, rows in landed.items():
             for i in range(rows.num_rows):  # kept positions lie anywhere in the log: one file each
                 writes += self._one(name, rows.slice(i, 1))
         for entry in discarded:
             writes += self._filler(entry)
         # What an interrupted call has filled may lie in another file by now: it must not be there twice.
-        wanted = pa.array([begins_at(path) for path, _ in writes], pa.int64())
+        wanted = pa.array([begins_at(write.path) for write in writes], pa.int64())
         filled = self._log._filled([*TABLES, DISCARDED], wanted) if writes else set()
-        writes = [(path, row) for path, row in writes if begins_at(path) not in filled]
-        _write(self._pool, writes, _durable_parquet)
+        self._stager.write(self.watermark.sequence + 1, [w for w in writes if begins_at(w.path) not in filled])
         holds = self._log._holds(self._log.quarantined())
         self.watermark = self._log._replace_watermark(replace(self.watermark, holds=holds))
         return self.watermark
 
-    def _filler(self, entry: Mapping[str, Any]) -> list[tuple[Path, pa.Table]]:
+    def _filler(self, entry: Mapping[str, Any]) -> list[Write]:
         rows = (_discarded_rows([{**entry, "position": position}]) for position in entry["positions"])
         return [write for row in rows for write in self._one(DISCARDED, row)]
 
-    def _one(self, name: str, row: pa.Table) -> list[tuple[Path, pa.Table]]:
+    def _one(self, name: str, row: pa.Table) -> list[Write]:
         position = row["position"].to_numpy()
         return _by_hour(self._log.root, name, row, position, _us(row["logged_at"]))
 
@@ -539,10 +614,10 @@ class Batch:
     the batch is. `watermark` is where the log will be when the batch has landed.
     """
 
-    def __init__(self, writer: Writer, log: ChangeLog, pool: ThreadPoolExecutor, clock: Callable[[], datetime]) -> None:
+    def __init__(self, writer: Writer, log: ChangeLog, stager: Stager, clock: Callable[[], datetime]) -> None:
         self._writer = writer
         self._log = log
-        self._pool = pool
+        self._stager = stager
         self._clock = clock
         self._ahead: dict[str, Ahead] = {}
         self._transaction: tuple[int, int, int] | None = None  # the last part's last: its id, first position, logged_at
@@ -592,10 +667,10 @@ class Batch:
                 )
                 self._note_ahead(table[is_ahead], position[is_ahead], clock[is_ahead], now)
 
-        writes: list[tuple[Path, pa.Table]] = []
+        writes: list[Write] = []
         for name, position, logged_at in zip(names, positions, logged, strict=False):
             rows = _with_place(part_of[name], position, logged_at, log_schema(TABLES[name]))
-            writes += _by_hour(self._log.root, name, rows, position, logged_at)
+            writes += _by_hour(self._log.root, name, rows, position, logged_at, may_grow=True)
         holds = dict(self.watermark.holds)
         transactions = [_transactions(part_of[name]) for name in names]
         if bad is not None:
@@ -606,8 +681,8 @@ class Batch:
                 holds[table] = _joined(hold, holds.get(table))
             writes += skipped
         self._note_transaction(transactions, positions, logged)
-        _write(self._pool, writes, _land)
-        self._written += len(writes)
+        self._stager.write(self.watermark.sequence + 1, writes)
+        self._written += sum(isinstance(write.content, pa.Table) for write in writes)
 
         started = self.watermark.started_at
         if started is None and total:
@@ -655,7 +730,7 @@ class Batch:
             self._ahead[KEEP_ALIVE] = Ahead(self.watermark.position, reached, now, 1)
             reached = None
         fillers = [w for entry in self._superseded for w in self._writer._filler(entry)]
-        _write(self._pool, fillers, _durable_parquet)
+        self._stager.write(self.watermark.sequence + 1, fillers)
         moved = replace(
             self.watermark,
             logged_at=_later(self.watermark.logged_at, reached if self.watermark.started_at else None),
@@ -757,8 +832,8 @@ class Batch:
         logged_at: np.ndarray,
         begins: list[tuple[int, int]],
         total: int,
-    ) -> tuple[dict[str, Hold], list[tuple[Path, pa.Table]]]:
-        """Store rejected events whole; return the holds they cause and the fillers of those that are skipped."""
+    ) -> tuple[dict[str, Hold], list[Write]]:
+        """The holds that rejected events cause; the file that stores them whole, and the fillers of skipped ones."""
         entries: list[dict[str, Any]] = [
             {
                 "position": int(p),
@@ -773,13 +848,16 @@ class Batch:
         ]
         text = "".join(json.dumps(e) + "\n" for e in entries)
         base = self.watermark.position
-        durable_replace(self._log.quarantine / f"{base + 1}-{base + total}.jsonl", text.encode())
+        path = self._log.quarantine / f"{base + 1}-{base + total}.jsonl"
+        events = Write(path, text.encode(), last=int(position.max()), count=len(entries))
         skipped = [entry for entry in entries if skips(entry["table"])]
         holds = self._log._holds({**entry, "state": "open"} for entry in _whole(entries) if not skips(entry["table"]))
         if not skipped:
-            return holds, []
+            return holds, [events]
         rows = _discarded_rows(sorted(skipped, key=lambda e: e["position"]))
-        return holds, _by_hour(self._log.root, DISCARDED, rows, rows["position"].to_numpy(), _us(rows["logged_at"]))
+        position = rows["position"].to_numpy()
+        fillers = _by_hour(self._log.root, DISCARDED, rows, position, _us(rows["logged_at"]), may_grow=True)
+        return holds, [events, *fillers]
 
 
 def _transactions(rows: pa.Table) -> np.ndarray:
@@ -794,8 +872,8 @@ def _transactions(rows: pa.Table) -> np.ndarray:
 
 
 def _by_hour(
-    root: Path, name: str, rows: pa.Table, position: np.ndarray, logged_at: np.ndarray
-) -> list[tuple[Path, pa.Table]]:
+    root: Path, name: str, rows: pa.Table, position: np.ndarray, logged_at: np.ndarray, may_grow: bool = False
+) -> list[Write]:
     """One file per hour of `logged_at`; rows are in position order, so an hour is a slice."""
     hours = logged_at // _HOUR_US
     edges = [0, *(np.flatnonzero(np.diff(hours)) + 1).tolist(), len(hours)]
@@ -803,49 +881,8 @@ def _by_hour(
     for a, b in itertools.pairwise(edges):
         hour = _from_us(int(hours[a]) * _HOUR_US)
         path = root / name / hour_name(hour) / f"{position[a]}-{position[b - 1]}.parquet"
-        out.append((path, rows.slice(a, b - a)))
+        out.append(Write(path, rows.slice(a, b - a), int(position[b - 1]), int(b - a), may_grow))
     return out
-
-
-def _write(
-    pool: ThreadPoolExecutor, writes: list[tuple[Path, pa.Table]], write: Callable[[pa.Table, Path], None]
-) -> None:
-    directories = {path.parent for path, _ in writes}
-    for directory in directories:
-        directory.mkdir(parents=True, exist_ok=True)
-        _link(directory)
-    written = [pool.submit(write, rows, path) for path, rows in writes]
-    wait(written)  # for all, also if one fails: what nobody waits for would come after the debris is removed
-    for one in written:
-        one.result()
-    for directory in directories | {d.parent for d in directories}:
-        fsync_directory(directory)
-
-
-def hour_name(hour: datetime) -> str:
-    """The directory of an hour. Names sort as hours do."""
-    return f"hour={hour:%Y-%m-%dT%H}"
-
-
-def _link(hour: Path) -> None:
-    """Have an hour's directory found in the tail as well, durably."""
-    table = hour.parent
-    link = table.parent / TAIL / table.name / hour.name
-    if link.is_symlink():
-        return
-    _unlink(link)
-    link.parent.mkdir(parents=True, exist_ok=True)
-    with suppress(FileExistsError):  # a writer and a publication meet here
-        link.symlink_to(Path("..", "..", table.name, hour.name))
-    fsync_directory(link.parent)
-    fsync_directory(link.parent.parent)
-
-
-def _unlink(link: Path) -> None:
-    if link.is_symlink():
-        link.unlink()
-    elif link.is_dir():  # the home was copied by something that follows links
-        shutil.rmtree(link)
 
 
 def first_hour() -> datetime:
@@ -956,88 +993,6 @@ def _columns_apart(landed: pa.Schema, declared: pa.Schema) -> str:
     return ", ".join(f"{column} {kind}" for column, kind in sorted(images[0] ^ images[1]))
 
 
-def _land(rows: pa.Table, path: Path) -> None:
-    """Write a slice of an hour: a large one as `path`, a small one into the hour's last file, or a new one to grow."""
-    if rows.nbytes > growing.GROWS_TO:
-        _durable_parquet(rows, path)
-        return
-    # Only behind the last one: so no two files of an hour overlap.
-    last = max(path.parent.glob("*.parquet"), key=begins_at, default=path)
-    if last.name.endswith("-.parquet") and last.stat().st_size < growing.GROWS_TO:
-        _replace_growing(last, growing.grown(last.read_bytes(), rows))
-    else:
-        _replace_growing(path.with_name(f"{begins_at(path)}-.parquet"), growing.holding(b"", rows))
-
-
-def _replace_growing(path: Path, version: bytes) -> None:
-    """Make this the next version of a growing file, or its first."""
-    durable_replace(path.parent / GROWING / path.stem, version)
-    if not path.is_symlink():  # it is none either in a home that was copied with what its links lead to
-        link = path.with_name(path.name + ".partial")
-        link.symlink_to(Path(GROWING, path.stem))
-        link.replace(path)
-        fsync_directory(path.parent)
-
-
-def _durable_parquet(rows: pa.Table, path: Path) -> None:
-    """Written under another name, fsynced, renamed: under its own name a file is always whole."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        pq.write_table(rows, file, compression="zstd", store_schema=False)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.rename(path)
-
-
-def durable_replace(path: Path, content: bytes, is_timely: Callable[[], bool] = lambda: True) -> bool:
-    """Replace `path` so that at any crash it holds either its old content or all of the new.
-
-    `is_timely` is asked last of all; if it says no, nothing is replaced. Returns whether it was.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    if not is_timely():
-        return False
-    partial.replace(path)
-    fsync_directory(path.parent)
-    return True
-
-
-def fsync_directory(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def begins_at(path: Path) -> int:
-    """First position in a file's name. A half-written file (`.partial`) lies beyond every watermark."""
-    match = _FILE.fullmatch(path.name)
-    return int(match[1]) if match else sys.maxsize
-
-
-def span(path: Path) -> tuple[int, int]:
-    """First and last position in a Parquet file: by its name, or what its name does not tell by its statistics."""
-    match = _FILE.fullmatch(path.name)
-    assert match, path
-    if match[2]:
-        return int(match[1]), int(match[2])
-    metadata = pq.read_metadata(path)
-    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
-    return int(match[1]), max(group.column(0).statistics.max for group in groups)
-
-
-def version_of(path: Path) -> Version:
-    """Tells two versions of a file apart: one that is replaced gets another inode."""
-    found = path.stat()
-    return found.st_ino, found.st_size, found.st_mtime_ns
-
-
 def _us(column: pa.ChunkedArray) -> np.ndarray:
     values: np.ndarray = pc.fill_null(column.cast(TIMESTAMP).cast(pa.int64()), -1).to_numpy()
     return values
@@ -1081,6 +1036,10 @@ def _joined(hold: Hold, other: Hold | None) -> Hold:
 def _ahead(raw: Mapping[str, Any]) -> Ahead:
     times = {name: datetime.fromisoformat(raw[name]) for name in ("committed_at", "landed_at")}
     return Ahead(raw["position"], events=raw["events"], **times)
+
+
+def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _format(value) if isinstance(value, datetime) else value for name, value in row.items()}
 
 
 def _format(at: datetime | None) -> str | None:

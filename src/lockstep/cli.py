@@ -417,6 +417,60 @@ def log_group() -> None:
     """Look after the change log itself."""
 
 
+@log_group.command("check")
+@click.option("--record", is_flag=True, help="Record, as they are now, files that a version without records landed.")
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+def log_check(record: bool, as_json: bool) -> None:
+    """Compare every file of the change log with what was recorded of it when it landed.
+
+    Names every file that was changed, cut, doubled or lost, positions that are in no file, and a watermark that is not
+    the last one; of each, what has been computed from it already. Changes may land meanwhile.
+
+    Exit code 0 if all is as it landed; 1 if not, or if nothing was recorded of a file.
+
+    \b
+    Examples:
+      lockstep log check
+      lockstep log check --record     # once, after the upgrade from a version that kept no records
+    """
+    from lockstep.log_check import check
+
+    checked = check(home(), record)
+    if as_json:
+        show.json(checked.as_row())
+    else:
+        show.log_checked(checked)
+    if not checked.is_sound:
+        sys.exit(1)
+
+
+@log_group.command("repair")
+@click.option("--yes", is_flag=True, help="Do it. Without this nothing is written.")
+@click.option("--source", metavar="NAME", help="The log's source, where nothing in the home says which it is.")
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+def log_repair(yes: bool, source: str | None, as_json: bool) -> None:
+    """Make a watermark that is lost, damaged or not the last one again, from its second copy or from the log's files.
+
+    Shows what it would do; --yes does it. Files that do not belong to the log go to LOCKSTEP_HOME/debris.
+
+    Exit code 0 if the watermark is sound or was repaired; 1 if there is something to repair.
+
+    \b
+    Examples:
+      lockstep log repair
+      lockstep log repair --yes
+    """
+    from lockstep.log_repair import repair
+
+    found = repair(home(), source, is_done=yes)
+    if as_json:
+        show.json(found.as_row())
+    else:
+        show.log_repaired(found)
+    if found.watermark and not found.is_done:
+        sys.exit(1)
+
+
 @log_group.command("reclock")
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def log_reclock(as_json: bool) -> None:

@@ -10,19 +10,24 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import hashlib
 import itertools
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lockstep.changelog import GROWING, ChangeLog, begins_at, fsync_directory, span, version_of
+from lockstep.changelog import ChangeLog
+from lockstep.debris import recorded_as
+from lockstep.durable import fsync_directory
+from lockstep.journal import Journal
 from lockstep.lock import exclusive
+from lockstep.logfiles import GROWING, begins_at, span, version_of
 
 ROWS = 122_880  # of a row group: what DuckDB reads as one
 _PATIENCE = 60.0  # seconds; a capture lets go of the log within a batch
@@ -97,18 +102,45 @@ def _compact_hour(home: Path, hour: Path, scratch: Path, done: Compacted) -> Non
     merged = scratch / hour.parent.name / hour.name
     merged.mkdir(parents=True)
     spans = [span(path) for path in files]
-    path = merged / f"{spans[0][0]}-{max(last for _, last in spans)}.parquet"
+    name = f"{spans[0][0]}-{max(last for _, last in spans)}.parquet"
+    path = merged / name
     _merge(files, path, is_ordered=all(a[1] < b[0] for a, b in itertools.pairwise(spans)))
     before, after = sum(p.stat().st_size for p in files), path.stat().st_size
+    file = replace(recorded_as(home, path), path=(hour / name).relative_to(home).as_posix())
+    journal, directory = Journal(home), hour.relative_to(home).as_posix()
+    changed = _changed(home, files, journal)
+    if changed:
+        done.problem = (
+            f"{', '.join(changed)} {'is' if len(changed) == 1 else 'are'} not as landed: what is merged could not be "
+            "told apart any more. `lockstep log check` says what was changed."
+        )
+        shutil.rmtree(merged)
+        return
     with exclusive(home / "changelog.lock", "compacting the change log", patience=_PATIENCE):
         if _files(hour) == files and [version_of(path) for path in files] == versions:
+            journal.reload()
+            if journal.exists():
+                journal.compacting(directory, file)
             _exchange(merged, hour)
             fsync_directory(hour.parent)
+            if journal.exists():
+                journal.compacted(directory, [p.relative_to(home).as_posix() for p in files if p.name != name])
             done.hours += 1
             done.files += len(files)
             done.bytes_before += before
             done.bytes_after += after
     shutil.rmtree(merged)
+
+
+def _changed(home: Path, files: list[Path], journal: Journal) -> list[str]:
+    """Which of the files are not as they were recorded."""
+    names = {path.relative_to(home).as_posix(): path for path in files}
+    recorded = journal.files(hour=files[0].parent.name.removeprefix("hour="))
+    return [
+        name
+        for name, path in names.items()
+        if name in recorded and hashlib.sha256(path.read_bytes()).hexdigest() != recorded[name].sha256
+    ]
 
 
 def _merge(files: list[Path], path: Path, is_ordered: bool) -> None:

@@ -33,7 +33,7 @@ def grown(old: bytes, rows: pa.Table) -> bytes:
     if footer.num_row_groups < _MOST:
         version, added = _after(old, rows)
         footer.append_row_groups(added)
-        version = version[: _end_of_data(version)] + _written(footer)
+        version = version[: end_of_data(version)] + _written(footer)
         if len(version) < GROWS_TO:
             return version
     return holding(old, pa.concat_tables([content(old), rows]))
@@ -62,7 +62,7 @@ def _after(old: bytes, rows: pa.Table) -> tuple[bytes, pq.FileMetaData]:
     with pq.ParquetWriter(sink, rows.schema, store_schema=False, metadata_collector=footers, **options) as writer:
         # Behind the writer's back, which has written the magic number only: it asks the sink where a row group begins.
         if old:
-            sink.write(old[len(_MAGIC) : _end_of_data(old)])
+            sink.write(old[len(_MAGIC) : end_of_data(old)])
         writer.write_table(rows)
     return sink.getvalue().to_pybytes(), footers[0]
 
@@ -75,6 +75,6 @@ def _written(footer: pq.FileMetaData) -> bytes:
     return file[len(_MAGIC) :]
 
 
-def _end_of_data(version: bytes) -> int:
+def end_of_data(version: bytes) -> int:
     """Where the footer begins: the file ends with the footer, its length in four bytes, and the magic number."""
     return len(version) - len(_MAGIC) - 4 - int.from_bytes(version[-8:-4], "little")

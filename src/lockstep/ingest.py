@@ -27,10 +27,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lockstep import debezium
-from lockstep.changelog import ALL_TABLES, ChangeLog, Version, Watermark, Writer, durable_replace, version_of
+from lockstep.changelog import ALL_TABLES, ChangeLog, Watermark, Writer
+from lockstep.durable import durable_replace
 from lockstep.errors import LockstepError
 from lockstep.lines import LineReader
 from lockstep.lock import exclusive
+from lockstep.logfiles import Version, version_of
 from lockstep.schema import TABLES, Table, batch_schema, literal
 
 CHUNK_BYTES = 128 << 20

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from lockstep import warehouse
-from lockstep.changelog import ALL_TABLES, ChangeLog, Watermark, durable_replace
+from lockstep.changelog import ALL_TABLES, ChangeLog, Watermark
 from lockstep.contracts import MODES, Contract, load
+from lockstep.durable import durable_replace
 from lockstep.errors import LockstepError
 from lockstep.project import project
 from lockstep.warehouse import Row

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import shutil
 
-from lockstep.changelog import durable_replace, first_hour
+from lockstep.changelog import first_hour
+from lockstep.durable import durable_replace
 from lockstep.project import home, project
 from lockstep.schema import SCHEMA_FILE
 

@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Any
 from duckdb import DuckDBPyConnection
 
 from lockstep import warehouse
-from lockstep.changelog import REMEMBERED, SETTLING, TAIL, Watermark
+from lockstep.changelog import REMEMBERED, SETTLING, Watermark
 from lockstep.contracts import Contract, load
 from lockstep.errors import LockstepError
+from lockstep.logfiles import TAIL
 from lockstep.schema import TABLES
 from lockstep.warehouse import Row, text
 

@@ -32,7 +32,8 @@ import duckdb
 from duckdb import DuckDBPyConnection
 
 from lockstep import warehouse
-from lockstep.changelog import ChangeLog, fsync_directory
+from lockstep.changelog import ChangeLog
+from lockstep.durable import fsync_directory
 from lockstep.errors import LockstepError
 from lockstep.lock import exclusive
 from lockstep.publication import Builder

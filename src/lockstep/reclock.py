@@ -20,11 +20,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from lockstep import changelog
-from lockstep.changelog import Ahead, ChangeLog, Watermark, hour_name
+from lockstep import changelog, durable, staging
+from lockstep.changelog import Ahead, ChangeLog, Watermark
 from lockstep.clock import AHEAD, NO_TIME, machine_now
 from lockstep.errors import LockstepError
 from lockstep.lock import exclusive
+from lockstep.log_check import as_it_is, files_of
+from lockstep.logfiles import TAIL, begins_at, hour_name, link_into_tail
 from lockstep.schema import DISCARDED, TABLES, TIMESTAMP
 
 _HOUR = timedelta(hours=1)
@@ -82,9 +84,10 @@ class _Reclock:
             self._rewrite()
         for name in self._state["gone"]:
             _move(self._log.root / name, aside / "changelog" / name)
-        for link in (self._log.root / changelog.TAIL).glob("*/hour=*"):
+        for link in (self._log.root / TAIL).glob("*/hour=*"):
             if link.name >= hour_name(self._time("limit")):
                 link.unlink()
+        self._record()
         found = {table: Ahead(**{**a, **_times(a)}) for table, a in self._state["ahead"].items()}
         mended = replace(
             self._watermark,
@@ -97,16 +100,24 @@ class _Reclock:
         self._marker.unlink()
         return Reclocked(self._state["changes"], before, mended, aside)
 
+    def _record(self) -> None:
+        """Have the journal know the files as they are now."""
+        journal, home = self._log.journal, self._log.home
+        recorded = journal.files()
+        names = [path.relative_to(home).as_posix() for path in files_of(home)]
+        fresh = [as_it_is(home, name) for name in names if name not in recorded or name.endswith(".jsonl")]
+        journal.record(fresh, gone=sorted(set(recorded) - set(names)))
+
     def _time(self, name: str) -> datetime:
         return datetime.fromisoformat(self._state[name])
 
     def _note(self, **state: Any) -> None:
         self._state |= state
-        changelog.durable_replace(self._marker, json.dumps(self._state, default=str).encode())
+        durable.durable_replace(self._marker, json.dumps(self._state, default=str).encode())
 
     def _files(self, name: str, is_ahead: bool, limit: datetime) -> list[Path]:
         found = (self._log.root / name).glob("hour=*/*.parquet")
-        return sorted(p for p in found if changelog.begins_at(p) and (p.parent.name >= hour_name(limit)) == is_ahead)
+        return sorted(p for p in found if begins_at(p) and (p.parent.name >= hour_name(limit)) == is_ahead)
 
     def _last_before(self, limit: datetime) -> datetime | None:
         """`logged_at` of the last change before those that are ahead."""
@@ -135,12 +146,12 @@ class _Reclock:
                 logged_at = clock.at(position)
                 column = rows.schema.get_field_index("logged_at")
                 rows = rows.set_column(column, rows.schema.field("logged_at"), pa.array(logged_at).cast(TIMESTAMP))
-                writes = changelog._by_hour(self._log.root, name, rows, position, logged_at)
-                for target, part in writes:
+                for write in changelog._by_hour(self._log.root, name, rows, position, logged_at):
+                    target, part = write.path, write.content
                     target.parent.mkdir(parents=True, exist_ok=True)
-                    changelog._link(target.parent)
-                    changelog._durable_parquet(part, target)
-                    changelog.fsync_directory(target.parent)
+                    link_into_tail(target.parent)
+                    staging.durable_parquet(part, target)
+                    durable.fsync_directory(target.parent)
         self._rewrite_quarantine(clock, limit)
         gone = [str(p.parent.relative_to(self._log.root)) for paths in files.values() for p in paths]
         self._note(
@@ -161,7 +172,7 @@ class _Reclock:
                     if place and datetime.fromisoformat(place["logged_at"]) >= limit:
                         [at] = clock.at(np.array([place["position"]])).tolist()
                         place["logged_at"] = changelog._format(changelog._from_us(at))
-            changelog.durable_replace(path, "".join(json.dumps(e) + "\n" for e in entries).encode())
+            durable.durable_replace(path, "".join(json.dumps(e) + "\n" for e in entries).encode())
 
 
 class _Clock:

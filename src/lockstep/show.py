@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from lockstep.compact import Compacted
     from lockstep.explain import Explanation
     from lockstep.ingest import Summary
+    from lockstep.log_check import Checked as LogChecked
+    from lockstep.log_repair import Repair as LogRepair
     from lockstep.migrate import Evidence, Fit, Promotion
     from lockstep.operate import Run
     from lockstep.publish import Published
@@ -88,6 +90,40 @@ def compacted(c: Compacted) -> None:
             f"Compacted {c.files:,} files into {c.hours:,}, {c.bytes_before / 1e6:,.1f} MB into "
             f"{c.bytes_after / 1e6:,.1f} MB, of the hours until {_minutes(c.until)}."
         )
+
+
+def log_checked(c: LogChecked) -> None:
+    for finding in c.findings:
+        console.print(Text(f"{finding.kind.upper()}  {finding.what}", style="red"))
+        for sentence in finding.published:
+            console.print(f"    {sentence}")
+    if c.unrecorded:
+        console.print(
+            f"Of {len(c.unrecorded):,} files nothing was recorded, beginning with {c.unrecorded[0]}: whether they are "
+            "as they landed is not known. `lockstep log check --record` records them as they are."
+        )
+    if c.recorded:
+        console.print(f"Recorded {c.recorded:,} files as they are.")
+    if c.debris:
+        console.print(f"{len(c.debris):,} landings did not come to their end; what they left is in {c.debris[0]} ...")
+    rate = c.rows / c.seconds if c.seconds else 0
+    console.print(
+        f"Checked {c.files:,} files with {c.rows:,} changes up to position {c.position:,} in {c.seconds:.1f} s "
+        f"({rate:,.0f} changes/s): "
+        + ("all are as they landed." if c.is_sound else "docs/runbooks/the-log-is-damaged.md says what to do.")
+    )
+
+
+def log_repaired(r: LogRepair) -> None:
+    console.print(r.before)
+    for sentence in r.says:
+        console.print(f"  {sentence}")
+    for name in r.moved:
+        console.print(f"  {name} goes to the debris: no landing has named it.")
+    if r.is_done:
+        console.print("The watermark is repaired. `lockstep log check` says whether the files are as they landed.")
+    elif r.watermark:
+        console.print("Nothing was written. `lockstep log repair --yes` does it.")
 
 
 def receipts(rows: list[Row]) -> None:

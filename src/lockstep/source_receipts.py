@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from lockstep.changelog import ChangeLog, durable_replace
+from lockstep.changelog import ChangeLog
+from lockstep.durable import durable_replace
 from lockstep.errors import LockstepError
 
 Row = dict[str, Any]

@@ -23,10 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from lockstep import capture as capturing
-from lockstep import changelog
+from lockstep import staging
 from lockstep.capture import Captured
 from lockstep.changelog import Batch, ChangeLog, Landed
 from lockstep.cli import parse_seconds
@@ -238,16 +239,16 @@ def test_a_full_disk_stops_plainly_and_the_next_start_goes_on(
 ) -> None:
     capture(shop, tmp_path)
     shop.execute(orders(1, 50) + products(1, 50))
-    write = changelog._land
+    stage = staging.Stager._stage
 
-    def full(rows: pa.Table, path: Path) -> None:
-        if path.parent.parent.name == "products":
-            path.with_name(path.name + ".partial").write_bytes(b"half")
+    def full(self: staging.Stager, write: staging.Write) -> Any:
+        if write.path.parent.parent.name == "products":
+            write.path.with_name(write.path.name + ".partial").write_bytes(b"half")
             raise OSError(errno.ENOSPC, "No space left on device")
-        write(rows, path)
+        return stage(self, write)
 
     with monkeypatch.context() as planted:
-        planted.setattr(changelog, "_land", full)
+        planted.setattr(staging.Stager, "_stage", full)
         with pytest.raises(LockstepError, match=r"disk of .* is full"):
             capture(shop, tmp_path)
     assert ChangeLog(tmp_path).watermark().position == 0
@@ -657,7 +658,7 @@ def test_other_names_than_the_first_starts_are_refused(shop: Cluster, tmp_path: 
 def test_a_log_begun_otherwise_is_taken_over_by_a_new_snapshot(shop: Cluster, tmp_path: Path) -> None:
     shop.execute(orders(1, 3))
     capture(shop, tmp_path / "first")
-    rows = {"orders": pa.concat_tables([changelog.pq.read_table(f, partitioning=None) for f in _files(tmp_path)])}
+    rows = {"orders": pa.concat_tables([pq.read_table(f, partitioning=None) for f in _files(tmp_path)])}
     batch = {n: t.rename_columns(["ordinal", "x", *t.column_names[2:]]).drop_columns("x") for n, t in rows.items()}
     with ChangeLog(tmp_path / "second").writer("postgresql:shop") as writer:
         writer.land(batch)

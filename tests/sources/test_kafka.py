@@ -266,7 +266,7 @@ def test_a_full_disk_is_said_plainly(broker, home, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch, pytest.raises(LockstepError, match=r"disk of .*home is full"):
-        patch.setattr("lockstep.changelog._land", full)
+        patch.setattr("lockstep.staging.Stager._stage", full)
         catch_up(home, broker, ORDERS)
     assert catch_up(home, broker, ORDERS).landed == {"orders": 1}
 

@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lockstep import changelog, growing
+from lockstep import changelog, debris, growing, log_check, logfiles, staging
 from lockstep.changelog import ChangeLog, Writer
 from lockstep.errors import LockstepError
 from lockstep.latest import differences, live_images
@@ -116,6 +116,10 @@ def stored(log: ChangeLog) -> list[int]:
     return sorted(n for p in files for n in pq.read_table(p, partitioning=None)["position"].to_pylist())
 
 
+class Died(Exception):
+    pass
+
+
 def minutes(n: float) -> timedelta:
     return timedelta(minutes=n)
 
@@ -179,7 +183,7 @@ def test_files_hold_one_hour_of_logged_at(tmp_path: Path) -> None:
         "hour=2026-11-18T13/3-.parquet",
         "hour=2026-11-18T15/5-.parquet",
     ]
-    assert [changelog.span(p) for p in log.files("orders")] == [(1, 2), (3, 4), (5, 5)]
+    assert [logfiles.span(p) for p in log.files("orders")] == [(1, 2), (3, 4), (5, 5)]
 
 
 def test_schema_does_not_depend_on_what_a_batch_holds(tmp_path: Path) -> None:
@@ -308,6 +312,7 @@ def die_at(step: int) -> None:
         return call
 
     os.fsync = dying(os.fsync)
+    os.fdatasync = dying(os.fdatasync)
     Path.rename = dying(Path.rename)  # type: ignore[method-assign]
     Path.replace = dying(Path.replace)  # type: ignore[method-assign]
 
@@ -315,6 +320,7 @@ def die_at(step: int) -> None:
 def crash_at_every_step(root: Path) -> None:
     """Land NEW in copies of `root`/old, each killed one step later, until one survives. Run as a program of its own:
     a process that has threads must not be forked."""
+    assert TABLES["orders"]  # parsed once, not in each child
     for step in itertools.count(1):
         home = root / f"step-{step:03}"
         shutil.copytree(root / "old", home, symlinks=True)
@@ -327,12 +333,15 @@ def crash_at_every_step(root: Path) -> None:
             return
 
 
+PARTIALS = {"changelog/watermark.json.partial", "changelog/journal.jsonl.partial"}
+
+
 def test_death_at_any_step_leaves_the_old_or_the_new_log(tmp_path: Path) -> None:
     old = land(tmp_path / "old", *OLD, resume={"batch": 1})
     shutil.copytree(tmp_path / "old", tmp_path / "new", symlinks=True)
     new = ChangeLog(tmp_path / "new")
     land_new(new)
-    subprocess.run([sys.executable, __file__, str(tmp_path)], check=True, timeout=120)
+    subprocess.run([sys.executable, __file__, str(tmp_path)], check=True, timeout=900)
 
     crashed = [ChangeLog(home) for home in sorted(tmp_path.glob("step-*"))]
     assert len(crashed) > 20
@@ -342,7 +351,7 @@ def test_death_at_any_step_leaves_the_old_or_the_new_log(tmp_path: Path) -> None
         outcomes.append("new" if state(log) == state(new) else "old")
         with log.writer(SOURCE):  # the next writer removes what the dead one left
             assert stored(log) == [row["position"] for row in everything(log)]
-        assert tree(log) - {"changelog/watermark.json.partial"} == tree(new if outcomes[-1] == "new" else old)
+        assert tree(log) - PARTIALS == tree(new if outcomes[-1] == "new" else old)
         if outcomes[-1] == "old":
             land_new(log)
             assert state(log) == state(new)
@@ -372,15 +381,19 @@ def test_the_tail_is_links_also_in_a_copy_that_followed_them(tmp_path: Path) -> 
     assert everything(log) == everything(original)
 
 
-STEPS = ["_land", "durable_replace", "fsync_directory"]
+STEPS = [
+    "staging.Stager._stage",
+    "staging._sync",
+    "journal.Journal.intend",
+    "staging.Stager._name",
+    "staging.fsync_directory",
+    "changelog.durable_replace",
+]
 
 
-@pytest.mark.parametrize(
-    ("function", "grows_to"),
-    [*itertools.product(STEPS, [0, growing.GROWS_TO]), ("_durable_parquet", 0)],
-)
+@pytest.mark.parametrize(("step", "grows_to"), itertools.product(STEPS, [0, growing.GROWS_TO]))
 def test_writer_goes_on_after_a_failed_landing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str, grows_to: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, grows_to: int
 ) -> None:
     monkeypatch.setattr(growing, "GROWS_TO", grows_to)
     log = land(tmp_path, *OLD, resume={"batch": 1})
@@ -391,7 +404,7 @@ def test_writer_goes_on_after_a_failed_landing(
 
     with log.writer(SOURCE) as writer:
         with monkeypatch.context() as patch, pytest.raises(OSError, match="disk full"):
-            patch.setattr(changelog, function, fail)
+            patch.setattr(f"lockstep.{step}", fail)
             writer.land(batch(*NEW))
         assert state(log) == before
         assert tree(log) == files
@@ -447,17 +460,65 @@ def test_writer_whose_watermark_was_or_was_not_replaced_knows_it(
     assert stored(log) == list(range(1, len(expected) + 1))
 
 
-def test_debris_is_ignored_by_readers_and_removed_by_the_next_writer(tmp_path: Path) -> None:
-    log = land(tmp_path, created(1))
+def debris_of(log: ChangeLog) -> dict[str, Path]:
+    """What was moved out of the log, by path in it; of one landing."""
+    [moved] = (log.home / "debris").iterdir()
+    return {path.relative_to(moved).as_posix(): path for path in moved.rglob("*") if path.is_file()}
+
+
+def test_what_a_dead_landing_left_is_ignored_by_readers_and_moved_by_the_next_writer(tmp_path: Path) -> None:
+    log = beyond_the_watermark(tmp_path)
     files = tree(log)
-    hour = log.files("orders")[0].parent
-    shutil.copy(log.files("orders")[0], hour / "2-2.parquet")
-    (hour / "2-3.parquet.partial").write_bytes(b"half")
-    (log.quarantine / "2-3.jsonl").write_text("{}\n")
-    assert len(log.files("orders")) == 1
-    assert log.quarantined() == []
+    grown = log.files("orders")[0].relative_to(tmp_path)
+    hour = grown.parent
+    (tmp_path / hour / "3-9.parquet.partial").write_bytes(b"half")
+    assert len(rows(log, "orders")) == 1
     with log.writer(SOURCE):
         assert tree(log) == files
+    moved = debris_of(log)
+    assert set(moved) == {f"{hour}/3-4.parquet", f"{hour}/3-9.parquet.partial", "undone.json"}
+    tail = pq.read_table(moved[f"{hour}/3-4.parquet"], partitioning=None).to_pylist()
+    assert [(row["position"], row["op"]) for row in tail] == [(3, "c"), (4, "d")]
+    assert json.loads(moved["undone.json"].read_text())["named_by_the_landing"] == [str(grown)]
+
+
+def test_a_batch_given_up_lies_in_the_debris_whole(tmp_path: Path) -> None:
+    log = land(tmp_path, created(1))
+    with log.writer(SOURCE) as writer, writer.batch() as parts:
+        parts.add(large(10))
+        parts.add(batch(created(1), ("products", "c", None, product(1), NOON)))
+        parts.add(batch(created(2, NOON + minutes(60))), rejected((1, "orders", NOON)))
+    moved = {name: path for name, path in debris_of(log).items() if name != "undone.json"}
+    held = [n for path in moved.values() if path.suffix != ".jsonl" for n in positions_in(path)]
+    assert sorted(held) == list(range(2, LARGE + 5))
+    assert [name for name in moved if name.endswith(".jsonl")] == [f"quarantine/{LARGE + 4}-{LARGE + 5}.jsonl"]
+    assert log_check.check(tmp_path).findings == []
+
+
+def positions_in(path: Path) -> list[int]:
+    found: list[int] = pq.read_table(pa.BufferReader(path.read_bytes()))["position"].to_pylist()
+    return found
+
+
+@pytest.mark.parametrize("strange", ["file", "events", "grown"])
+def test_what_no_landing_has_named_beyond_the_watermark_is_refused(tmp_path: Path, strange: str) -> None:
+    log = land(tmp_path, created(1), ("products", "c", None, product(1), NOON))
+    [path] = log.files("orders")
+    if strange == "file":
+        path = path.with_name("3-4.parquet")
+        shutil.copy(log.files("orders")[0], path)
+    elif strange == "events":
+        path = log.quarantine / "3-3.jsonl"
+        path.write_text("{}\n")
+    else:
+        other = land(tmp_path / "other", created(1), ("products", "c", None, product(1), NOON), created(2))
+        path.resolve().write_bytes(other.files("orders")[0].read_bytes())
+    files, content = tree(log), path.read_bytes()
+    with pytest.raises(LockstepError) as refused, log.writer(SOURCE):
+        pass
+    assert str(path.relative_to(tmp_path)) in str(refused.value) and "lockstep log repair" in str(refused.value)
+    assert (tree(log), path.read_bytes()) == (files, content)
+    assert not (tmp_path / "debris").exists()
 
 
 # One writer, one source
@@ -509,7 +570,14 @@ def test_other_source_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "There is no change log"), ("{", "not valid JSON"), ('{"format": 99}', "has format 99")],
+    [
+        (None, "There is no change log"),
+        ("", "is damaged.*lockstep log repair"),
+        ("{", "is damaged.*lockstep log repair"),
+        ("[]", "is damaged.*lockstep log repair"),
+        ('{"format": 3}', "is damaged.*lockstep log repair"),
+        ('{"format": 99}', "has format 99"),
+    ],
 )
 def test_unreadable_watermark_is_named(tmp_path: Path, content: str | None, message: str) -> None:
     log = ChangeLog(tmp_path)
@@ -520,20 +588,27 @@ def test_unreadable_watermark_is_named(tmp_path: Path, content: str | None, mess
         log.watermark()
 
 
+def as_format_2(log: ChangeLog) -> None:
+    """Make the log what the version before this one has written."""
+    raw = json.loads((log.root / "watermark.json").read_text())
+    kept = {name: value for name, value in raw.items() if name not in ("checksum", "sequence", "ahead")}
+    (log.root / "watermark.json").write_text(json.dumps({**kept, "format": 2}))
+    (log.root / "journal.jsonl").unlink()
+    shutil.rmtree(log.root / "_manifest", ignore_errors=True)
+
+
 def test_a_log_of_the_format_before_goes_on(tmp_path: Path) -> None:
-    """It had no files that grow. Who knows only that format must not open one that has."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(growing, "GROWS_TO", 0)
-        patch.setattr(changelog, "FORMAT", 1)
-        log = land(tmp_path, created(1))
-    assert (names(log), json.loads((log.root / "watermark.json").read_text())["format"]) == (["12/1-1.parquet"], 1)
+    log = land(tmp_path, created(1), resume={"lsn": 7})
+    as_format_2(log)
+    before = state(log)
+    with log.writer(SOURCE):
+        assert state(log) == before
     land(tmp_path, created(2))
-    assert (names(log), json.loads((log.root / "watermark.json").read_text())["format"]) == (
-        ["12/1-1.parquet", "12/2-.parquet"],
-        changelog.FORMAT,
-    )
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(LockstepError, match=f"has format {changelog.FORMAT}"):
-        patch.setattr(changelog, "FORMAT", 1)
+    assert json.loads((log.root / "watermark.json").read_text())["format"] == 3
+    assert [row["position"] for row in rows(log, "orders")] == [1, 2]
+    assert log.watermark().resume == {"lsn": 7}
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(LockstepError, match="has format 3"):
+        patch.setattr(changelog, "FORMAT", 2)
         log.watermark()
 
 
@@ -704,7 +779,7 @@ def test_a_large_batch_has_a_file_of_its_own_and_small_ones_go_on_behind_it(tmp_
         f"12/{last + 4 + LARGE}-.parquet",
     ]
     assert log.files("orders")[0].read_bytes() == kept
-    spans = [changelog.span(path) for path in log.files("orders")]
+    spans = [logfiles.span(path) for path in log.files("orders")]
     assert all(a[1] < b[0] for a, b in itertools.pairwise(spans))
     assert stored(log) == list(range(1, last + LARGE + 6))
 
@@ -721,7 +796,7 @@ def test_files_between_two_positions(tmp_path: Path) -> None:
         for until in range(after + 1, 15):
             wanted = [p.name for p in log.files("orders", after, until)]
             needed = [
-                p.name for p in log.files("orders") if changelog.span(p)[0] <= until and after < changelog.span(p)[1]
+                p.name for p in log.files("orders") if logfiles.span(p)[0] <= until and after < logfiles.span(p)[1]
             ]
             assert set(needed) <= set(wanted) <= set(found)
             assert len(wanted) <= len(needed) + 1
@@ -731,9 +806,11 @@ def test_files_between_two_positions(tmp_path: Path) -> None:
 def beyond_the_watermark(home: Path) -> ChangeLog:
     """A log whose writer died after a file had grown and before the watermark was replaced."""
     log = land(home, *OLD)
-    watermark = (log.root / "watermark.json").read_bytes()
-    land(home, created(2, NOON + minutes(1)), ("orders", "d", order(1), None, NOON + minutes(2)))
-    (log.root / "watermark.json").write_bytes(watermark)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Died), log.writer(SOURCE) as writer:
+        patch.setattr(ChangeLog, "settle", lambda log: log.watermark())
+        with writer.batch() as parts:
+            parts.add(batch(created(2, NOON + minutes(1)), ("orders", "d", order(1), None, NOON + minutes(2))))
+            raise Died
     assert stored(log) == [1, 2, 3, 4]
     return log
 
@@ -793,6 +870,7 @@ def test_what_a_full_disk_left_is_cut_off_before_the_next_landing(
     with log.writer(SOURCE) as writer:
         with monkeypatch.context() as patch, pytest.raises(OSError, match="disk full"):
             patch.setattr(changelog, "durable_replace", full)
+            patch.setattr(debris, "durable_replace", full)
             writer.land(batch(created(2), created(3)))
         assert stored(log) == [1, 2, 3]
         writer.land(batch(created(4)))
@@ -804,17 +882,17 @@ def test_no_part_of_a_failed_landing_is_written_after_it_was_undone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log = land(tmp_path, *OLD)
-    write = changelog._land
+    stage = staging.Stager._stage
 
-    def one_fails_while_the_other_is_slow(rows: pa.Table, path: Path) -> None:
-        if path.parent.parent.name == "orders":
+    def one_fails_while_the_other_is_slow(self: staging.Stager, write: staging.Write) -> Any:
+        if write.path.parent.parent.name == "orders":
             raise OSError("disk full")
         time.sleep(0.2)
-        write(rows, path)
+        return stage(self, write)
 
     with log.writer(SOURCE) as writer:
         with monkeypatch.context() as patch, pytest.raises(OSError, match="disk full"):
-            patch.setattr(changelog, "_land", one_fails_while_the_other_is_slow)
+            patch.setattr(staging.Stager, "_stage", one_fails_while_the_other_is_slow)
             writer.land(batch(created(3), ("products", "c", None, product(2), NOON)))
         assert stored(log) == [1, 2]
         time.sleep(0.3)
@@ -843,10 +921,6 @@ def resolve_all(log: ChangeLog) -> None:
         for entry in log.quarantined():
             if entry["state"] == "open":
                 writer.resolve(retried(log, entry["position"]), [])
-
-
-class Died(Exception):
-    pass
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -895,7 +969,7 @@ def test_whatever_happens_every_position_is_there_once(
                 expected[position] = position
             if chance.random() < 0.4:
                 with monkeypatch.context() as patch, pytest.raises(Died):
-                    patch.setattr(ChangeLog, "_remove_debris", lambda *_: None)
+                    patch.setattr(ChangeLog, "settle", lambda log: log.watermark())
                     land_some(writer, "died")
         filled = {n: order_id for n, order_id in expected.items() if order_id is not None}
         assert {row["position"]: row["after"]["order_id"] for row in rows(log, "orders")} == filled
@@ -903,7 +977,7 @@ def test_whatever_happens_every_position_is_there_once(
     with log.writer(SOURCE):
         assert stored(log) == sorted(filled)
     resolved = {n for n, order_id in filled.items() if n == order_id}
-    spans = [s for s in map(changelog.span, log.files("orders")) if s[0] not in resolved]
+    spans = [s for s in map(logfiles.span, log.files("orders")) if s[0] not in resolved]
     assert all(a[1] < b[0] for a, b in itertools.pairwise(spans))
 
 

@@ -124,7 +124,9 @@ def as_format_2(log: ChangeLog) -> None:
     path = log.root / "watermark.json"
     raw = json.loads(path.read_text())
     hours = {t: h["logged_at"][:13] + ":00:00.000000" for t, h in raw["holds"].items()}
-    path.write_text(json.dumps({**raw, "format": 2, "holds": hours}))
+    kept = {name: value for name, value in raw.items() if name not in ("checksum", "sequence", "ahead")}
+    path.write_text(json.dumps({**kept, "format": 2, "holds": hours}))
+    (log.root / "journal.jsonl").unlink()
     for file in log.quarantine.glob("*.jsonl"):
         entries = [json.loads(line) for line in file.read_text().splitlines()]
         file.write_text("".join(json.dumps({k: v for k, v in e.items() if k != "hold"}) + "\n" for e in entries))

@@ -142,8 +142,8 @@ def test_interrupted_at_any_step_it_is_finished_by_the_next(
         return call
 
     with monkeypatch.context() as patch:
-        patch.setattr(module.changelog, "durable_replace", dying(module.changelog.durable_replace))
-        patch.setattr(module.changelog, "_durable_parquet", dying(module.changelog._durable_parquet))
+        patch.setattr(module.durable, "durable_replace", dying(module.durable.durable_replace))
+        patch.setattr(module.staging, "durable_parquet", dying(module.staging.durable_parquet))
         patch.setattr(shutil, "move", dying(shutil.move))
         try:
             reclock(poisoned)

@@ -277,18 +277,18 @@ KILL = """
 import os, signal, sys
 from datetime import datetime
 from pathlib import Path
-from lockstep import changelog, simulate
+from lockstep import changelog, simulate, staging
 
-write, count = changelog._land, 0
+stage, count = staging.Stager._stage, 0
 
-def write_and_die(rows, path):
+def stage_and_die(self, write):
     global count
     count += 1
     if count == int(sys.argv[2]):
         os.kill(os.getpid(), signal.SIGKILL)
-    write(rows, path)
+    return stage(self, write)
 
-changelog._land = write_and_die
+staging.Stager._stage = stage_and_die
 history = simulate.History(until=datetime(2026, 11, 18, 13, 37, 5), days=3, orders_per_day=300)
 simulate.land_history(changelog.ChangeLog(Path(sys.argv[1])), history)
 """
