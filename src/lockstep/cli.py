@@ -474,14 +474,14 @@ def log_repair(yes: bool, source: str | None, as_json: bool) -> None:
 @log_group.command("reclock")
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def log_reclock(as_json: bool) -> None:
-    """Set the log's clock right that a commit time from the future has moved there.
+    """Set the log's clock right that a commit time has moved into the future, or begun in 1970.
 
     A version before this one let one event from 2099 carry `logged_at` to 2099: no hour sealed any more. Each change
     from there on gets the `logged_at` that the rule of this version gives it; positions and commit times stay. The old
     files, the warehouse and what was published are moved to debris/ in the data home; `lockstep run` computes all anew.
 
     Stop captures first. If it is interrupted, give it again: until then nothing else lands or is computed. Does nothing
-    where the log's clock is not ahead of this machine's.
+    where the log begins after 2000-01-01 and its clock is not ahead of this machine's.
     """
     from lockstep.reclock import reclock
 
@@ -492,11 +492,12 @@ def log_reclock(as_json: bool) -> None:
             {"changes": done.changes if done else 0, "logged_at": after, "moved": str(done.moved) if done else None}
         )
     elif done is None:
-        click.echo("The log's clock is not ahead of this machine's: there is nothing to do.")
+        click.echo("The log's clock is neither ahead of this machine's nor begun before 2000: there is nothing to do.")
     else:
         click.echo(
-            f"{done.changes:,} changes were logged ahead of the clock, up to {done.before}; the log's clock is at "
-            f"{done.watermark.logged_at} now. What was there before lies in {done.moved}. Next: `lockstep run`."
+            f"{done.changes:,} changes got another logged_at. The log reached to {done.before}; now it goes from "
+            f"{done.watermark.started_at} to {done.watermark.logged_at}. What was there before lies in {done.moved}. "
+            "Next: `lockstep run`."
         )
 
 

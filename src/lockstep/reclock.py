@@ -1,7 +1,7 @@
-"""Setting a log's clock right that one commit time has carried into the future.
+"""Setting a log's clock right that a commit time has carried into the future, or begun in 1970.
 
-Versions that did not compare commit times with the machine's clock let one event from 2099 move `logged_at` there. All
-later changes share its hour, which never seals. Here each of them gets the `logged_at` that today's rule gives it.
+Versions that took any commit time let one event from 2099 move `logged_at` there: all later changes share its hour,
+which never seals. A first event from 1970 made the log as long. Here each gets the `logged_at` of today's rule.
 Positions, images and commit times stay. Whatever was computed from the log is moved aside, as the hours since were
 folded empty; the next `lockstep run` computes it anew.
 """
@@ -26,7 +26,7 @@ from lockstep.clock import AHEAD, NO_TIME, machine_now
 from lockstep.errors import LockstepError
 from lockstep.lock import exclusive
 from lockstep.log_check import as_it_is, files_of
-from lockstep.logfiles import TAIL, begins_at, hour_name, link_into_tail
+from lockstep.logfiles import NO_HOUR, TAIL, begins_at, hour_name, link_into_tail
 from lockstep.schema import DISCARDED, TABLES, TIMESTAMP
 
 _HOUR = timedelta(hours=1)
@@ -36,7 +36,10 @@ _DERIVED = ["analytics.duckdb", "published", *_DATABASES]  # in this order: nobo
 
 @dataclass(frozen=True)
 class Reclocked:
-    """`changes` got another `logged_at`; `moved` is where the old files and what was computed from them now lie."""
+    """`changes` got another `logged_at`, which was up to `before`.
+
+    `moved` is where the old files, and what was computed from them, now lie.
+    """
 
     changes: int
     before: datetime
@@ -45,7 +48,7 @@ class Reclocked:
 
 
 def reclock(home: Path) -> Reclocked | None:
-    """Give the changes logged ahead of the machine's clock the time of the rule; None if there are none.
+    """Give changes logged ahead of the machine's clock, or up to `NO_TIME`, another time; None if there are none.
 
     If it is interrupted, no other command writes or computes until it was given again. Takes both locks of the home.
     """
@@ -68,16 +71,16 @@ class _Reclock:
         self._state: dict[str, Any] = json.loads(self._marker.read_text()) if self._marker.exists() else {}
 
     def run(self) -> Reclocked | None:
-        before = self._watermark.logged_at
+        before, started = self._watermark.logged_at, self._watermark.started_at
         if not self._state:
             now = machine_now()
             limit = (now + AHEAD).replace(minute=0, second=0, microsecond=0) + _HOUR
-            if before is None or before < limit:
+            if before is None or started is None or (before < limit and started > NO_TIME):
                 return None
             at = f"reclock-{now:%Y%m%dT%H%M%S}"
-            start = self._last_before(limit)
-            self._note(now=str(now), limit=str(limit), start=str(start) if start else None, aside=f"debris/{at}")
-        assert before
+            first, last = (str(at) if at else None for at in self._between(limit))
+            self._note(now=str(now), limit=str(limit), first=first, last=last, aside=f"debris/{at}")
+        assert before and started
         aside = self._log.home / self._state["aside"]
         if "gone" not in self._state:
             self._move_derived(aside)
@@ -91,8 +94,8 @@ class _Reclock:
         found = {table: Ahead(**{**a, **_times(a)}) for table, a in self._state["ahead"].items()}
         mended = replace(
             self._watermark,
-            logged_at=datetime.fromisoformat(self._state["logged_at"]),
-            started_at=min(self._watermark.started_at or before, datetime.fromisoformat(self._state["started_at"])),
+            logged_at=before if self._counts(before) else self._time("logged_at"),
+            started_at=started if self._counts(started) else self._time("started_at"),
             holds=self._log._holds(self._log.quarantined()),
             ahead={**self._watermark.ahead, **found},
         )
@@ -115,19 +118,23 @@ class _Reclock:
         self._state |= state
         durable.durable_replace(self._marker, json.dumps(self._state, default=str).encode())
 
-    def _files(self, name: str, is_ahead: bool, limit: datetime) -> list[Path]:
-        found = (self._log.root / name).glob("hour=*/*.parquet")
-        return sorted(p for p in found if begins_at(p) and (p.parent.name >= hour_name(limit)) == is_ahead)
+    def _counts(self, at: datetime) -> bool:
+        return NO_TIME < at < self._time("limit")
 
-    def _last_before(self, limit: datetime) -> datetime | None:
-        """`logged_at` of the last change before those that are ahead."""
-        last = None
+    def _files(self, name: str, limit: datetime, counts: bool) -> list[Path]:
+        """A dataset's files of the hours that count, or of those that do not."""
+        found = (p for p in (self._log.root / name).glob("hour=*/*.parquet") if begins_at(p))
+        return sorted(p for p in found if (hour_name(NO_TIME) < p.parent.name < hour_name(limit)) == counts)
+
+    def _between(self, limit: datetime) -> tuple[datetime | None, datetime | None]:
+        """`logged_at` of the first and the last change whose time counts."""
+        times: list[datetime] = []
         for name in (*TABLES, DISCARDED):
-            files = self._files(name, False, limit)
-            for path in (p for p in files if p.parent == files[-1].parent):
-                at = pc.max(pq.read_table(path, columns=["logged_at"], partitioning=None)["logged_at"]).as_py()
-                last = changelog._later(last, at)
-        return last
+            files = self._files(name, limit, True)
+            for path in (p for p in files if p.parent in (files[0].parent, files[-1].parent)):
+                at = pq.read_table(path, columns=["logged_at"], partitioning=None)["logged_at"]
+                times += [pc.min(at).as_py(), pc.max(at).as_py()]
+        return min(times, default=None), max(times, default=None)
 
     def _move_derived(self, aside: Path) -> None:
         """First of all: what is published reads the files that are going to be others."""
@@ -137,8 +144,9 @@ class _Reclock:
     def _rewrite(self) -> None:
         """Write the changes at their new times beside the old files, and note what is to be moved away."""
         limit, now = self._time("limit"), self._time("now")
-        files = {name: self._files(name, True, limit) for name in (*TABLES, DISCARDED)}
-        clock = _Clock([(name, path) for name, paths in files.items() for path in paths], self._state["start"], now)
+        files = {name: self._files(name, limit, False) for name in (*TABLES, DISCARDED)}
+        listed = [(name, path) for name, paths in files.items() for path in paths]
+        clock = _Clock(listed, self._state["first"], self._state["last"], now)
         for name, paths in files.items():
             for path in paths:
                 rows = pq.read_table(path, partitioning=None)
@@ -152,33 +160,39 @@ class _Reclock:
                     link_into_tail(target.parent)
                     staging.durable_parquet(part, target)
                     durable.fsync_directory(target.parent)
-        self._rewrite_quarantine(clock, limit)
-        gone = [str(p.parent.relative_to(self._log.root)) for paths in files.values() for p in paths]
+        self._rewrite_quarantine(clock)
+        hours = {path.parent for _, path in listed}
+        # The first hour of 1970 is also where each dataset has the file that carries its schema.
+        schemas = {p for hour in hours if hour.name == NO_HOUR for p in hour.iterdir()}
+        gone = [h for h in hours if h.name != NO_HOUR] + [p for p in schemas if p.name != "0-0.parquet"]
         self._note(
-            gone=sorted(set(gone)),
+            gone=sorted(str(path.relative_to(self._log.root)) for path in gone),
             changes=len(clock.position),
             logged_at=str(changelog._from_us(clock.last)),
             started_at=str(changelog._from_us(clock.first)),
             ahead=clock.ahead,
         )
 
-    def _rewrite_quarantine(self, clock: _Clock, limit: datetime) -> None:
+    def _rewrite_quarantine(self, clock: _Clock) -> None:
         for path in self._log.quarantine.glob("*.jsonl"):
             entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-            if not any(datetime.fromisoformat(e["logged_at"]) >= limit for e in entries):
+            if all(self._counts(datetime.fromisoformat(e["logged_at"])) for e in entries):
                 continue
             for entry in entries:
                 for place in (entry, entry.get("hold", {})):
-                    if place and datetime.fromisoformat(place["logged_at"]) >= limit:
+                    if place and not self._counts(datetime.fromisoformat(place["logged_at"])):
                         [at] = clock.at(np.array([place["position"]])).tolist()
                         place["logged_at"] = changelog._format(changelog._from_us(at))
             durable.durable_replace(path, "".join(json.dumps(e) + "\n" for e in entries).encode())
 
 
 class _Clock:
-    """`logged_at` of each position of the stretch, in microseconds: the running maximum of the times that count."""
+    """`logged_at` of each of these positions, in microseconds: the running maximum of the times that count.
 
-    def __init__(self, files: list[tuple[str, Path]], start: str | None, now: datetime) -> None:
+    `first` and `last` are those of the changes between, which keep theirs.
+    """
+
+    def __init__(self, files: list[tuple[str, Path]], first: str | None, last: str | None, now: datetime) -> None:
         latest = changelog._to_us(now + AHEAD)
         places, times = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
         self.ahead: dict[str, dict[str, Any]] = {}
@@ -188,28 +202,33 @@ class _Clock:
             position = rows["position"].to_numpy()
             time = changelog._us(rows["committed_at"]) if name != DISCARDED else np.full(len(position), -1)
             if (is_ahead := time > latest).any():
-                first = int(position[is_ahead].min())
+                place = int(position[is_ahead].min())
                 found = self.ahead.setdefault(
                     name,
                     {
-                        "position": first,
-                        "committed_at": str(changelog._from_us(int(time[position == first][0]))),
+                        "position": place,
+                        "committed_at": str(changelog._from_us(int(time[position == place][0]))),
                         "landed_at": str(now),
                         "events": 0,
                     },
                 )
                 found["events"] += int(is_ahead.sum())
             places.append(position)
-            times.append(np.where(is_ahead | (time <= changelog._to_us(NO_TIME)), -1, time))
+            floor = changelog._to_us(datetime.fromisoformat(last)) if last else -1
+            if path.parent.name <= hour_name(NO_TIME):
+                time, is_ahead, floor = np.full(len(position), -1), np.zeros(len(position), bool), -1
+            times.append(np.maximum(np.where(is_ahead | (time <= changelog._to_us(NO_TIME)), -1, time), floor))
         position, time = np.concatenate(places), np.concatenate(times)
         order = np.argsort(position)
         self.position = position[order]
-        floor = changelog._to_us(datetime.fromisoformat(start)) if start else -1
-        self._running = np.maximum.accumulate(np.maximum(time[order], floor))
+        self._running = np.maximum.accumulate(time[order])
         known = self._running[self._running >= 0]
-        self.first = int(known[0]) if len(known) else floor if floor >= 0 else changelog._to_us(now)
+        self.first = int(known[0]) if len(known) else changelog._to_us(now)
+        if first and last:
+            self.first = changelog._to_us(datetime.fromisoformat(first))
         self._running = np.maximum(self._running, self.first)
-        self.last = int(self._running[-1]) if len(self._running) else self.first
+        end = changelog._to_us(datetime.fromisoformat(last)) if last else self.first
+        self.last = max(int(self._running[-1]), end) if len(self._running) else end
 
     def at(self, position: np.ndarray) -> np.ndarray:
         """Also of a position that nothing fills: the time of the one before it."""
