@@ -5,7 +5,9 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-live test check bench soak clean
+TESTS ?= tests
+PYTEST = $(BIN)/pytest --numprocesses auto --dist worksteal --durations 10
+.PHONY: help demo demo-live test check pytest nightly bench soak clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -29,9 +31,13 @@ check: $(INSTALLED) ## Formatting, linting and types of Python and SQL
 	$(BIN)/sqlmesh format --check
 	$(BIN)/sqlmesh lint
 
-test: check ## Every test: the checks, SQLMesh's unit tests, pytest
-	$(BIN)/sqlmesh test
-	$(BIN)/pytest --numprocesses auto --dist worksteal
+test: check pytest ## The checks and every test
+
+pytest: $(INSTALLED) ## Every test, those of the models included; of one folder: make pytest TESTS=tests/unit
+	$(PYTEST) $(TESTS)
+
+nightly: $(INSTALLED) ## The long forms of tests: more kills, more generated logs, longer soaks
+	HYPOTHESIS_EXAMPLES=60 $(PYTEST) -m "long or generated" $(TESTS)
 
 bench: $(INSTALLED) ## Measure landing, hourly, rebuild and live beside bare DuckDB
 	$(BIN)/python bench/bench.py

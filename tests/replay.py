@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from duckdb import DuckDBPyConnection
 
+from homes import SharedHomes
 from lockstep import operate, warehouse
 from lockstep.changelog import ChangeLog
 from oracle import DOMAINS, GENERATIONS, Cells, Evidence, Oracle, Served, floor_hour, served
@@ -352,3 +353,39 @@ def _nearly(cells: Cells) -> Cells:
         cell: tuple(pytest.approx(v, rel=0, abs=1e-3) if isinstance(v, float) else v for v in values)
         for cell, values in cells.items()
     }
+
+
+@pytest.fixture(scope="session")
+def planned(shared_home: SharedHomes) -> Callable[[datetime, Path], Replay]:
+    """Copies of homes that were planned a quarter of an hour after their log began, with a customer who bought nothing.
+
+    A plan loads the project and takes longer than all runs of a test together, and is the same for all of them.
+    """
+
+    def copy(start: datetime, to: Path) -> Replay:
+        def build(home: Path) -> Replay:
+            replay = opened(home, start)
+            replay.shop.now = start + timedelta(minutes=15)
+            with pytest.MonkeyPatch.context() as monkeypatch:
+                monkeypatch.setenv("LOCKSTEP_HOME", str(home))
+                replay.run(start + timedelta(minutes=15))
+            return replay
+
+        return shared_home(f"planned-{start:%Y-%m-%dT%H}", build).copied(to)
+
+    return copy
+
+
+def opened(home: Path, start: datetime) -> Replay:
+    """A home whose log has one change, that counts nowhere."""
+    replay = Replay(home, Shop(start))
+    replay.shop.insert("customers", 9)
+    replay.land()
+    return replay
+
+
+@pytest.fixture
+def evening(planned: Callable[[datetime, Path], Replay], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Replay:
+    """A home, and a shop that opened on the last evening before a rule changes."""
+    monkeypatch.setenv("LOCKSTEP_HOME", str(tmp_path))
+    return planned(datetime(2026, 5, 31, 20), tmp_path)

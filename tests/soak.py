@@ -35,7 +35,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 import duckdb
 
 from lockstep import growing, operate, publish, simulate
-from lockstep.changelog import ChangeLog
+from lockstep.changelog import SETTLING, ChangeLog
+from lockstep.compact import Compacted
 from lockstep.contracts import load
 from shop import Shop, batch_of
 
@@ -167,7 +168,7 @@ def _landed_at(home: Path, position: int) -> datetime | None:
 
 
 def soak(home: Path, readers: int, runs: int, minutes_per_second: float) -> dict[str, Any]:
-    """Soak `home`, which must be new; returns the figures."""
+    """Soak `home`, which must be new, for `runs` runs and until a compaction has merged hours; returns the figures."""
     os.environ["LOCKSTEP_HOME"] = str(home)
     log = ChangeLog(home)
     simulate.run(log, simulate.choose_history(log, 3, 2, 200, UNTIL), lambda _: None)
@@ -181,22 +182,28 @@ def soak(home: Path, readers: int, runs: int, minutes_per_second: float) -> dict
     begun, position = time.monotonic(), log.watermark().position
     done: list[operate.Run] = []
     company.start()
+    # Readers begin once the company is seen at work: what landed before the first run is as old as a plan takes.
+    while log.watermark().position == position and company.is_alive():
+        time.sleep(BEAT)
+    time.sleep(SETTLING.total_seconds())
     for process in processes:
         process.start()
     try:
-        while len(done) < runs and company.is_alive():
+        while company.is_alive() and (len(done) < runs or (not _merged(done) and len(done) < 4 * runs)):
             at = log.watermark().logged_at
             done.append(operate.run(home, at))
-            print(f"run {len(done)} of {runs}: {done[-1].seconds:.1f} s, as of {at}", file=sys.stderr, flush=True)
+            print(
+                f"run {len(done)} of at least {runs}: {done[-1].seconds:.1f} s, as of {at}", file=sys.stderr, flush=True
+            )
     finally:
         seconds = time.monotonic() - begun
         stop_reading.set()
-        seen = [results.get(timeout=120) for _ in processes]
+        seen = [results.get(timeout=600) for _ in processes]
         stop_working.set()
         for process in [company, *processes]:
             process.join()
     freshness = sorted(f for reads in seen for f in reads.freshness) or [float("inf")]
-    merged = [run.compacted for run in done if run.compacted and run.compacted.hours]
+    merged = _merged(done)
     watermark = log.watermark()
     assert watermark.logged_at is not None
     return {
@@ -225,6 +232,11 @@ def soak(home: Path, readers: int, runs: int, minutes_per_second: float) -> dict
         "seconds": round(seconds),
         "company": company.exitcode,
     }
+
+
+def _merged(runs: list[operate.Run]) -> list[Compacted]:
+    """The compactions that merged something."""
+    return [run.compacted for run in runs if run.compacted and run.compacted.hours]
 
 
 def faults(figures: dict[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ import pytest
 from lockstep import demo_live
 from lockstep.changelog import ChangeLog
 from lockstep.errors import LockstepError
-from lockstep.private_postgres import server_programs
+from postgres import required_programs
 from shop import SOURCE, Shop, land
 
 DEMO = "import sys; from lockstep import demo_live; demo_live.HOME = sys.argv[1]; demo_live.main()"
@@ -36,9 +36,9 @@ def temporary() -> Iterator[Path]:
     shutil.rmtree(directory)
 
 
-@pytest.mark.skipif(server_programs() is None and os.environ.get("CI") != "true", reason="needs PostgreSQL's server")
 @pytest.mark.parametrize("to_all", [True, False], ids=["Ctrl-C", "SIGTERM"])
 def test_interrupted_demo_leaves_nothing_running(tmp_path: Path, temporary: Path, to_all: bool) -> None:
+    required_programs()
     home = tmp_path / "home"
     demo = subprocess.Popen(
         [sys.executable, "-c", DEMO, str(home)],
@@ -56,10 +56,10 @@ def test_interrupted_demo_leaves_nothing_running(tmp_path: Path, temporary: Path
             os.killpg(demo.pid, signal.SIGINT)
         else:
             demo.terminate()
-        assert demo.wait(timeout=30) != 0
+        assert demo.wait(timeout=120) != 0
     finally:
         demo.terminate()
-        demo.wait(timeout=30)
+        demo.wait(timeout=120)
     assert processes(str(temporary)) == []
     assert list(temporary.glob("lockstep-postgres-*")) == []
 

@@ -187,7 +187,7 @@ def test_it_follows_until_it_is_stopped(broker, home):
         await_ids(home, 8)
     finally:
         process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert json.loads(out)["landed"] == {"orders": 8}
 
@@ -203,7 +203,7 @@ def start(home: Path, *arguments: str) -> subprocess.Popen[str]:
 
 
 def await_ids(home: Path, count: int) -> None:
-    given_up = time.monotonic() + 30
+    given_up = time.monotonic() + 120
     while len(ids(home)) < count:
         assert time.monotonic() < given_up, ids(home)
         time.sleep(0.05)

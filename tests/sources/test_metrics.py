@@ -61,7 +61,7 @@ def capturing(shop: Cluster, home: Path, *options: str) -> Iterator[subprocess.P
         process.communicate()
 
 
-def wait_for(home: Path, condition: Any, seconds: float = 15.0) -> dict[str, Any]:
+def wait_for(home: Path, condition: Any, seconds: float = 120.0) -> dict[str, Any]:
     """The capture's status, once it fulfils the condition."""
     end = time.monotonic() + seconds
     while not ((found := capture_status(home)) and condition(found)):
@@ -102,7 +102,7 @@ def test_status_tells_how_a_capture_goes_its_loss_and_its_end(shop: Cluster, tmp
             shop.start()
         wait_for(tmp_path, lambda c: c["phase"] == "following")
         process.terminate()
-        _, errors = process.communicate(timeout=10)
+        _, errors = process.communicate(timeout=120)
     stopped = capture_status(tmp_path)
     assert stopped and (stopped["phase"], stopped["is_running"], stopped["problem"]) == ("stopped", False, None)
     assert samples(tmp_path / "metrics" / "capture.prom")["lockstep_capture_up"] == 0
@@ -127,7 +127,7 @@ def test_a_capture_that_was_killed_or_failed_is_not_running(shop: Cluster, tmp_p
         time.sleep(0.05)
     shop.execute("SELECT pg_drop_replication_slot('lockstep')")
     with capturing(shop, tmp_path) as process:
-        assert process.wait(timeout=15) == 1
+        assert process.wait(timeout=120) == 1
     failed = capture_status(tmp_path)
     assert failed and failed["phase"] == "failed" and "slot lockstep is gone" in failed["problem"]
 

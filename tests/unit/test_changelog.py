@@ -923,7 +923,10 @@ def resolve_all(log: ChangeLog) -> None:
                 writer.resolve(retried(log, entry["position"]), [])
 
 
-@pytest.mark.parametrize("seed", range(12))
+SHORT = (0, 1, 2, 5)  # with small, middling and large files
+
+
+@pytest.mark.parametrize("seed", [pytest.param(n, marks=[] if n in SHORT else pytest.mark.long) for n in range(12)])
 def test_whatever_happens_every_position_is_there_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
@@ -1002,9 +1005,16 @@ print(rounds)
 """
 
 
-@pytest.mark.parametrize(("landings", "grows_to", "files"), [(1_000, growing.GROWS_TO, 4), (400, 30_000, 30)])
+@pytest.mark.parametrize(
+    ("landings", "grows_to", "least", "most"),
+    [
+        (300, growing.GROWS_TO, 1, 4),
+        (400, 30_000, 16, 30),
+        pytest.param(3_000, growing.GROWS_TO, 1, 12, marks=pytest.mark.long),
+    ],
+)
 def test_readers_without_pause_find_every_row_once_while_files_grow(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, landings: int, grows_to: int, files: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, landings: int, grows_to: int, least: int, most: int
 ) -> None:
     """In few files that are replaced all the time, and in many. Batches are given up in between."""
     monkeypatch.setattr(growing, "GROWS_TO", grows_to)
@@ -1024,10 +1034,10 @@ def test_readers_without_pause_find_every_row_once_while_files_grow(
                     parts.add(batch(created(0)))
             writer.land(changes)
     for reader in readers:
-        printed, _ = reader.communicate(timeout=60)
+        printed, _ = reader.communicate(timeout=600)
         assert reader.returncode == 0
-        assert int(printed) > 20
-    assert files / 2 < len(names(log)) <= files
+        assert int(printed) > 0
+    assert least <= len(names(log)) <= most
 
 
 if __name__ == "__main__":

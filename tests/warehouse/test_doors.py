@@ -19,37 +19,34 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import pytest
 
-from lockstep import changelog, operate, publish, serve, simulate
-from lockstep.changelog import ChangeLog
+from company import UNTIL, two_days
+from lockstep import changelog, publish, serve
 from lockstep.errors import LockstepError
 from shop import Shop, land
 
+__all__ = ["two_days"]  # a fixture
+
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
-UNTIL = datetime(2026, 11, 18, 10, 20)
 FIGURES = "SELECT SUM(orders), SUM(revenue_cents), MAX(as_of) FROM mart.orders_hourly"
 SHOWN = "SELECT MAX(path) FROM duckdb_databases() WHERE path LIKE '%.duckdb'"
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def built(two_days: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory as a checkout has it, with two days of the company published in `data`."""
     root = tmp_path_factory.mktemp("doors")
     (root / "examples").symlink_to(ROOT / "examples")
-    home = root / "data"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LOCKSTEP_HOME", str(home))
-        simulate.run(ChangeLog(home), simulate.choose_history(ChangeLog(home), 3, 2, 200, UNTIL), lambda _: None)
-        result = operate.run(home, datetime(2026, 11, 18, 10, 30))
-        assert result.agrees, result.failures
-        yield root
+    shutil.copytree(two_days, root / "data", symlinks=True)
+    publish.publish(root / "data")
+    return root
 
 
 @pytest.fixture
@@ -91,7 +88,7 @@ def test_every_command_for_analysts_does_what_it_says(built: Path) -> None:
             else:
                 here = command.replace(f":{serve.PORT}", f":{ports.get('lockstep')}")
                 done = subprocess.run(
-                    ["bash", "-ec", here], cwd=built, env=environment, capture_output=True, text=True, timeout=60
+                    ["bash", "-ec", here], cwd=built, env=environment, capture_output=True, text=True, timeout=120
                 )
                 assert done.returncode == 0, done.stderr
                 said += done.stdout
@@ -107,8 +104,8 @@ def free_port() -> int:
 
 
 def answers(port: int) -> bool:
-    """Whether an HTTP server answers within half a minute."""
-    end = time.monotonic() + 30
+    """Whether an HTTP server answers, at least after a while."""
+    end = time.monotonic() + 120
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     while time.monotonic() < end:
         try:
@@ -160,7 +157,7 @@ def served(home: Path, *options: str) -> Iterator[int]:
             yield port
         finally:
             process.terminate()
-        assert process.wait(20) == 0
+        assert process.wait(timeout=120) == 0
 
 
 @contextmanager
@@ -216,7 +213,7 @@ def test_a_client_reads_what_the_file_says_and_goes_on_over_publications(home: P
 
 
 def wait_for(connection: duckdb.DuckDBPyConnection, number: int) -> None:
-    end = time.monotonic() + 10
+    end = time.monotonic() + 120
     while not ask(connection, SHOWN)[0][0].endswith(f"/{number}.duckdb"):
         assert time.monotonic() < end
         time.sleep(0.05)
@@ -336,7 +333,7 @@ def test_what_cannot_be_served_is_said(home: Path, tmp_path: Path) -> None:
     def call(home: Path, *options: str) -> str:
         environment = os.environ | {"LOCKSTEP_HOME": str(home)}
         done = subprocess.run(
-            [BIN / "lockstep", "serve", *options], env=environment, capture_output=True, text=True, timeout=30
+            [BIN / "lockstep", "serve", *options], env=environment, capture_output=True, text=True, timeout=120
         )
         assert done.returncode == 1
         assert "Traceback" not in done.stderr

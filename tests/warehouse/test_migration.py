@@ -17,6 +17,7 @@ import duckdb
 import pytest
 from click.testing import CliRunner, Result
 
+from homes import SharedHomes
 from lockstep import contracts, migrate, operate, warehouse
 from lockstep.changelog import ChangeLog
 from lockstep.cli import cli
@@ -100,45 +101,51 @@ class Place:
         return computed
 
 
-@pytest.fixture(scope="module")
-def passed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    path = tmp_path_factory.mktemp("migration")
-    (path / "project").mkdir()
-    for file in [*ROOT.glob("*.yaml"), *ROOT.glob("*.sql")]:
-        shutil.copy(file, path / "project")
-    for part in PARTS:
-        shutil.copytree(ROOT / part, path / "project" / part, ignore=shutil.ignore_patterns("__pycache__"))
-    place = Place(path / "home", path / "project")
-    with pytest.MonkeyPatch.context() as patch:
-        place.enter(patch)
-        place.set("orders", mode="shadow", shadow_days=2, passes_to_return=2, receipt_hours=50)
-        shop = Shop(datetime(2026, 3, 1, 8, 10))
-        shop.product(1, "books")
-        shop.order(1, amount_cents=5_000)
-        shop.now = datetime(2026, 3, 1, 10, 20)
-        shop.change(1, status="paid")
-        land(place.home, shop.changes, reached=datetime(2026, 3, 2, 4))
-        assert operate.run(place.home, datetime(2026, 3, 2, 5)).agrees
-        landed = len(shop.changes)
-        shop.now = datetime(2026, 3, 2, 15, 30)
-        shop.order(2, amount_cents=7_000)
-        shop.now = datetime(2026, 3, 3, 2, 10)
-        shop.change(1, amount_cents=9_000)
-        land(place.home, shop.changes[landed:], reached=datetime(2026, 3, 3, 6, 30))
-        assert operate.run(place.home, datetime(2026, 3, 3, 5)).agrees
-    contracts.load.cache_clear()
-    yield place
-    contracts.load.cache_clear()
+@pytest.fixture(scope="session")
+def passed(shared_home: SharedHomes) -> Place:
+    def build(path: Path) -> Place:
+        (path / "project").mkdir(parents=True)
+        for file in [*ROOT.glob("*.yaml"), *ROOT.glob("*.sql")]:
+            shutil.copy(file, path / "project")
+        for part in PARTS:
+            shutil.copytree(ROOT / part, path / "project" / part, ignore=shutil.ignore_patterns("__pycache__"))
+        place = Place(path / "home", path / "project")
+        with pytest.MonkeyPatch.context() as patch:
+            place.enter(patch)
+            _tell_the_story(place)
+        contracts.load.cache_clear()
+        return place
+
+    return shared_home("migration", build)
+
+
+def _tell_the_story(place: Place) -> None:
+    place.set("orders", mode="shadow", shadow_days=2, passes_to_return=2, receipt_hours=50)
+    shop = Shop(datetime(2026, 3, 1, 8, 10))
+    shop.product(1, "books")
+    shop.order(1, amount_cents=5_000)
+    shop.now = datetime(2026, 3, 1, 10, 20)
+    shop.change(1, status="paid")
+    land(place.home, shop.changes, reached=datetime(2026, 3, 2, 4))
+    assert operate.run(place.home, datetime(2026, 3, 2, 5)).agrees
+    landed = len(shop.changes)
+    shop.now = datetime(2026, 3, 2, 15, 30)
+    shop.order(2, amount_cents=7_000)
+    shop.now = datetime(2026, 3, 3, 2, 10)
+    shop.change(1, amount_cents=9_000)
+    land(place.home, shop.changes[landed:], reached=datetime(2026, 3, 3, 6, 30))
+    assert operate.run(place.home, datetime(2026, 3, 3, 5)).agrees
 
 
 @pytest.fixture
-def place(passed: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+def place(passed: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
     """A copy for one test."""
     shutil.copytree(passed.home, tmp_path / "home", symlinks=True)
     shutil.copytree(passed.project, tmp_path / "project")
     copy = Place(tmp_path / "home", tmp_path / "project")
     copy.enter(monkeypatch)
-    return copy
+    yield copy
+    contracts.load.cache_clear()
 
 
 def lockstep(*words: str) -> Result:

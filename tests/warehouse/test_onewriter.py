@@ -24,6 +24,7 @@ from ruamel.yaml import YAML
 from sqlmesh.core.config import DuckDBConnectionConfig
 from sqlmesh.core.engine_adapter import EngineAdapter
 
+import commands
 from lockstep import onewriter
 from lockstep.warehouse import in_use
 from shop import Shop, land
@@ -110,7 +111,7 @@ def running(home: Path, kind: str, *files: str) -> Iterator[subprocess.Popen[str
 
 
 def call(*command: str, project: Path = ROOT) -> tuple[int, str]:
-    done = subprocess.run([BIN / command[0], *command[1:]], cwd=project, capture_output=True, text=True, timeout=600)
+    done = commands.call(*command, cwd=project)
     return done.returncode, done.stdout + done.stderr
 
 

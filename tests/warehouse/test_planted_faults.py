@@ -11,7 +11,6 @@ landed only. The run in which the fault must be found is that of 4 March 05:00.
 from __future__ import annotations
 
 import copy
-import os
 import re
 import shutil
 import signal
@@ -27,6 +26,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import commands
+from homes import SharedHomes
 from lockstep import contracts, explain, operate, warehouse
 from lockstep.changelog import ChangeLog, begins_at
 from lockstep.errors import LockstepError
@@ -230,14 +231,16 @@ def _tell_the_story(replay: Replay) -> None:
 
 
 @pytest.fixture(scope="session")
-def passed(tmp_path_factory: pytest.TempPathFactory) -> Replay:
-    path = tmp_path_factory.mktemp("passed")
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setenv("LOCKSTEP_HOME", str(path))
-        monkeypatch.chdir(ROOT)
-        replay = Replay(path, Shop(datetime(2026, 3, 1, 8, 10)))
-        _tell_the_story(replay)
-        return replay
+def passed(shared_home: SharedHomes) -> Replay:
+    def build(path: Path) -> Replay:
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            monkeypatch.setenv("LOCKSTEP_HOME", str(path))
+            monkeypatch.chdir(ROOT)
+            replay = Replay(path, Shop(datetime(2026, 3, 1, 8, 10)))
+            _tell_the_story(replay)
+            return replay
+
+    return shared_home("planted_faults", build)
 
 
 @pytest.fixture
@@ -270,16 +273,9 @@ def project(tmp_path: Path) -> Path:
 
 
 def command(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    """Run a command of the environment in a process of its own; stdout and stderr come as one text."""
-    return subprocess.run(
-        [str(BIN / words[0]), *words[1:]],
-        cwd=cwd,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env=os.environ | {"COLUMNS": "300"},
-        check=False,
-    )
+    """Run a command of the environment in a process of its own; stdout holds both of its streams."""
+    done = commands.call(*words, cwd=cwd, COLUMNS="300")
+    return subprocess.CompletedProcess(words, done.returncode, done.stdout + done.stderr)
 
 
 def replace(path: Path, old: str, new: str) -> None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
-from sqlmesh import Context
 from sqlmesh.core.snapshot.definition import check_ready_intervals
 
 from lockstep.changelog import ALL_TABLES, ChangeLog, Hold, Watermark
@@ -14,22 +12,13 @@ from lockstep.changelog import ALL_TABLES, ChangeLog, Hold, Watermark
 HOURS = [datetime(2026, 1, 5, hour) for hour in (9, 10, 11, 12)]
 
 
-@pytest.fixture(scope="module")
-def project(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LOCKSTEP_HOME", str(tmp_path_factory.mktemp("home")))
-        context = Context(paths=str(Path(__file__).parents[2]))
-        yield context
-        context.close()
-
-
 @pytest.fixture
-def ready(project, monkeypatch):
+def ready(loaded_project, monkeypatch):
     """The hours that are ready for a model, out of HOURS, at a watermark."""
 
     def ready(model, watermark):
         monkeypatch.setattr(ChangeLog, "watermark", lambda self: watermark)
-        calls = project.get_model(model).render_signal_calls()
+        calls = loaded_project.get_model(model).render_signal_calls()
         intervals = [(_ms(hour), _ms(hour + timedelta(hours=1))) for hour in HOURS]
         for name, arguments in calls.signals_to_kwargs.items():
             intervals = check_ready_intervals(
