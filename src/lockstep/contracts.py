@@ -238,9 +238,14 @@ class _Row(dict[str, str]):
         return value
 
 
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """The rows of a contract file as they are written, unchecked."""
+    return [dict(row) for row in _rows(path, "domain")]
+
+
 def _rows(path: Path, columns: str) -> Iterator[_Row]:
     try:
-        file = path.open(newline="", encoding="utf-8")
+        file = path.open(newline="", encoding="utf-8-sig")  # Excel begins a file with a byte order mark
     except FileNotFoundError:
         raise LockstepError(f"{path} is missing. It is part of the project: restore it.") from None
     with file:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import time
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,11 +15,13 @@ import duckdb
 from lockstep import metrics, pairing, publish, warehouse
 from lockstep.changelog import ChangeLog
 from lockstep.compact import Compacted, compact
-from lockstep.contracts import load
+from lockstep.contracts import load, read_csv
 from lockstep.errors import Busy, LockstepError
 from lockstep.lock import exclusive, holder
 from lockstep.project import project
 from lockstep.warehouse import Row
+
+_LONGEST_ERROR = 600  # characters
 
 
 @dataclass
@@ -60,6 +64,8 @@ def run(home: Path, at: datetime | None = None, verbose: bool = False) -> Run:
         published = None
         if warehouse.is_planned(home):
             receipts = last_receipts(home)
+            with warehouse.reader(home) as connection:
+                notes += _unplanned(connection)
             try:
                 published = publish.write(home)  # also after a failure: analysts then get the last verified figures
             except LockstepError as e:
@@ -106,6 +112,10 @@ def _sqlmesh(plan: bool, at: datetime | None, verbose: bool) -> list[str]:
         def log_error(self, message: str) -> None:
             failures.append(message)
 
+        def show_linter_violations(self, violations: list[Any], model: Any, is_error: bool = False) -> None:
+            if is_error:
+                failures.extend(_violation(violation, model) for violation in violations)
+
     if verbose:
         console = create_console()
         shown = console.log_failed_models
@@ -119,8 +129,9 @@ def _sqlmesh(plan: bool, at: datetime | None, verbose: bool) -> list[str]:
         console = Failures()
     set_console(console)
     # A run computes what was planned, from SQLMesh's state: it need not load the project's files, which takes a second.
-    context = Context(paths=str(project()), load=plan)
+    context = None
     try:
+        context = Context(paths=str(project()), load=plan)
         if plan:
             context.plan(auto_apply=True, no_prompts=True, skip_tests=True, execution_time=at)
         else:
@@ -131,10 +142,31 @@ def _sqlmesh(plan: bool, at: datetime | None, verbose: bool) -> list[str]:
         raise LockstepError(str(e).removeprefix("Error: ")) from None
     except (SQLMeshError, duckdb.Error) as e:
         if not failures:
-            failures.append(str(e))
+            failures.append(_plain(e))
     finally:
-        context.close()
+        if context is not None:
+            context.close()
     return failures
+
+
+def _plain(error: object) -> str:
+    """An error's text in one line, without SQLMesh's colours, as far as it can be read at once."""
+    text = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split())
+    return text if len(text) <= _LONGEST_ERROR else f"{text[:_LONGEST_ERROR]} ..."
+
+
+def _violation(violation: Any, model: Any) -> str:
+    """A linter's finding, with the file that has to be changed."""
+    found = f"{model._path}: {_plain(violation.violation_msg)} ({violation.rule.name})"
+    if not model._path.stem.startswith("each_"):
+        return found
+    name = model.name.replace('"', "").rpartition(".")[2]
+    domain = max((d for d in load() if name.startswith(d)), key=len, default=name)
+    return (
+        f"{found} It is stamped from the contract: each grain column of {domain} in seeds/contracts.csv and each of "
+        f"its measures in seeds/contract_measures.csv must be a column of models/diffs/{domain}.sql and of "
+        f"models/rebuild/{domain}.sql."
+    )
 
 
 def _finish_plan(context: Any) -> None:
@@ -191,6 +223,28 @@ def receipts(home: Path, condition: str = "", parameters: list[Any] | None = Non
         return warehouse.rows(connection, query, parameters)
 
 
+def _unplanned(connection: duckdb.DuckDBPyConnection) -> list[str]:
+    """The contract files that say something else than what is planned, which is what runs go by, as sentences."""
+    notes = []
+    for name in ("contracts", "contract_measures"):
+        path = project() / "seeds" / f"{name}.csv"
+        if _told(warehouse.rows(connection, f"SELECT COLUMNS(*)::TEXT FROM seeds.{name}")) != _told(read_csv(path)):
+            notes.append(f"{path} was changed since it was planned: it takes effect with `sqlmesh plan`.")
+    return notes
+
+
+def _told(rows: Iterable[Mapping[str, str | None]]) -> list[list[tuple[str, str]]]:
+    """Rows to be compared, whatever their order and the spelling of their numbers."""
+    return sorted([(name, _number(value or "")) for name, value in sorted(row.items())] for row in rows)
+
+
+def _number(text: str) -> str:
+    try:
+        return str(float(text))
+    except ValueError:
+        return text
+
+
 def status(home: Path) -> Row:
     """How the home stands: watermark, lag, sealed and folded hours, quarantine, and what is served of each domain.
 
@@ -214,6 +268,7 @@ def status(home: Path) -> Row:
         "capture": metrics.capture_status(home),
         "warehouse": "none",
         "problem": None,
+        "notes": [],
         "domains": [],
     }
     if not (home / "warehouse.duckdb").exists():
@@ -227,6 +282,7 @@ def status(home: Path) -> Row:
             return result
         with warehouse.reader(home) as connection:
             result["warehouse"] = "ready"
+            result["notes"] = _unplanned(connection)
             for contract in load().values():
                 [serving] = warehouse.rows(connection, "SELECT * FROM ops.serving WHERE domain = ?", [contract.domain])
                 [folded] = warehouse.rows(

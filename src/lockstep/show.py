@@ -61,7 +61,8 @@ def run(result: Run) -> None:
     if result.agrees:
         console.print(f"{done} in {result.seconds:.1f} s: all paths agree.")
     else:
-        console.print(f"{done} in {result.seconds:.1f} s: not all is well. `lockstep explain` says why.")
+        way_on = "`lockstep explain` says why." if result.receipts else "Mend what is named above and run again."
+        console.print(f"{done} in {result.seconds:.1f} s: not all is well. {way_on}")
     if result.published:
         published(result.published, briefly=True)
     if result.compacted and (result.compacted.hours or result.compacted.problem):
@@ -245,6 +246,8 @@ def status(result: Row) -> None:
     if result["problem"]:
         print(f"Error: {result['problem']}", file=sys.stderr)
         return
+    for note in result["notes"]:
+        console.print(Text(f"Note: {note}", style="yellow"))
     if not result["domains"]:
         console.print("No warehouse yet: `lockstep run` builds it.")
         return
