@@ -3,15 +3,17 @@ AUDIT (
 );
 
 /* What live figures stood on until now, the generation before plus the increments since, must be the new generation at its cut.
-   Without this the live figures could have been wrong all day and be put right at night without anybody knowing. */
+   Without this the live figures could have been wrong all day and be put right at night without anybody knowing. A generation
+   that other models computed is no base of live figures, and may differ. */
 WITH cuts AS (
   SELECT
     MAX(cut) AS cut,
-    MAX(CASE WHEN recency = 2 THEN cut END) AS previous_cut
+    MAX(CASE WHEN recency = 2 AND is_of_the_same_models THEN cut END) AS previous_cut
   FROM (
     SELECT
       cut,
-      DENSE_RANK() OVER (ORDER BY cut DESC) AS recency
+      DENSE_RANK() OVER (ORDER BY cut DESC) AS recency,
+      evidence_digest IS NOT DISTINCT FROM FIRST_VALUE(evidence_digest) OVER (ORDER BY cut DESC) AS is_of_the_same_models
     FROM @this_model
   ) AS generations
 ), parts AS (

@@ -38,6 +38,23 @@ def each_source_table(evaluator):
     return _blueprints(f"(source_table := {name})" for name in TABLES)
 
 
+@macro()
+def materializations(evaluator):
+    """A digest of the code in `materializations/`: `materialization_properties (keep = 7, code = @materializations())`.
+
+    SQLMesh does not look at that code, so that without this an edit of it would compute nothing anew. Comments do not
+    count.
+    """
+    import ast
+    import hashlib
+
+    from lockstep.project import project
+
+    files = sorted((project() / "materializations").glob("*.py"))
+    code = "\n".join(ast.unparse(ast.parse(file.read_text(encoding="utf-8"))) for file in files)
+    return exp.Literal.string(hashlib.md5(code.encode()).hexdigest())
+
+
 def _blueprints(texts):
     """One tuple of all blueprints: SQLMesh takes a list of a single one for that one's variables."""
     return exp.Tuple(expressions=[parse_one(text) for text in texts])

@@ -21,13 +21,13 @@ def fingerprint(evaluator, grain, measures, prefix):
 
 @macro()
 def contract_mode(evaluator, domain):
-    """The mode that the contract gives a domain at the time of evaluation: `@contract_mode(@domain_name) AS mode`.
+    """The mode that is in effect for a domain at the time of evaluation: `@contract_mode(@domain_name) AS mode`.
 
     SQLMesh sees no change of model in a change of it, so that promoting a domain recomputes nothing.
     """
     from lockstep.contracts import load
 
-    return exp.Literal.string(load()[domain.name].mode)
+    return exp.Literal.string(load()[domain.name].mode_in_effect)
 
 
 @macro()
@@ -42,10 +42,53 @@ def union_of_domains(evaluator, model):
 
 @macro()
 def verified_cuts(evaluator):
-    """Domain and cut of every generation there is: `FROM (@verified_cuts()) AS generations`."""
+    """Domain, cut and evidence of every generation there is: `WITH generations AS (@verified_cuts())`."""
     from lockstep.contracts import load
 
-    return " UNION ALL ".join(f"SELECT DISTINCT '{domain}' AS domain, cut FROM verified.{domain}" for domain in load())
+    return " UNION ALL ".join(
+        f"SELECT DISTINCT '{domain}' AS domain, cut, evidence_digest FROM verified.{domain}" for domain in load()
+    )
+
+
+@macro()
+def archive_receipts(evaluator):
+    """Adds production's receipts to the home's archive: `after_all: ['@archive_receipts()']`."""
+    from lockstep.project import home
+    from lockstep.receipts import archive
+
+    archive(home(), evaluator.engine_adapter.fetchall)
+    return "SELECT 1"
+
+
+@macro()
+def compared(evaluator, *models):
+    """The physical tables of models as a list of texts: `@compared(rebuild.orders, hourly.orders) AS compared`."""
+    return exp.array(*(exp.Literal.string(_physical(snapshot)) for snapshot in _snapshots(evaluator, models)))
+
+
+@macro()
+def evidence_digest(evaluator, *models):
+    """A digest of what models are computed from: `@evidence_digest(rebuild.orders, hourly.orders) AS evidence_digest`.
+
+    It changes with any query, macro, seed or property upstream, and with the physical tables. NULL in unit tests and
+    while models load: there no plan is in use.
+    """
+    import hashlib
+
+    parts = [
+        f"{_physical(s)} {s.fingerprint.data_hash} {s.fingerprint.parent_data_hash}"
+        for s in _snapshots(evaluator, models)
+    ]
+    return exp.Literal.string(hashlib.md5("\n".join(parts).encode()).hexdigest()) if parts else exp.null()
+
+
+def _snapshots(evaluator, models):
+    found = [evaluator.get_snapshot(exp.table_(model.name, db=model.table)) for model in models]
+    return [snapshot for snapshot in found if snapshot and snapshot.version]
+
+
+def _physical(snapshot):
+    return exp.to_table(snapshot.table_name()).sql("duckdb").replace('"', "").partition(".")[2]
 
 
 def _columns(macro_name, argument, columns):

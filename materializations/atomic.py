@@ -70,27 +70,27 @@ class AtomicByValue(_Atomic, CustomMaterialization):
 
 
 class AppendOnly(_Atomic, CustomMaterialization):
-    """Adds the query's rows. A new version of the model begins with those of the version before: a history goes on."""
+    """Adds the query's rows, numbered in `number_column`, to those that the home's archive of receipts knows.
+
+    So a history goes on in a new version of the model, and in a new warehouse. Columns are matched by name;
+    `renamed` ('old new, old new') says what a column was called before.
+    """
 
     NAME = "append_only"
 
     def insert(self, table_name, query_or_df, model, is_first_insert, render_kwargs, **kwargs):
+        from lockstep.project import home
+        from lockstep.receipts import numbered, restore
+
+        properties = model.custom_materialization_properties
+        number = properties["number_column"].name
+        pairs = str(properties.get("renamed", "")).split(",")
+        renamed = dict(pair.split() for pair in pairs if pair)
         self._create_if_first(table_name, model, is_first_insert, render_kwargs, kwargs)
         with self._transaction():
-            if is_first_insert:
-                self._carry_over(table_name, kwargs["snapshot"], model.columns_to_types)
-            self.adapter.insert_append(table_name, query_or_df, target_columns_to_types=model.columns_to_types)
-
-    def _carry_over(self, table_name, snapshot, columns):
-        for version in reversed(snapshot.previous_versions):
-            earlier = exp.to_table(table_name)
-            earlier.set("this", exp.to_identifier(earlier.name.replace(snapshot.version, version.version), quoted=True))
-            # The table is gone if nobody used that version for long, and useless if its columns were others.
-            if self.adapter.table_exists(earlier) and list(self.adapter.columns(earlier)) == list(columns):
-                self.adapter.insert_append(
-                    table_name, exp.select(*columns).from_(earlier), target_columns_to_types=columns
-                )
-                return
+            restore(home(), self.adapter.cursor, model.name, table_name, model.columns_to_types, renamed, number)
+            query = numbered(query_or_df, table_name, number)
+            self.adapter.insert_append(table_name, query, target_columns_to_types=model.columns_to_types)
 
 
 def _timestamp(at):

@@ -11,7 +11,7 @@ import csv
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,13 @@ DOMAINS = {
         reads=("vehicle_positions",),
     ),
 }
+TABLES = {
+    "vehicle_positions": {"gps_pings"},
+    "delivery_status": {"shipments"},
+    "orders": {"orders"},
+    "customer_activity": {"orders"},
+    "route_performance": {"routes", "route_stops", "shipments"},
+}
 PASSES_TO_RETURN = 2
 RECEIPT_HOURS = 50 * HOUR
 GENERATIONS = 7
@@ -101,6 +108,11 @@ class Receipt:
     classes: dict[Cell, str]
     worst: Values
     is_passed: bool
+    is_empty: bool = False  # nothing had come in: it proves nothing
+
+    @property
+    def verdict(self) -> str:
+        return "failed" if not self.is_passed else "empty" if self.is_empty else "passed"
 
 
 def floor_hour(at: datetime) -> datetime:
@@ -169,7 +181,18 @@ class Oracle:
 
     def receipt(self, domain: str, cut: datetime) -> Receipt:
         """What the comparison at the cut must say."""
-        return self.compared(domain, self.cells(domain, cut), self.added_up(domain, cut))
+        found = self.compared(domain, self.cells(domain, cut), self.added_up(domain, cut))
+        return replace(found, is_empty=not self.has_come_in(domain, cut))
+
+    def has_come_in(self, domain: str, cut: datetime) -> bool:
+        """Whether there ever was a row of the domain before the cut, be it gone again."""
+        return any(
+            change.table in TABLES[domain]
+            and change.after
+            and logged_at < cut
+            and (change.table != "shipments" or domain != "route_performance" or change.after["route_id"] is not None)
+            for change, logged_at in zip(self.changes, self.logged_at, strict=True)
+        )
 
     def base_holds(self, cut: datetime, previous_cut: datetime) -> bool:
         """Whether the positions that were live at the cut, on the generation before, are the rebuild's by tolerance."""
@@ -427,7 +450,7 @@ class Evidence:
     """A receipt as it stands in the warehouse, once it was found to say what it must."""
 
     cut: datetime
-    is_passed: bool
+    verdict: str
     is_stored: bool  # its generation is there, or has no cells
 
 
@@ -450,7 +473,9 @@ def served(evidence: Mapping[str, list[Evidence]], watermark: datetime) -> dict[
     found = {}
     for domain, contract in DOMAINS.items():
         needed = (domain, *contract.reads)
-        shared = set.intersection(*({e.cut for e in evidence[d] if e.is_passed and e.is_stored} for d in needed))
+        shared = set.intersection(
+            *({e.cut for e in evidence[d] if e.verdict == "passed" and e.is_stored} for d in needed)
+        )
         verified_cut = max(shared, default=None)
         is_live = all(_may_be_live(DOMAINS[d], evidence[d], watermark) for d in needed)
         found[domain] = Served("live" if is_live else "rebuild", watermark if is_live else verified_cut, verified_cut)
@@ -458,12 +483,13 @@ def served(evidence: Mapping[str, list[Evidence]], watermark: datetime) -> dict[
 
 
 def _may_be_live(contract: Domain, receipts: list[Evidence], watermark: datetime) -> bool:
-    if contract.mode != "live" or not receipts or not receipts[-1].is_passed:
+    if contract.mode != "live" or not receipts or receipts[-1].verdict != "passed":
         return False
-    failed = [i for i, receipt in enumerate(receipts) if not receipt.is_passed]
-    if failed and len({receipt.cut for receipt in receipts[failed[-1] + 1 :]}) < PASSES_TO_RETURN:
+    failed = [i for i, receipt in enumerate(receipts) if receipt.verdict == "failed"]
+    passed = [receipt for receipt in receipts[failed[-1] + 1 if failed else 0 :] if receipt.verdict == "passed"]
+    if failed and len({receipt.cut for receipt in passed}) < PASSES_TO_RETURN:
         return False
-    return watermark <= max(receipt.cut for receipt in receipts if receipt.is_passed) + RECEIPT_HOURS
+    return watermark <= max(receipt.cut for receipt in receipts if receipt.verdict == "passed") + RECEIPT_HOURS
 
 
 def _pick(cell: Callable[..., Cell], part: str, row: Image, columns: str) -> Cell:

@@ -5,7 +5,7 @@ MODEL (
   kind CUSTOM (
     materialization 'atomic_by_time_range',
     batch_size 8784,
-    materialization_properties (time_column = log_hour)
+    materialization_properties (time_column = log_hour, code = @materializations())
   ),
   cron '@hourly',
   start @log_start(),

@@ -1,50 +1,97 @@
 /* What the mart serves for each domain at this moment, and why. The contract's mode asks, the stored receipts decide: a domain in
-   live mode is served live only while its last receipt passed and is recent, nothing has stopped a rebuild or an hour
-   since, and every domain it reads is served live as well; after a failed receipt it returns by itself once enough cuts have
-   passed. Else it is served from its last verified rebuild. */
+   live mode is served live only while its last receipt passed, is recent and compared what is in use, nothing has stopped a
+   rebuild or an hour since, and every domain it reads is served live as well; after a failed receipt it returns by itself once
+   enough cuts have passed. Else it is served from its last verified rebuild. */
 MODEL (
   name ops.serving,
   kind VIEW,
   grain domain
 );
 
-WITH receipts AS (
+WITH generations AS (
+  @verified_cuts()
+), receipts AS (
   SELECT
     receipts.domain,
+    receipts.sequence,
     receipts.cut,
     receipts.reconciled_at,
     receipts.verdict,
+    receipts.mode,
+    receipts.position,
+    COALESCE(receipts.evidence_digest, '') = COALESCE(in_use.evidence_digest, '') AS is_of_what_is_in_use,
     receipts.verdict = 'passed'
     AND (
       receipts.cells_compared = 0 OR NOT generations.cut IS NULL
     ) AS is_stored, /* a run that died after the receipt has not stored its generation yet */
-    MAX(CASE WHEN receipts.verdict <> 'passed' THEN receipts.reconciled_at END) OVER (PARTITION BY receipts.domain) AS last_failed_at,
-    MAX(CASE WHEN receipts.verdict <> 'passed' THEN receipts.cut END) OVER (PARTITION BY receipts.domain) AS last_failed_cut
+    MAX(CASE WHEN receipts.verdict = 'failed' THEN receipts.sequence END) OVER (PARTITION BY receipts.domain) AS last_failed,
+    MAX(CASE WHEN receipts.verdict = 'failed' THEN receipts.cut END) OVER (PARTITION BY receipts.domain) AS last_failed_cut
   FROM reconcile.receipts AS receipts
-  LEFT JOIN (
-    @verified_cuts()
-  ) AS generations
+  LEFT JOIN reconcile.in_use AS in_use
+    ON in_use.domain = receipts.domain
+  LEFT JOIN generations
     ON generations.domain = receipts.domain AND generations.cut = receipts.cut
+), promotions AS (
+  SELECT
+    domain,
+    ARG_MAX(mode, changed_at) AS mode,
+    MAX(position) AS position
+  FROM seeds.promotions
+  GROUP BY
+    domain
 ), evidence AS (
   SELECT
     receipts.domain,
-    ARG_MAX(receipts.verdict, receipts.reconciled_at) AS last_verdict,
-    MAX(receipts.reconciled_at) AS last_reconciled_at,
-    MAX(CASE WHEN receipts.cut = rebuild_cut.cut THEN receipts.reconciled_at END) AS cut_reconciled_at,
-    MAX(CASE WHEN receipts.verdict = 'passed' THEN receipts.cut END) AS last_passed_cut,
-    MAX(receipts.last_failed_at) AS last_failed_at,
+    ARG_MAX(receipts.verdict, receipts.sequence) AS last_verdict,
+    ARG_MAX(receipts.reconciled_at, receipts.sequence) AS last_reconciled_at,
+    ARG_MAX(receipts.is_of_what_is_in_use, receipts.sequence) AS is_of_what_is_in_use,
+    ARG_MAX(receipts.reconciled_at, receipts.sequence) FILTER(WHERE
+      receipts.cut = rebuild_cut.cut) AS cut_reconciled_at,
+    MAX(
+      CASE
+        WHEN receipts.verdict = 'passed' AND receipts.is_of_what_is_in_use
+        THEN receipts.cut
+      END
+    ) AS last_passed_cut,
+    MAX(
+      CASE WHEN receipts.sequence = receipts.last_failed THEN receipts.reconciled_at END
+    ) AS last_failed_at,
     COUNT(
       DISTINCT CASE
         WHEN receipts.verdict = 'passed'
-        AND receipts.reconciled_at > COALESCE(receipts.last_failed_at, '0001-01-01'::TIMESTAMP)
+        AND receipts.mode <> 'batch'
+        AND receipts.cut = DATE_TRUNC('DAY', receipts.cut)
+        AND receipts.sequence > COALESCE(receipts.last_failed, -1)
+        AND receipts.position > COALESCE(promotions.position, -1)
+        THEN receipts.cut
+      END
+    ) AS days_passed, /* daily cuts in shadow or live mode, since the last failure and the last demotion */
+    COUNT(
+      DISTINCT CASE
+        WHEN receipts.verdict = 'passed'
+        AND receipts.sequence > COALESCE(receipts.last_failed, -1)
         AND receipts.cut >= COALESCE(receipts.last_failed_cut, '0001-01-01'::TIMESTAMP) /* an earlier hour proves nothing about it */
         THEN receipts.cut
       END
     ) AS cuts_passed
   FROM receipts
   CROSS JOIN rebuild.cut AS rebuild_cut
+  LEFT JOIN promotions
+    ON promotions.domain = receipts.domain
   GROUP BY
     receipts.domain
+), bases AS (
+  SELECT
+    generations.domain,
+    ARG_MAX(
+      COALESCE(generations.evidence_digest, '') = COALESCE(in_use.evidence_digest, ''),
+      generations.cut
+    ) AS is_of_what_is_in_use /* the generation that live figures stand on */
+  FROM generations
+  LEFT JOIN reconcile.in_use AS in_use
+    ON in_use.domain = generations.domain
+  GROUP BY
+    generations.domain
 ), needs AS (
   SELECT
     domain,
@@ -106,10 +153,19 @@ WITH receipts AS (
     CASE
       WHEN contracts.mode <> 'live'
       THEN 'the contract''s mode is ' || contracts.mode
+      WHEN COALESCE(promotions.mode, '') <> 'live'
+      AND COALESCE(evidence.days_passed, 0) < contracts.shadow_days
+      THEN 'served as shadow: its mode was set to live without `lockstep promote`, and ' || COALESCE(evidence.days_passed, 0)::TEXT || ' of ' || contracts.shadow_days::TEXT || ' daily cuts have passed'
       WHEN evidence.last_verdict IS NULL
-      THEN 'no receipt yet'
-      WHEN evidence.last_verdict <> 'passed'
-      THEN 'the receipt of ' || evidence.last_reconciled_at::TEXT || ' ' || evidence.last_verdict
+      THEN 'not yet proven: there is no receipt'
+      WHEN evidence.last_verdict = 'failed'
+      THEN 'the receipt of ' || evidence.last_reconciled_at::TEXT || ' failed'
+      WHEN NOT evidence.is_of_what_is_in_use
+      THEN 'no receipt yet of what is in use since the last plan'
+      WHEN evidence.last_verdict = 'empty'
+      THEN 'not yet proven: the receipt of ' || evidence.last_reconciled_at::TEXT || ' had nothing to compare'
+      WHEN NOT COALESCE(bases.is_of_what_is_in_use, TRUE)
+      THEN 'no verified rebuild yet of what is in use since the last plan'
       WHEN evidence.cut_reconciled_at IS NULL
       OR (
         SELECT
@@ -132,6 +188,10 @@ WITH receipts AS (
   FROM seeds.contracts AS contracts
   LEFT JOIN evidence
     ON evidence.domain = contracts.domain
+  LEFT JOIN promotions
+    ON promotions.domain = contracts.domain
+  LEFT JOIN bases
+    ON bases.domain = contracts.domain
   LEFT JOIN verified_cuts
     ON verified_cuts.domain = contracts.domain
   LEFT JOIN readable

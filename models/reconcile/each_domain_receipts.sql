@@ -3,12 +3,13 @@
 MODEL (
   name reconcile.@{domain}_receipts,
   kind CUSTOM (
-    materialization 'append_only'
+    materialization 'append_only',
+    materialization_properties (number_column = sequence, code = @materializations())
   ),
   cron '@daily',
   start @log_eve(),
   owner @owner,
-  grain reconciled_at,
+  grain sequence,
   audits (
     rebuild_equals_increments(cells := reconcile.@{domain}_cells)
   ),
@@ -32,6 +33,7 @@ WITH cells AS (
   FROM cells
 )
 SELECT
+  0::BIGINT AS sequence, /* The receipts of a domain in the order in which they were stored, whatever the clock said */
   @domain_name::TEXT AS domain, /* Domain reconciled */
   (
     SELECT
@@ -64,6 +66,26 @@ SELECT
   )[] AS measures, /* The evidence by measure; reconcile.measures has it as rows */
   rebuild_fingerprint::TEXT AS rebuild_fingerprint, /* Order-free fingerprint of the rebuild */
   increments_fingerprint::TEXT AS increments_fingerprint, /* The same of the summed increments */
-  CASE WHEN cells_beyond = 0 THEN 'passed' ELSE 'failed' END::TEXT AS verdict, /* passed or failed */
-  @contract_mode(@domain_name)::TEXT AS mode /* Mode of the domain when they were compared */
+  CASE
+    WHEN cells_beyond > 0
+    THEN 'failed'
+    WHEN cells_compared > 0
+    OR EXISTS(
+      SELECT
+        1
+      FROM hourly.@{domain}
+      WHERE
+        log_hour < (
+          SELECT
+            cut
+          FROM rebuild.cut
+        )
+    )
+    THEN 'passed'
+    ELSE 'empty'
+  END::TEXT AS verdict, /* passed; failed; empty: neither path has anything before the cut, which proves nothing */
+  @contract_mode(@domain_name)::TEXT AS mode, /* Mode of the domain when they were compared */
+  in_use.compared::TEXT[] AS compared, /* Physical tables that were compared */
+  in_use.evidence_digest::TEXT AS evidence_digest /* What they were computed from: reconcile.in_use has that of now */
 FROM measured
+CROSS JOIN reconcile.@{domain}_in_use AS in_use

@@ -2,11 +2,12 @@
 MODEL (
   name reconcile.measures,
   kind VIEW,
-  grain (domain, reconciled_at, measure)
+  grain (domain, sequence, measure)
 );
 
 WITH entries AS (
   SELECT
+    sequence,
     domain,
     cut,
     reconciled_at,
@@ -14,6 +15,7 @@ WITH entries AS (
   FROM reconcile.receipts
 )
 SELECT
+  sequence::BIGINT AS sequence, /* Which receipt of the domain */
   domain::TEXT AS domain, /* Domain reconciled */
   cut::TIMESTAMP AS cut, /* Cut at which the paths were compared */
   reconciled_at::TIMESTAMP AS reconciled_at, /* When they were compared */

@@ -2,10 +2,11 @@
 MODEL (
   name reconcile.receipts,
   kind VIEW,
-  grain (domain, reconciled_at)
+  grain (domain, sequence)
 );
 
 SELECT
+  sequence::BIGINT AS sequence, /* The receipts of a domain in the order in which they were stored, whatever the clock said */
   domain::TEXT AS domain, /* Domain reconciled */
   cut::TIMESTAMP AS cut, /* Cut at which the paths were compared */
   reconciled_at::TIMESTAMP AS reconciled_at, /* When they were compared */
@@ -24,8 +25,10 @@ SELECT
   )[] AS measures, /* The evidence by measure; reconcile.measures has it as rows */
   rebuild_fingerprint::TEXT AS rebuild_fingerprint, /* Order-free fingerprint of the rebuild */
   increments_fingerprint::TEXT AS increments_fingerprint, /* The same of the summed increments */
-  verdict::TEXT AS verdict, /* passed or failed */
-  mode::TEXT AS mode /* Mode of the domain when they were compared */
+  verdict::TEXT AS verdict, /* passed; failed; empty: neither path has anything before the cut, which proves nothing */
+  mode::TEXT AS mode, /* Mode of the domain when they were compared */
+  compared::TEXT[] AS compared, /* Physical tables that were compared */
+  evidence_digest::TEXT AS evidence_digest /* What they were computed from: reconcile.in_use has that of now */
 FROM (
   @union_of_domains('reconcile.{domain}_receipts')
 ) AS receipts

@@ -3,7 +3,7 @@ MODEL (
   name verified.customers_daily,
   kind CUSTOM (
     materialization 'atomic_by_value',
-    materialization_properties (key_column = cut, keep = 7)
+    materialization_properties (key_column = cut, keep = 7, code = @materializations())
   ),
   cron '@daily',
   start @log_eve(),
@@ -24,7 +24,7 @@ CROSS JOIN rebuild.cut AS rebuild_cut
 WHERE
   (
     SELECT
-      ARG_MAX(verdict, reconciled_at)
+      ARG_MAX(verdict, sequence)
     FROM reconcile.customer_activity_receipts AS receipts
     WHERE
       receipts.cut = rebuild_cut.cut

@@ -4,7 +4,7 @@ MODEL (
   name verified.@{domain},
   kind CUSTOM (
     materialization 'atomic_by_value',
-    materialization_properties (key_column = cut, keep = 7)
+    materialization_properties (key_column = cut, keep = 7, code = @materializations())
   ),
   cron '@daily',
   start @log_eve(),
@@ -27,14 +27,20 @@ MODEL (
 SELECT
   rebuild_cut.cut::TIMESTAMP AS cut, /* Cut of this generation */
   @EACH(@grain, g -> rebuilt.g),
-  @EACH(@state, m -> rebuilt.m)
+  @EACH(@state, m -> rebuilt.m),
+  in_use.evidence_digest::TEXT AS evidence_digest /* What it was computed from, as its receipt says */
 FROM rebuild.@{domain} AS rebuilt
 CROSS JOIN rebuild.cut AS rebuild_cut
+CROSS JOIN reconcile.@{domain}_in_use AS in_use
 WHERE
   (
     SELECT
-      ARG_MAX(verdict, reconciled_at)
+      ARG_MAX(
+        receipts.verdict = 'passed'
+        AND receipts.evidence_digest IS NOT DISTINCT FROM in_use.evidence_digest,
+        receipts.sequence
+      )
     FROM reconcile.@{domain}_receipts AS receipts
     WHERE
       receipts.cut = rebuild_cut.cut
-  ) = 'passed'
+  )

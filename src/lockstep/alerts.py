@@ -242,13 +242,15 @@ def _ahead(watermark: Watermark) -> dict[tuple[str, str], str]:
 def _of_domains(home: Path, status: Row) -> dict[tuple[str, str], str]:
     found: dict[tuple[str, str], str] = {}
     with warehouse.reader(home) as connection:
-        receipts = warehouse.rows(connection, "SELECT * FROM reconcile.receipts ORDER BY reconciled_at")
+        receipts = warehouse.rows(connection, "SELECT * FROM reconcile.receipts ORDER BY sequence")
     for domain in {r["domain"] for r in receipts}:
         unhealed = None
         for r in (r for r in receipts if r["domain"] == domain):
-            if r["verdict"] != "passed":
+            if r["verdict"] == "failed":
                 unhealed = r if unhealed is None or r["cut"] >= unhealed["cut"] else unhealed
-            elif unhealed and r["cut"] >= unhealed["cut"]:  # of an earlier cut it would prove nothing
+            elif (
+                r["verdict"] == "passed" and unhealed and r["cut"] >= unhealed["cut"]
+            ):  # of an earlier cut it would prove nothing
                 unhealed = None
         if unhealed:
             measures = [m for m in unhealed["measures"] if m["cells_beyond"]]

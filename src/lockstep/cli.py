@@ -129,7 +129,9 @@ def receipts(domain: str | None, failed: bool, of_source: bool, last: int, as_js
     A second table lists those of `lockstep verify-source`, one per source table and verification; --domain leaves
     it out, and --source shows nothing else.
 
-    Exit code 1 if the last receipt of a domain or of a source table did not pass, whichever of them are shown.
+    A receipt is `empty` if neither path had anything before the cut: it proves nothing, and nothing is wrong.
+
+    Exit code 1 if the last receipt of a domain failed, or that of a source table did not pass, whichever are shown.
 
     \b
     Examples:
@@ -147,7 +149,8 @@ def receipts(domain: str | None, failed: bool, of_source: bool, last: int, as_js
     of_tables = [] if domain else source_receipts.load(home())
     newest = [*{r["domain"]: r for r in found}.values(), *source_receipts.last(of_tables)]
     shown, shown_of_tables = (
-        [r for r in rows if not failed or r["verdict"] != "passed"][-last:] for rows in (found, of_tables)
+        [r for r in rows if not failed or r["verdict"] not in ("passed", "empty")][-last:]
+        for rows in (found, of_tables)
     )
     if as_json:
         show.json(shown_of_tables if of_source else shown)
@@ -156,7 +159,7 @@ def receipts(domain: str | None, failed: bool, of_source: bool, last: int, as_js
             show.receipts(shown)
         if shown_of_tables or of_source:
             show.source_receipts(shown_of_tables)
-    if any(r["verdict"] != "passed" for r in newest):
+    if any(r["verdict"] not in ("passed", "empty") for r in newest):
         if as_json and not of_source and any(r["verdict"] != "passed" for r in newest if "source_table" in r):
             click.echo("A receipt of the source did not pass: `lockstep receipts --source`.", err=True)
         sys.exit(1)
@@ -252,12 +255,20 @@ def serve(host: str, port: int) -> None:
 @click.option(
     "--limit", type=click.IntRange(min=1), default=20, show_default=True, help="At most so many cells and keys."
 )
+@click.option(
+    "--at", metavar="TIME", help="Cut to compare at, that of any receipt (UTC).  [default: the last daily cut]"
+)
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-def explain(domain: str | None, limit: int, as_json: bool) -> None:
+def explain(domain: str | None, limit: int, at: str | None, as_json: bool) -> None:
     """Say why a reconciliation or an audit failed: which cells, which keys, which change events, what kind of fault.
 
     Looks at every domain, or only at DOMAIN, with the models as the project's files have them: after a failed
     `sqlmesh plan dev` it explains that plan. Exit code 0 only if there is nothing to explain.
+
+    \b
+    Examples:
+      lockstep explain orders
+      lockstep explain orders --at '2026-11-18 06:00'    # a receipt on demand, or one of the past
     """
     from lockstep import contracts
     from lockstep.explain import explain as diagnose
@@ -265,7 +276,7 @@ def explain(domain: str | None, limit: int, as_json: bool) -> None:
     loaded = contracts.load()
     if domain and domain not in loaded:
         raise LockstepError(f"There is no domain {domain}. The contracts have: {', '.join(loaded)}.")
-    explanations = diagnose(home(), [c for c in loaded.values() if domain in (None, c.domain)], limit)
+    explanations = diagnose(home(), [c for c in loaded.values() if domain in (None, c.domain)], limit, parse_time(at))
     if as_json:
         show.json([dataclasses.asdict(e) for e in explanations])
     else:
@@ -753,7 +764,8 @@ def reconcile(domains: tuple[str, ...], at: str | None, limit: int, as_json: boo
     nothing to the days in shadow, unless its cut is a midnight since the domain is in shadow. What was published is
     published anew.
 
-    Exit code 0 only if every receipt passed; 1 with the differing cells if not, or if the hour cannot be reconciled.
+    Exit code 0 only if every receipt passed; 1 with the differing cells if not, or if there was nothing to compare, or
+    if the hour cannot be reconciled.
 
     \b
     Examples:
@@ -846,8 +858,9 @@ def promote(domain: str, dry_run: bool, as_json: bool) -> None:
     in shadow since the last failure, the last passed receipt is at most receipt_hours behind the log, no audit stopped
     the last rebuild, and every domain it reads is live. The evidence is shown in either case.
 
-    Writes the new mode into seeds/contracts.csv and nothing else. It takes effect when you review the change, commit it
-    and run `sqlmesh plan`, which recomputes no figure.
+    Writes the new mode into seeds/contracts.csv, and for live the evidence into seeds/promotions.csv: a mode that was
+    set to live by hand is served as shadow without it. It takes effect when you review the change, commit it and run
+    `sqlmesh plan`, which recomputes no figure.
 
     Exit code 0 if the step was taken (or could be, with --dry-run); 1 if something stands against it.
 
@@ -864,6 +877,9 @@ def promote(domain: str, dry_run: bool, as_json: bool) -> None:
     allowed = step.target is not None and not step.objections
     if allowed and not dry_run:
         migrate.set_mode(domain, str(step.target))
+        if step.target == "live" and step.evidence:
+            days = step.evidence.shadow_days
+            migrate.record(home(), domain, "live", f"{len(days)} days passed in shadow until {days[-1]}")
     if as_json:
         show.json({**migrate.as_row(step), "changed": allowed and not dry_run})
     else:
@@ -882,9 +898,9 @@ def promote(domain: str, dry_run: bool, as_json: bool) -> None:
 def demote(domain: str, target: str | None) -> None:
     """Take DOMAIN a step back, from live to shadow or from shadow to batch, whatever the evidence is.
 
-    Needs neither log nor warehouse. Writes the mode into seeds/contracts.csv and nothing else; it takes effect when you
-    review the change, commit it and run `sqlmesh plan`. A failed receipt needs no demotion: the mart goes back to the
-    rebuild by itself. The way back to live is a whole shadow period.
+    Needs neither log nor warehouse. Writes the mode into seeds/contracts.csv, and into seeds/promotions.csv that it is
+    no longer live; it takes effect when you review the change, commit it and run `sqlmesh plan`. A failed receipt needs
+    no demotion: the mart goes back to the rebuild by itself. The way back to live is a whole shadow period.
 
     Exit code 0 if the mode was changed; 1 if it is that already, or further down.
 
@@ -901,6 +917,8 @@ def demote(domain: str, target: str | None) -> None:
         raise LockstepError(f"{domain} is {mode}: there is no step down" + (f" to {target}." if target else "."))
     chosen_mode = target or down[0]
     migrate.set_mode(domain, chosen_mode)
+    if mode == "live":
+        migrate.record(home(), domain, chosen_mode, "demoted")
     _say_changed(domain, mode, chosen_mode)
     try:
         readers = [c.domain for c in contracts.load().values() if domain in c.reads and c.mode == "live"]

@@ -72,7 +72,7 @@ class Contract:
     many cuts must pass after a failed receipt until live is served again. `receipt_hours`: how far the log may be
     ahead of the last receipt's cut while live is served. `sources`: the change log tables its numbers need, the first
     of them the one whose changes, by `source_key`, explain a divergence. `reads`: the domains whose figures its mart
-    joins. `grain`: the columns of a cell.
+    joins. `grain`: the columns of a cell. `is_promoted`: the last entry in `promotions.csv` says that it went live.
     """
 
     domain: str
@@ -90,6 +90,12 @@ class Contract:
     reads: tuple[str, ...]
     grain: tuple[str, ...]
     all_measures: tuple[Measure, ...]
+    is_promoted: bool = False
+
+    @property
+    def mode_in_effect(self) -> str:
+        """`shadow` for a domain whose mode was set to live without `lockstep promote`, else its mode."""
+        return "shadow" if self.mode == "live" and not self.is_promoted else self.mode
 
     def measures(self, *merges: str) -> tuple[str, ...]:
         """The names of the measures that merge in one of these ways."""
@@ -114,6 +120,7 @@ CONTRACT_COLUMNS = (
     "domain owner mode horizon_minutes freshness_seconds shadow_days passes_to_return receipt_hours on_bad_event "
     "source_table source_key joined_tables reads_domains grain"
 )
+PROMOTION_COLUMNS = "domain mode changed_at position evidence"
 MEASURE_COLUMNS = "domain measure merge unit tolerance_absolute tolerance_relative description"
 
 
@@ -124,6 +131,7 @@ def load(seeds: Path | None = None) -> dict[str, Contract]:
     contracts: dict[str, Contract] = {}
     lines: list[_Row] = []
     measures = _measures(seeds / "contract_measures.csv")
+    promotions = _promotions(seeds / "promotions.csv")
     for row in _rows(seeds / "contracts.csv", CONTRACT_COLUMNS):
         domain, table = row["domain"], row["source_table"]
         row.check("domain", _is_name(domain), "a lower-case name")
@@ -161,6 +169,7 @@ def load(seeds: Path | None = None) -> dict[str, Contract]:
             tuple(row["reads_domains"].split()),
             grain,
             own,
+            promotions.get(domain) == "live",
         )
         lines.append(row)
     for _, row in measures:
@@ -185,6 +194,11 @@ def skips(table: str) -> bool:
     except LockstepError:
         return False
     return rules == {"skip"}
+
+
+def _promotions(path: Path) -> dict[str, str]:
+    """The mode of each domain's last entry. Without the file nobody was promoted, and nobody is served live for it."""
+    return {row["domain"]: row["mode"] for row in _rows(path, PROMOTION_COLUMNS)} if path.exists() else {}
 
 
 def _measures(path: Path) -> list[tuple[Measure, _Row]]:

@@ -86,14 +86,17 @@ class Explanation:
         return not self.cells and all(f.kind == LATE_TOLERATED for f in self.findings)
 
 
-def explain(home: Path, contracts: Iterable[Contract], limit: int = 20) -> list[Explanation]:
+def explain(
+    home: Path, contracts: Iterable[Contract], limit: int = 20, at: datetime | None = None
+) -> list[Explanation]:
     """Diagnose domains; at most `limit` cells, keys and hours of each kind are looked at.
 
-    Raises LockstepError if no plan of the project's files has come as far as a rebuild.
+    `at` is the cut (UTC) at which the paths are compared, that of any receipt; None is the last daily one. Raises
+    LockstepError if no plan of the project's files has come as far as a rebuild, or `at` is not a folded hour.
     """
     # The reader comes first: SQLMesh, which needs its state only, then leaves the warehouse to other readers.
     with warehouse.reader(home) as connection:
-        made = _models(list(contracts))
+        made = _models(list(contracts), at)
         existing = {
             f"{schema}.{name}"
             for schema, name in connection.execute(
@@ -130,7 +133,7 @@ class _Models:
 
     `tables`: the schema and table that hold each model. `folded_until`: the end of the last hour that counts as folded
     into the increments. `row`: the columns that make a row of `rebuild.latest_<domain>` unique. `sources`: the tables
-    whose changes the diffs are made of.
+    whose changes the diffs are made of. `at_cut`: the queries that take the place of tables at another cut.
     """
 
     contract: Contract
@@ -138,12 +141,15 @@ class _Models:
     folded_until: datetime
     row: tuple[str, ...]
     sources: tuple[str, ...]
+    at_cut: dict[str, str]
 
 
-def _models(contracts: Sequence[Contract]) -> list[_Models]:
+def _models(contracts: Sequence[Contract], at: datetime | None) -> list[_Models]:
     from sqlglot import exp
     from sqlmesh import Context
     from sqlmesh.core.console import NoopConsole, set_console
+
+    from lockstep.reconcile import Models
 
     set_console(NoopConsole())
     context = Context(paths=str(project()))
@@ -151,14 +157,14 @@ def _models(contracts: Sequence[Contract]) -> list[_Models]:
     try:
         for contract in contracts:
             domain = contract.domain
-            latest, hourly = f"rebuild.latest_{domain}", f"hourly.{domain}"
+            latest, hourly, cells = f"rebuild.latest_{domain}", f"hourly.{domain}", f"reconcile.{domain}_cells"
             diffs = context.get_snapshot(f"diffs.{domain}", raise_if_missing=True)
             upstream = {exp.to_table(name).name for name in context.dag.upstream(diffs.name) if '"changes"' in name}
             sources = tuple(name for name in TABLES if name in upstream)
             tables = {}
             for model in (
                 *("rebuild.cut", "hourly.log", "changes.all_positions", *(f"changes.{s}" for s in sources)),
-                *(diffs.model.name, hourly, latest, f"reconcile.{domain}_cells", f"verified.{domain}"),
+                *(diffs.model.name, hourly, latest, cells, f"verified.{domain}"),
             ):
                 snapshot = context.get_snapshot(model, raise_if_missing=True)
                 if not snapshot.version:
@@ -168,7 +174,18 @@ def _models(contracts: Sequence[Contract]) -> list[_Models]:
             row = tuple(c.name for g in context.get_model(latest).grains for c in g.find_all(exp.Column))
             folded = context.get_snapshot(hourly, raise_if_missing=True).intervals
             ends = [datetime.fromtimestamp(end / 1000, UTC).replace(tzinfo=None) for _, end in folded]
-            found.append(_Models(contract, tables, max(ends, default=datetime.min), row, sources))
+            folded_until = max(ends, default=datetime.min)
+            at_cut = {}
+            if at:
+                if at != at.replace(minute=0, second=0, microsecond=0) or at > folded_until:
+                    raise LockstepError(
+                        f"{at} is not a valid cut of {domain}; use a full hour up to {folded_until}, to which it is "
+                        "folded. `lockstep receipts` lists the cuts that were compared."
+                    )
+                models = Models({s.name: s for s in context.snapshots.values()})
+                at_cut = {name: f"({models.query(name, at).sql('duckdb', comments=False)})" for name in (latest, cells)}
+                at_cut["rebuild.cut"] = f"(SELECT TIMESTAMP '{at}' AS cut, position FROM {tables['rebuild.cut']})"
+            found.append(_Models(contract, tables, folded_until, row, sources, at_cut))
         return found
     finally:
         context.close()
@@ -176,7 +193,7 @@ def _models(contracts: Sequence[Contract]) -> list[_Models]:
 
 class _Diagnosis:
     def __init__(self, connection: duckdb.DuckDBPyConnection, models: _Models, limit: int) -> None:
-        contract, tables = models.contract, models.tables
+        contract, tables = models.contract, models.tables | models.at_cut
         self._connection = connection
         self._contract = contract
         self._folded_until = models.folded_until

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from lockstep.contracts import CONTRACT_COLUMNS, MEASURE_COLUMNS
+from lockstep.contracts import CONTRACT_COLUMNS, MEASURE_COLUMNS, PROMOTION_COLUMNS
 from lockstep.errors import LockstepError
 from lockstep.project import project
 from lockstep.schema import SCHEMA_FILE
@@ -26,6 +26,7 @@ COPIED = (
     "models/reconcile",
     "models/seeds/contracts.sql",
     "models/seeds/contract_measures.sql",
+    "models/seeds/promotions.sql",
     "models/verified/each_domain.sql",
     "signals",
 )
@@ -52,7 +53,8 @@ def init(directory: Path) -> list[Path]:
         "seeds/contracts.csv": ",".join(CONTRACT_COLUMNS.split()) + "\n",
         "seeds/contract_measures.csv": ",".join(MEASURE_COLUMNS.split()) + "\n",
     }
-    for name, text in files.items():
+    filled_by_commands = {"seeds/promotions.csv": ",".join(PROMOTION_COLUMNS.split()) + "\n"}
+    for name, text in (files | filled_by_commands).items():
         path = directory / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")

@@ -1,6 +1,7 @@
 """The way of a domain from batch to live: does its contract fit its path, what proves it, and the change of its mode.
 
-A mode is changed in `seeds/contracts.csv` and nowhere else; it takes effect with the next `sqlmesh plan`.
+A mode is changed in `seeds/contracts.csv`, and `seeds/promotions.csv` records who went live on what evidence; a change
+takes effect with the next `sqlmesh plan`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 from lockstep import warehouse
 from lockstep.changelog import ALL_TABLES, ChangeLog, Watermark
-from lockstep.contracts import MODES, Contract, load
+from lockstep.contracts import MODES, PROMOTION_COLUMNS, Contract, load
 from lockstep.durable import durable_replace
 from lockstep.errors import LockstepError
 from lockstep.project import project
@@ -120,7 +121,7 @@ class Evidence:
 
     @property
     def failed(self) -> int:
-        return len(self.receipts) - self.passed
+        return sum(r["verdict"] == "failed" for r in self.receipts)
 
 
 def evidence(home: Path, contracts: Iterable[Contract]) -> dict[str, Evidence]:
@@ -136,7 +137,7 @@ def evidence(home: Path, contracts: Iterable[Contract]) -> dict[str, Evidence]:
             c.domain: Evidence(live_until=until[c.domain], live_age_seconds=_age(until[c.domain])) for c in contracts
         }
     with warehouse.reader(home) as connection:
-        receipts = warehouse.rows(connection, "SELECT * FROM reconcile.receipts ORDER BY reconciled_at")
+        receipts = warehouse.rows(connection, "SELECT * FROM reconcile.receipts ORDER BY sequence")
         serving = {r["domain"]: r for r in warehouse.rows(connection, "SELECT * FROM ops.serving")}
         [cut] = warehouse.rows(connection, "SELECT MAX(cut) AS cut, MAX(rebuilt_at) AS rebuilt_at FROM rebuild.cut")
     found = {}
@@ -186,9 +187,9 @@ def _shadow_days(receipts: list[Row]) -> list[date]:
     after = max([shadow[0]["cut"] - timedelta(microseconds=1), *before])
     days: set[date] = set()
     for receipt in shadow:
-        if receipt["verdict"] != "passed":
+        if receipt["verdict"] == "failed":
             days, after = set(), max(after, receipt["cut"] - timedelta(microseconds=1))
-        elif receipt["cut"] > after and receipt["cut"].time() == datetime.min.time():
+        elif receipt["verdict"] == "passed" and receipt["cut"] > after and receipt["cut"].time() == datetime.min.time():
             days.add(receipt["cut"].date() - timedelta(days=1))
     return sorted(days)
 
@@ -220,6 +221,8 @@ def objections(contract: Contract, contracts: dict[str, Contract], found: Eviden
         texts.append("there is no receipt yet: `lockstep run` takes one at every daily cut")
     elif last["mode"] != "shadow":
         texts.append(f"no receipt was taken in shadow yet: the last is of mode {last['mode']}")
+    elif last["verdict"] == "empty":
+        texts.append(f"the last receipt had nothing to compare, at the cut {last['cut']}: it proves nothing")
     elif last["verdict"] != "passed":
         texts.append(f"the last receipt failed, at the cut {last['cut']}: `lockstep explain {contract.domain}`")
     if days < required:
@@ -234,8 +237,8 @@ def objections(contract: Contract, contracts: dict[str, Contract], found: Eviden
             "`lockstep run`, or `lockstep reconcile`"
         )
     for name in contract.reads:
-        if contracts[name].mode != "live":
-            texts.append(f"{name}, which it reads, is {contracts[name].mode}: promote it first")
+        if contracts[name].mode_in_effect != "live":
+            texts.append(f"{name}, which it reads, is {contracts[name].mode_in_effect}: promote it first")
     return texts
 
 
@@ -253,7 +256,8 @@ class Promotion:
 
 def promotion(home: Path, contract: Contract, contracts: dict[str, Contract]) -> Promotion:
     """Look at the next step of a domain, without taking it. Going to shadow needs neither log nor warehouse."""
-    target = MODES[MODES.index(contract.mode) + 1] if contract.mode != MODES[-1] else None
+    mode = contract.mode_in_effect
+    target = MODES[MODES.index(mode) + 1] if mode != MODES[-1] else None
     found = None
     if contract.mode != "batch" or ChangeLog(home).exists():
         found = evidence(home, [contract])[contract.domain]
@@ -267,7 +271,7 @@ def promotion(home: Path, contract: Contract, contracts: dict[str, Contract]) ->
         against.append(fit.reason)
     if target == "live" and found:
         against += objections(contract, contracts, found)
-    return Promotion(contract.domain, contract.mode, target, against, found, contract)
+    return Promotion(contract.domain, mode, target, against, found, contract)
 
 
 def migration(home: Path) -> list[Row]:
@@ -311,12 +315,12 @@ def _next_step(contract: Contract, contracts: dict[str, Contract], found: Eviden
         return f"`sqlmesh plan`: it is still planned as {found.serving['mode']}"
     if contract.mode == "batch":
         return "none: the daily rebuild is enough" if fit.path == "batch" else f"`lockstep promote {contract.domain}`"
-    if contract.mode == "shadow":
+    if contract.mode_in_effect == "shadow":
         against = objections(contract, contracts, found)
         return f"wait: {against[0]}" if against else f"`lockstep promote {contract.domain}`"
     if found.serving["served_from"] == "live":
         return "none: live is served"
-    if found.receipts and found.receipts[-1]["verdict"] != "passed":
+    if found.receipts and found.receipts[-1]["verdict"] == "failed":
         return f"`lockstep explain {contract.domain}`: the last receipt failed"
     return f"none, it returns by itself: {found.serving['reason']}"
 
@@ -344,6 +348,20 @@ def set_mode(domain: str, mode: str) -> str:
                 load.cache_clear()
             return before
     raise LockstepError(f"There is no domain {domain} in {path}.")
+
+
+def record(home: Path, domain: str, mode: str, evidence: str) -> None:
+    """Add to `seeds/promotions.csv` that a domain goes live, or no longer is, durably.
+
+    Only an entry of a promotion lets a domain in live mode be served live before its shadow days are complete.
+    """
+    path = project() / "seeds" / "promotions.csv"
+    before = path.read_bytes() if path.exists() else f"{','.join(PROMOTION_COLUMNS.split())}\n".encode()
+    log = ChangeLog(home)
+    position = log.watermark().position if log.exists() else 0
+    entry = f"{domain},{mode},{datetime.now(UTC):%Y-%m-%d %H:%M:%S},{position},{evidence}\n"
+    durable_replace(path, before + (b"" if before.endswith(b"\n") else b"\n") + entry.encode())
+    load.cache_clear()
 
 
 def mode_of(domain: str) -> str:

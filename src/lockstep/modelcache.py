@@ -12,7 +12,7 @@ from lockstep.schema import SCHEMA_FILE
 
 
 def drop_if_stale() -> None:
-    """Drop the home's model cache if a contract, the source schema or the first hour is not what it was made from.
+    """Drop the home's model cache if a contract, the schema, a materialization or the first hour is not as it was.
 
     SQLMesh looks at the times of models, macros and config only: a model that was loaded before the first change
     landed would keep its start, and a domain added to a contract would not be stamped, until some file is touched.
@@ -20,6 +20,8 @@ def drop_if_stale() -> None:
     digest = hashlib.sha256(str(first_hour()).encode())
     for name in ("seeds/contracts.csv", "seeds/contract_measures.csv", SCHEMA_FILE):
         digest.update((project() / name).read_bytes())
+    for path in sorted((project() / "materializations").glob("*.py")):
+        digest.update(path.read_bytes())
     cache = home() / ".cache"
     stamp = cache / "lockstep.stamp"
     if not stamp.exists() or stamp.read_text() != digest.hexdigest():

@@ -42,8 +42,8 @@ class Run:
 
     @property
     def agrees(self) -> bool:
-        """Whether every model ran, every audit passed, the last receipt of every domain did, and all is published."""
-        domains = {r["domain"] for r in self.receipts if r["verdict"] == "passed"}
+        """Whether every model ran, every audit passed, no domain's last receipt failed, and all is published."""
+        domains = {r["domain"] for r in self.receipts if r["verdict"] != "failed"}
         return not self.failures and domains == set(load())
 
 
@@ -64,6 +64,9 @@ def run(home: Path, at: datetime | None = None, verbose: bool = False) -> Run:
         published = None
         if warehouse.is_planned(home):
             receipts = last_receipts(home)
+            if any(r["verdict"] == "empty" for r in receipts):
+                failures += _prove_what_has_come_in(home, [r["domain"] for r in receipts if r["verdict"] == "empty"])
+                receipts = last_receipts(home)
             with warehouse.reader(home) as connection:
                 notes += _unplanned(connection)
             try:
@@ -91,6 +94,27 @@ def _mend_files(home: Path) -> list[str]:
         return []
     aside = pairing.set_aside(home)
     return [f"{reason}. What there was of both is in {aside}; all figures were computed anew from the change log."]
+
+
+def _prove_what_has_come_in(home: Path, domains: list[str]) -> list[str]:
+    """Take a receipt at the last folded hour of domains that had nothing to compare yet and now have.
+
+    Else a new home, or a table's first rows, would wait for the next midnight. Returns what failed.
+    """
+    from lockstep import reconcile
+
+    with warehouse.reader(home) as connection:
+        due = [d for d in domains if connection.execute(f"SELECT 1 FROM hourly.{d} LIMIT 1").fetchone()]
+    failures = []
+    for domain in due:
+        try:
+            [taken] = reconcile.take(home, [load()[domain]])
+        except LockstepError:  # its audits have failed, which SQLMesh has said
+            continue
+        if taken.receipt["verdict"] == "failed":
+            found = taken.receipt["cells_beyond"]
+            failures.append(f"reconcile.{domain}_receipts: audit rebuild_equals_increments found {found} rows")
+    return failures
 
 
 def _sqlmesh(plan: bool, at: datetime | None, verbose: bool) -> list[str]:
@@ -133,10 +157,13 @@ def _sqlmesh(plan: bool, at: datetime | None, verbose: bool) -> list[str]:
     try:
         context = Context(paths=str(project()), load=plan)
         if plan:
-            context.plan(auto_apply=True, no_prompts=True, skip_tests=True, execution_time=at)
+            _plan(context, at, failures)
         else:
             _finish_plan(context)
-            if context.run(execution_time=at, end=at).is_failure and not failures:
+            is_failure = context.run(execution_time=at, end=at).is_failure
+            if _forget_what_no_receipt_vouches_for(context, failures):
+                is_failure |= context.run(execution_time=at, end=at).is_failure
+            if is_failure and not failures:
                 failures.append("The run did not complete; `sqlmesh run` shows its output.")
     except CannotOpen as e:
         raise LockstepError(str(e).removeprefix("Error: ")) from None
@@ -199,6 +226,59 @@ def _finish_plan(context: Any) -> None:
     context.state_sync.finalize(environment)
 
 
+def _plan(context: Any, at: datetime | None, failures: list[str]) -> None:
+    """Plan production. Whatever a failed audit or model does not stop of a first plan is put into use all the same.
+
+    SQLMesh computes whatever does not depend on the failure, and then puts nothing of the plan into use. So what it has
+    computed is put into use by a second plan, which computes nothing. A later plan that fails leaves in use what was.
+    """
+    from sqlmesh.utils.errors import PlanError
+
+    plan = {"auto_apply": True, "no_prompts": True, "skip_tests": True, "execution_time": at}
+    try:
+        context.plan(**plan)
+    except PlanError:
+        if not failures or context.state_reader.get_environment("prod") is not None:
+            raise
+        context.plan(**plan, skip_backfill=True, no_gaps=True)  # no gaps: there was no plan before
+
+
+def _forget_what_no_receipt_vouches_for(context: Any, failures: list[str]) -> bool:
+    """Have SQLMesh take the last receipts again where a plan has put other models into use; whether there are any.
+
+    SQLMesh does so by itself only if it computes the receipts' model anew, which it does not after every change. The
+    verified generations, which are stored by virtue of the receipt, are computed again with it. A domain in which
+    something has failed in this run is left alone: SQLMesh tries that again by itself.
+    """
+    from lockstep.reconcile import Models
+
+    environment = context.state_reader.get_environment("prod")
+    snapshots = {s.name: s for s in context.state_reader.get_snapshots(environment.snapshots).values()}
+    models = Models(snapshots)
+    failed = {failure.partition(":")[0] for failure in failures}
+    found = False
+    for domain in load():
+        receipts = f"reconcile.{domain}_receipts"
+        if failed & {receipts, *models.upstream(receipts)} or not models.has(f"reconcile.{domain}_in_use"):
+            continue
+        newest = context.engine_adapter.fetchone(
+            f"SELECT (SELECT evidence_digest FROM reconcile.{domain}_in_use), "
+            f"(SELECT ARG_MAX(COALESCE(evidence_digest, ''), sequence) FROM reconcile.{domain}_receipts), "
+            f"(SELECT ARG_MAX(COALESCE(evidence_digest, ''), cut) FROM verified.{domain})"
+        )
+        in_use, receipt, generation = newest
+        if receipt in (None, in_use) and generation in (None, in_use):
+            continue
+        for model in (receipts, *models.downstream(receipts)):
+            snapshot = models.snapshot(model)
+            if not snapshot.model.kind.is_view and snapshot.intervals:
+                end = snapshot.intervals[-1][1]
+                day = (end - 24 * 3600 * 1000, end)
+                context.state_sync.remove_intervals([(snapshot, day)], remove_shared_versions=True)
+                found = True
+    return found
+
+
 def _describe(error: Any) -> str:
     """A failed node as one line: its model and what it failed at."""
     causes = getattr(error.__cause__, "errors", None) or [error.__cause__ or error]
@@ -212,14 +292,14 @@ def _describe(error: Any) -> str:
 
 def last_receipts(home: Path) -> list[Row]:
     """The last receipt of each domain."""
-    return receipts(home, "QUALIFY ROW_NUMBER() OVER (PARTITION BY domain ORDER BY reconciled_at DESC) = 1")
+    return receipts(home, "QUALIFY ROW_NUMBER() OVER (PARTITION BY domain ORDER BY sequence DESC) = 1")
 
 
 def receipts(home: Path, condition: str = "", parameters: list[Any] | None = None) -> list[Row]:
     """Receipts, oldest first, as rows of `reconcile.receipts`."""
     with warehouse.reader(home) as connection:
         warehouse.require_planned(connection)
-        query = f"SELECT * FROM reconcile.receipts {condition} ORDER BY reconciled_at, domain"
+        query = f"SELECT * FROM reconcile.receipts {condition} ORDER BY sequence, domain"
         return warehouse.rows(connection, query, parameters)
 
 

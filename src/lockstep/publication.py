@@ -331,7 +331,10 @@ class Builder:
             or base in self._renewed[verified]
             or any(base <= hour < since for hour in self._renewed[hourly])
         )
-        cells = f"(SELECT * EXCLUDE (cut) FROM {verified} WHERE cut = {_time(base)})" if is_new else name
+        cells = name
+        if is_new:
+            of_cell = "COLUMNS(c -> c NOT IN ('cut', 'evidence_digest'))"
+            cells = f"(SELECT {of_cell} FROM {verified} WHERE cut = {_time(base)})"
         self._run(
             f"CREATE OR REPLACE TEMP TABLE moved AS SELECT * EXCLUDE (log_hour) FROM {hourly} "
             f"WHERE log_hour >= {_time(base if is_new else since)}"
@@ -819,7 +822,7 @@ class Builder:
             row["domain"]: row
             for row in self._rows(
                 f"SELECT * FROM {self._models['reconcile.receipts'].relation} "
-                "QUALIFY ROW_NUMBER() OVER (PARTITION BY domain ORDER BY reconciled_at DESC) = 1"
+                "QUALIFY ROW_NUMBER() OVER (PARTITION BY domain ORDER BY sequence DESC) = 1"
             )
         }
         reads = f"{self._home / 'changelog'}; if it has moved, `lockstep publish` there"

@@ -20,6 +20,7 @@ from lockstep.contracts import Contract, load
 from lockstep.errors import LockstepError
 from lockstep.lock import exclusive
 from lockstep.project import project
+from lockstep.receipts import archive, numbered
 from lockstep.warehouse import Row
 
 _CUT = "rebuild.cut"
@@ -57,8 +58,14 @@ def reconcile(home: Path, domains: Iterable[str] = (), at: datetime | None = Non
     """
     contracts = chosen(domains)
     warehouse.require(home)
+    with exclusive(home / "warehouse.lock", "reconciling on demand"):
+        return take(home, contracts, at, limit)
+
+
+def take(home: Path, contracts: Iterable[Contract], at: datetime | None = None, limit: int = 20) -> list[Reconciled]:
+    """As `reconcile`, for a caller that holds the lock of the runs."""
     watermark = ChangeLog(home).watermark()
-    with exclusive(home / "warehouse.lock", "reconciling on demand"), _planned() as models:
+    with _planned() as models:
         cuts = {}
         for contract in contracts:
             sealed = watermark.sealed_until(contract.sources)
@@ -72,18 +79,21 @@ def reconcile(home: Path, domains: Iterable[str] = (), at: datetime | None = Non
                         f"{domain}: an audit stopped the rebuild at the cut {cut} before its receipt. `lockstep run` "
                         "names the audit, and takes the receipt once it passes."
                     )
-            return [_reconcile(connection, models, domain, cut, limit) for domain, cut in cuts.items()]
+            results = [_reconcile(connection, models, domain, cut, limit) for domain, cut in cuts.items()]
+            archive(home, lambda query: connection.execute(query).fetchall())
+            return results
 
 
-def _reconcile(connection: Any, models: _Models, domain: str, cut: datetime, limit: int) -> Reconciled:
+def _reconcile(connection: Any, models: Models, domain: str, cut: datetime, limit: int) -> Reconciled:
     receipts = f"reconcile.{domain}_receipts"
-    query = models.query(receipts, cut)
-    [receipt] = warehouse.rows(connection, f"INSERT INTO {models.table(receipts)} BY NAME {query} RETURNING *")
+    table = models.table(receipts)
+    query = numbered(models.query(receipts, cut), table, "sequence").sql("duckdb")
+    [receipt] = warehouse.rows(connection, f"INSERT INTO {table} BY NAME {query} RETURNING *")
     cells = []
-    if receipt["verdict"] != "passed":
+    if receipt["verdict"] == "failed":
         cells = warehouse.rows(
             connection,
-            f"SELECT * FROM ({models.query(f'reconcile.{domain}_cells', cut)}) AS cells "
+            f"SELECT * FROM ({models.query(f'reconcile.{domain}_cells', cut).sql('duckdb')}) AS cells "
             f"WHERE NOT class IN ('identical', 'tolerated') ORDER BY ALL LIMIT {limit}",
         )
     return Reconciled(receipt, cells)
@@ -123,7 +133,7 @@ def _stopped(domain: str, cut: datetime) -> tuple[str, list[Any]]:
 
 
 @contextmanager
-def _planned() -> Iterator[_Models]:
+def _planned() -> Iterator[Models]:
     """The models as the last plan of production left them: what is edited and not planned is no evidence."""
     from sqlmesh import Context
     from sqlmesh.core.console import NoopConsole, set_console
@@ -135,40 +145,53 @@ def _planned() -> Iterator[_Models]:
         if environment is None:
             raise LockstepError("No plan has been carried through yet. `lockstep run` makes the first.")
         snapshots = context.state_reader.get_snapshots(environment.snapshots).values()
-        yield _Models({snapshot.name: snapshot for snapshot in snapshots})
+        yield Models({snapshot.name: snapshot for snapshot in snapshots})
     finally:
         context.close()
 
 
-class _Models:
+class Models:
     """The planned models, by name as `schema.model`."""
 
     def __init__(self, snapshots: dict[str, Any]) -> None:
         self._snapshots = snapshots
-        self._keys = {".".join(part.strip('"') for part in key.split(".")[-2:]): key for key in snapshots}
+        self._keys = {_short(key): key for key in snapshots}
         self._depends = {key: {parent.name for parent in s.parents} for key, s in snapshots.items()}
 
-    def _snapshot(self, model: str) -> Any:
+    def has(self, model: str) -> bool:
+        """Whether the model is planned."""
+        return model in self._keys
+
+    def snapshot(self, model: str) -> Any:
+        """SQLMesh's snapshot of a model. Raises LockstepError if it is not planned."""
         if model not in self._keys:
             raise LockstepError(f"{model} has not been planned yet. Run `sqlmesh plan` first.")
         return self._snapshots[self._keys[model]]
 
     def table(self, model: str) -> str:
         """The physical table of a model."""
-        return str(self._snapshot(model).table_name())
+        return str(self.snapshot(model).table_name())
 
     def folded_until(self, model: str) -> datetime | None:
         """The end of the hours that have been computed without a gap from the start on."""
-        intervals = self._snapshot(model).intervals
+        intervals = self.snapshot(model).intervals
         return datetime.fromtimestamp(intervals[0][1] / 1000, UTC).replace(tzinfo=None) if intervals else None
 
-    def query(self, model: str, cut: datetime) -> str:
-        """The model's query with everything that depends on the day's cut expanded, at another cut."""
+    def upstream(self, model: str) -> set[str]:
+        """All models that a model is computed from."""
+        return {_short(key) for key in self._upstream(self._keys[model])}
+
+    def downstream(self, model: str) -> set[str]:
+        """All models that are computed from a model."""
+        return {_short(key) for key in self._downstream(self._keys[model])}
+
+    def query(self, model: str, cut: datetime) -> Any:
+        """The model's query at another cut, as a syntax tree: whatever depends on the day's cut is expanded into it."""
         from sqlglot import exp
         from sqlmesh.core.snapshot import DeployabilityIndex
 
         at_cut = self._downstream(self._keys[_CUT])
-        query = self._snapshot(model).model.render_query_or_raise(
+        query = self.snapshot(model).model.render_query_or_raise(
             execution_time=cut,  # as for that night; without a time SQLMesh answers as of the plan
             snapshots=self._snapshots,
             expand=at_cut & self._upstream(self._keys[model]),
@@ -179,7 +202,7 @@ class _Models:
         for found in list(query.find_all(exp.Table)):
             if (found.db, found.name) == (table.db, table.name):
                 found.replace(wanted.subquery(found.alias_or_name))
-        return str(query.sql(dialect="duckdb", comments=False))
+        return query
 
     def _upstream(self, key: str) -> set[str]:
         found: set[str] = set()
@@ -192,3 +215,7 @@ class _Models:
 
     def _downstream(self, key: str) -> set[str]:
         return {other for other in self._depends if key in self._upstream(other)}
+
+
+def _short(key: str) -> str:
+    return ".".join(part.strip('"') for part in key.split(".")[-2:])

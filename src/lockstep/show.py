@@ -147,7 +147,7 @@ def receipts(rows: list[Row]) -> None:
             f"{r['cells_compared']:,}",
             f"{r['cells_differing']:,}",
             proof,
-            Text(r["verdict"], style="green" if r["verdict"] == "passed" else "red"),
+            Text(r["verdict"], style={"passed": "green", "empty": "yellow"}.get(r["verdict"], "red")),
         )
     console.print(table)
 

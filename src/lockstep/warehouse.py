@@ -75,7 +75,7 @@ def text(value: object) -> str:
 
 
 def is_planned(home: Path) -> bool:
-    """Whether a plan has been carried through, so that the models can be queried by name."""
+    """Whether a plan of this version has succeeded, so that the models can be queried by name."""
     if not (home / "warehouse.duckdb").exists():
         return False
     with reader(home) as connection:
@@ -83,17 +83,17 @@ def is_planned(home: Path) -> bool:
 
 
 def require_planned(connection: DuckDBPyConnection) -> None:
-    """Raise LockstepError unless a plan has been carried through."""
+    """Raise LockstepError unless a plan of this version has succeeded."""
     if not _has_marts(connection):
-        raise LockstepError("No plan has been carried through yet: the last one failed. `lockstep run` tries again.")
+        raise LockstepError("No plan of this version of Lockstep has succeeded yet. `lockstep run` makes one.")
 
 
 def _has_marts(connection: DuckDBPyConnection) -> bool:
     # The names of models are the last thing that a plan makes.
     query = "SELECT COUNT(*) FROM information_schema.tables WHERE table_schema IN ('ops', 'reconcile')"
-    query += " AND table_name IN ('serving', 'receipts')"
+    query += " AND table_name IN ('serving', 'receipts', 'in_use')"  # versions before had no in_use
     found = connection.execute(query).fetchone()
-    return bool(found and found[0] == 2)
+    return bool(found and found[0] == 3)
 
 
 # What DuckDB raises for a file that is cut off or overwritten.

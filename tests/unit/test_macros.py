@@ -116,7 +116,26 @@ def test_verified_cuts_reads_every_domain(evaluator):
     from lockstep.contracts import load
 
     query = expand(evaluator, "SELECT * FROM (@verified_cuts()) AS c")
-    assert all(f"SELECT DISTINCT '{domain}' AS domain, cut FROM verified.{domain}" in query for domain in load())
+    assert all(
+        f"SELECT DISTINCT '{domain}' AS domain, cut, evidence_digest FROM verified.{domain}" in query
+        for domain in load()
+    )
+
+
+def test_materializations_tells_an_edit_of_their_code_and_no_other(evaluator, monkeypatch, tmp_path):
+    """SQLMesh knows only the names of materializations: without it an edit would compute nothing anew."""
+    from lockstep import project
+
+    (tmp_path / "materializations").mkdir()
+    monkeypatch.setattr(project, "project", lambda: tmp_path)
+
+    def digest(code):
+        (tmp_path / "materializations" / "atomic.py").write_text(code)
+        return expand(evaluator, "SELECT @materializations() AS code")
+
+    before = digest("column = 1\n")
+    assert digest("# The column.\ncolumn  =  1\n") == before
+    assert digest("column = 2\n") != before
 
 
 def test_contract_mode_is_read_when_it_is_evaluated(evaluator, monkeypatch):

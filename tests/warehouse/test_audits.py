@@ -216,3 +216,16 @@ def test_live_equals_rebuild_at_its_cut(models, generations, increments, named):
     models.table("hourly.orders", *({"log_hour": hour, **cell, "orders": n, **sums} for hour, n in increments.items()))
     found = models.audit("verified.orders", "live_equals_rebuild_at_its_cut")
     assert [row["rebuild_orders"] for row in found] == named
+
+
+def test_live_equals_rebuild_at_its_cut_lets_other_models_have_other_figures(models):
+    """A generation of before a plan is no base of live figures."""
+    cell = {"ordered_hour": at(9), "product_id": 1, "region": "east", "status": "paid"}
+    sums = {"units": 0, "revenue_cents": 0, "high_value_orders": 0}
+    generations = [(MIDNIGHT[0], 3, "new"), (MIDNIGHT[1], 5, "old"), (MIDNIGHT[2], 90, "new")]
+    models.table(
+        "verified.orders",
+        *({"cut": cut, **cell, "orders": n, **sums, "evidence_digest": digest} for cut, n, digest in generations),
+    )
+    models.table("hourly.orders")
+    assert models.audit("verified.orders", "live_equals_rebuild_at_its_cut") == []

@@ -265,7 +265,12 @@ def test_first_run_in_the_logs_first_hour(tmp_path: Path, monkeypatch: pytest.Mo
     replay.shop.order(1)
     replay.land()
     replay.run(datetime(2026, 5, 31, 20, 30))
-    assert replay.query("SELECT status, orders::INT FROM mart.orders_daily") == [("created", 1)]
+    assert replay.query("SELECT DISTINCT served_from FROM ops.serving") == [("rebuild",)]  # nothing is proven yet
+    replay.shop.now = datetime(2026, 5, 31, 21, 5)
+    replay.shop.order(2)
+    replay.land()
+    replay.run(datetime(2026, 5, 31, 21, 30))
+    assert replay.query("SELECT status, orders::INT FROM mart.orders_daily") == [("created", 2)]
     replay.run_next_day()
 
 

@@ -7,15 +7,19 @@ interval that returns nothing, a value that the query does not return, more valu
 from __future__ import annotations
 
 import importlib.util
+import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import duckdb
 import pytest
-from sqlglot import parse_one
+from sqlglot import exp, parse_one
 from sqlmesh.core.dialect import parse
 from sqlmesh.core.engine_adapter.duckdb import DuckDBEngineAdapter
 from sqlmesh.core.model import load_sql_based_model
+
+from lockstep import receipts
+from lockstep.errors import LockstepError
 
 FILE = Path(__file__).parents[2] / "materializations" / "atomic.py"
 MICROSECOND = timedelta(microseconds=1)
@@ -120,9 +124,86 @@ class TestByValue:
         assert table.rows() == [(DAYS[0], 1)]
 
 
-def test_append_only_takes_nothing_away(atomic):
-    table = Table(atomic.AppendOnly, "a = b")
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("LOCKSTEP_HOME", str(tmp_path))
+    return tmp_path
+
+
+def test_append_only_takes_nothing_away(atomic, home):
+    table = Table(atomic.AppendOnly, "number_column = n")
     table.fill((DAYS[0], 1))
     for _ in range(2):
-        table.insert(f"SELECT TIMESTAMP '{DAYS[0]}' AS day, 1::BIGINT AS n")
-    assert table.rows() == [(DAYS[0], 1)] * 3
+        table.insert(f"SELECT TIMESTAMP '{DAYS[0]}' AS day, 0::BIGINT AS n")
+    assert [day for day, _ in table.rows()] == [DAYS[0]] * 3
+    assert table.rows()[0] == (DAYS[0], 1)
+
+
+def test_append_only_numbers_go_on_after_the_clock_was_set_back(atomic, home):
+    table = Table(atomic.AppendOnly, "number_column = n")
+    in_2099 = 4_070_908_800_000_000
+    table.fill((DAYS[0], in_2099))
+    for day in DAYS[1:3]:
+        table.insert(f"SELECT TIMESTAMP '{day}' AS day, 0::BIGINT AS n")
+    assert table.rows() == [(DAYS[0], in_2099), (DAYS[1], in_2099 + 1), (DAYS[2], in_2099 + 2)]
+
+
+def archived(home, *rows):
+    (home / "receipts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_append_only_goes_on_from_the_archive_whatever_its_columns_were(atomic, home):
+    """Without it a renamed or added column would cost the evidence of all nights before."""
+    archived(
+        home,
+        {"model": "s.t", "at": str(DAYS[0]), "n": 1},
+        {"model": "s.t", "n": 2, "gone": 7},
+        {"model": "s.other", "day": str(DAYS[1]), "n": 3},
+        {"model": "s.t", "day": str(DAYS[1]), "n": 4},
+    )
+    table = Table(atomic.AppendOnly, "number_column = n, renamed = 'at day'")
+    table.fill((DAYS[1], 4))
+    table.insert(f"SELECT TIMESTAMP '{DAYS[2]}' AS day, 0::BIGINT AS n")
+    assert table.rows()[:3] == [(DAYS[0], 1), (DAYS[1], 4), (DAYS[2], table.rows()[2][1])]
+    assert table.rows()[3] == (None, 2)  # NULLs come last
+
+
+def test_append_only_does_not_go_on_without_an_archive_that_can_be_read(atomic, home):
+    archived(home, {"model": "s.t", "n": 1})
+    (home / "receipts.jsonl").write_text((home / "receipts.jsonl").read_text()[:-5])
+    table = Table(atomic.AppendOnly, "number_column = n")
+    with pytest.raises(LockstepError, match=r"receipts\.jsonl is not JSON lines"):
+        table.insert(f"SELECT TIMESTAMP '{DAYS[2]}' AS day, 0::BIGINT AS n")
+    assert table.rows() == []
+
+
+def test_the_archive_keeps_nested_values_and_gets_each_receipt_once(home, monkeypatch):
+    """Receipts of a version that did not number them are numbered by their times."""
+    monkeypatch.setattr(receipts, "load", lambda: {"orders": None, "routes": None})
+    connection = duckdb.connect()
+    measures = [{"measure": "orders", "cells": 3, "worst": 0.1 + 0.2}]
+    connection.execute("CREATE SCHEMA reconcile")
+    connection.execute(
+        "CREATE TABLE reconcile.orders_receipts (reconciled_at TIMESTAMP, "
+        "measures STRUCT(measure TEXT, cells BIGINT, worst DOUBLE)[], mode TEXT)"
+    )
+    connection.execute(
+        "INSERT INTO reconcile.orders_receipts VALUES (?, ?, ?), ('2026-01-04', [], NULL)",
+        [datetime(2026, 1, 5, 10, 0, 0, 1), measures, "it's \n ok"],
+    )
+    for _ in range(2):
+        receipts.archive(home, lambda query: connection.execute(query).fetchall())
+    newer = "SELECT 0::BIGINT AS sequence, *, NULL::TEXT[] AS compared FROM reconcile.orders_receipts"
+    connection.execute(f"CREATE TABLE t AS {newer} LIMIT 0")
+    columns = {
+        name: parse_one(type, into=exp.DataType, dialect="duckdb")
+        for name, type in connection.execute(
+            "SELECT column_name, data_type FROM duckdb_columns() WHERE table_name = 't'"
+        ).fetchall()
+    }
+    for _ in range(2):
+        receipts.restore(home, connection, "reconcile.orders_receipts", "t", columns, {}, "sequence")
+    assert connection.execute("FROM t ORDER BY sequence").fetchall() == [
+        (1_767_484_800_000_000, datetime(2026, 1, 4), [], None, None),
+        (1_767_607_200_000_001, datetime(2026, 1, 5, 10, 0, 0, 1), measures, "it's \n ok", None),
+    ]
