@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 .DEFAULT_GOAL := help
 TESTS ?= tests
 PYTEST = $(BIN)/pytest --numprocesses auto --dist worksteal --durations 10
-.PHONY: help demo demo-live test check pytest nightly bench soak clean
+.PHONY: help demo demo-live test check pytest nightly guarantees bench soak clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -38,6 +38,9 @@ pytest: $(INSTALLED) ## Every test, those of the models included; of one folder:
 
 nightly: $(INSTALLED) ## The long forms of tests: more kills, more generated logs, longer soaks
 	HYPOTHESIS_EXAMPLES=60 $(PYTEST) -m "long or generated" $(TESTS)
+
+guarantees: $(INSTALLED) ## Write the table of docs/guarantees.md anew from the tests
+	$(BIN)/python tests/guarantees.py
 
 bench: $(INSTALLED) ## Measure landing, hourly, rebuild and live beside bare DuckDB
 	$(BIN)/python bench/bench.py

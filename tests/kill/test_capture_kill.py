@@ -107,6 +107,7 @@ def kill_after(process: subprocess.Popen[bytes], seconds: float) -> None:
     process.wait()
 
 
+@pytest.mark.tries(KILLS_IN_SNAPSHOT + KILLS_IN_STREAM + len(CRASH_AFTER))
 def test_nothing_is_lost_or_doubled_by_kills(shop: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     seed = random.randrange(1 << 32)
     chance = random.Random(seed)

@@ -43,6 +43,7 @@ def produce(broker: Kafka, records: list[Record], seconds: float, stop: threadin
     broker.flush()
 
 
+@pytest.mark.tries(CONNECTOR_KILLS)
 def test_nothing_is_lost_or_doubled_by_kills(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     seed = random.randrange(1 << 32)
     chance = random.Random(seed)
