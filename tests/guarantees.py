@@ -56,7 +56,13 @@ GUARANTEES = [
     Guarantee(
         "What is served is what the contract's mode and the receipts allow",
         "failed, missing, old and repeated receipts; promotion and the way back",
-        ("test_ops.yaml", "test_mart.yaml", "warehouse/test_migration.py", "unit/test_contracts.py"),
+        (
+            "test_ops.yaml",
+            "warehouse/test_evidence.py",
+            "test_mart.yaml",
+            "warehouse/test_migration.py",
+            "unit/test_contracts.py",
+        ),
     ),
     Guarantee(
         "Every change lands once, in one order, or stays in quarantine",
