@@ -19,12 +19,7 @@ WITH watermark AS (
     holds
   FROM READ_JSON(
     'changelog/watermark.json',
-    columns = {
-      'position': 'BIGINT',
-      'logged_at': 'TIMESTAMP',
-      'started_at': 'TIMESTAMP',
-      'holds': 'MAP(VARCHAR, STRUCT(position BIGINT, logged_at TIMESTAMP, events BIGINT))'
-    }
+    columns = {'position': 'BIGINT', 'logged_at': 'TIMESTAMP', 'started_at': 'TIMESTAMP', 'holds': 'MAP(VARCHAR, STRUCT(position BIGINT, logged_at TIMESTAMP, events BIGINT))'}
   )
 ), source_tables AS (
   SELECT
@@ -62,7 +57,8 @@ SELECT
   CASE
     WHEN own IS NULL AND unknown IS NULL
     THEN NULL
-    WHEN own IS NULL OR STRUCT_EXTRACT(unknown, 'position') < STRUCT_EXTRACT(own, 'position')
+    WHEN own IS NULL
+    OR STRUCT_EXTRACT(unknown, 'position') < STRUCT_EXTRACT(own, 'position')
     THEN STRUCT_EXTRACT(unknown, 'events')::TEXT || CASE WHEN STRUCT_EXTRACT(unknown, 'events') = 1 THEN ' event' ELSE ' events' END || ' of an unknown table'
     ELSE STRUCT_EXTRACT(own, 'events')::TEXT || CASE WHEN STRUCT_EXTRACT(own, 'events') = 1 THEN ' event' ELSE ' events' END || ' of ' || source_table
   END::TEXT AS held_by /* The quarantined events that hold it: how many, of which table */
