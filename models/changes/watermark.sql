@@ -61,5 +61,5 @@ SELECT
     OR STRUCT_EXTRACT(unknown, 'position') < STRUCT_EXTRACT(own, 'position')
     THEN STRUCT_EXTRACT(unknown, 'events')::TEXT || CASE WHEN STRUCT_EXTRACT(unknown, 'events') = 1 THEN ' event' ELSE ' events' END || ' of an unknown table'
     ELSE STRUCT_EXTRACT(own, 'events')::TEXT || CASE WHEN STRUCT_EXTRACT(own, 'events') = 1 THEN ' event' ELSE ' events' END || ' of ' || source_table
-  END::TEXT AS held_by /* The quarantined events that hold it: how many, of which table */
+  END::TEXT AS held_by /* How many quarantined events hold it, and of what table */
 FROM held

@@ -67,7 +67,7 @@ SETTLING = timedelta(milliseconds=250)
 REMEMBERED, MOST_REMEMBERED = timedelta(minutes=10), 1000
 _HOUR_US = 3_600_000_000
 ALL_TABLES = "*"  # the `table` of an event so broken that its table is unknown: it holds every table
-KEEP_ALIVE = "keep-alive"  # what stands for a table where a keep-alive's time is ahead of our clock
+KEEP_ALIVE = "keep-alive"  # used as the table where the time of a keep-alive is ahead of our clock
 
 
 @dataclass(frozen=True)

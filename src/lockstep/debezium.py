@@ -729,7 +729,7 @@ def _day(part: _Part, column: Column, raw: str) -> str:
 
 
 def _number(part: _Part, column: Column, raw: str) -> str:
-    """SQL for what stands for a number, as JSON; null where it cannot be told from base64."""
+    """Return SQL for a number as JSON; it gives null where the text could be base64."""
     if part.declared(column) is not None or part.settings.decimals == "string":
         return raw
     return f"CASE WHEN NOT may_be_base64({raw}) THEN {raw} END"

@@ -59,7 +59,7 @@ class Finding:
 
 @dataclass
 class Checked:
-    """What a check found. `unrecorded` are sound files of which nothing was recorded, by path; `debris` the directories
+    """What a check found. `unrecorded` are sound files without a record, by path; `debris` the directories
     that landings which did not come to their end left."""
 
     position: int = 0
@@ -81,7 +81,7 @@ class Checked:
 
 
 def check(home: Path, record: bool = False) -> Checked:
-    """Check the log of a home. `record` notes the files of which nothing was recorded, as they are now.
+    """Check the log of a home. `record` records files without a record as they are now.
 
     Raises LockstepError if there is no log.
     """

@@ -41,7 +41,7 @@ def numbered(query: Any, table: str, column: str) -> Any:
 def archive(home: Path, fetch: Callable[[str], list[Any]]) -> None:
     """Add to the archive what production's receipts have and it has not, durably and all at once.
 
-    `fetch` runs a query on the warehouse, of which the caller holds the only writing connection.
+    `fetch` runs a query on the warehouse. The caller must hold the only connection that writes to it.
     """
     known = {(r["model"], r["sequence"]) for r in _read(home)}
     lines = []

@@ -44,7 +44,7 @@ def disk_full_said_plainly(home: Path) -> Iterator[None]:
 
 
 def cannot_write(error: OSError) -> str | None:
-    """What to tell of an error on writing a file; None if it is about something else."""
+    """Return the message for a failed write; None if the error is about something else."""
     path = f"{error.filename}" if error.filename else f"A file in {home()}"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return (

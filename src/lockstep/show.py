@@ -62,7 +62,7 @@ def run(result: Run) -> None:
         console.print(f"{done} in {result.seconds:.1f} s: all paths agree.")
     else:
         way_on = "`lockstep explain` says why." if result.receipts else "Mend what is named above and run again."
-        console.print(f"{done} in {result.seconds:.1f} s: not all is well. {way_on}")
+        console.print(f"{done} in {result.seconds:.1f} s: some checks failed. {way_on}")
     if result.published:
         published(result.published, briefly=True)
     if result.compacted and (result.compacted.hours or result.compacted.problem):

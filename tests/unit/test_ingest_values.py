@@ -122,7 +122,7 @@ def test_the_events_schema_says_the_unit_first(home, declare, name, factor, per)
     ("connector", "value", "reason"),
     [
         ("sqlserver", 1735689600000, "nothing says its unit; declare in source_schema.sql what its numbers are"),
-        # Microseconds in a column of which the declaration does not say so: datetime(6).
+        # Microseconds in a column that is not declared so: datetime(6).
         ("mysql", 1735689600000000, "not a time in milliseconds, the default of a mysql connector"),
         # time.precision.mode=connect: as microseconds all of them would be of January 1970.
         ("postgresql", 1735689600000, "not a time in microseconds, the default of a postgresql connector"),
