@@ -9,8 +9,9 @@ import itertools
 import json
 import os
 import socket
+import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -49,8 +50,11 @@ class Cluster(PrivateServer):
         """A new database `shop` with the source schema; the old one and every slot are dropped."""
         # A capture that has just ended may still be a process of the server's.
         free = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE NOT active"
+        end = time.monotonic() + 120
         while self.execute("SELECT 1 FROM pg_replication_slots", database="postgres"):
+            assert time.monotonic() < end, "a test before this one has left a capture running"
             self.execute(free, database="postgres")
+            time.sleep(0.02)
         self.execute("DROP DATABASE IF EXISTS shop WITH (FORCE)", database="postgres")
         self.execute("CREATE DATABASE shop", database="postgres")
         self.execute(SCHEMA.read_text())
@@ -75,9 +79,9 @@ def required_programs() -> Path:
     return programs
 
 
-@pytest.fixture(scope="session")
-def cluster() -> Iterator[Cluster]:
-    """One running server for all tests."""
+@contextmanager
+def own_cluster() -> Iterator[Cluster]:
+    """A running server that nobody else uses."""
     programs = required_programs()
     with private_directory() as directory:
         server = Cluster(programs, directory)
@@ -86,6 +90,13 @@ def cluster() -> Iterator[Cluster]:
             yield server
         finally:
             server.close()
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """One running server for all tests."""
+    with own_cluster() as server:
+        yield server
 
 
 @pytest.fixture

@@ -42,7 +42,7 @@ from lockstep.pgoutput import REJECTED_SCHEMA
 from lockstep.postgres import Source
 from lockstep.schema import TABLES, batch_schema, log_schema
 from lockstep.verify import Verified, Visibility
-from postgres import Cluster, cluster, landed, shop
+from postgres import Cluster, cluster, landed, own_cluster, shop
 
 __all__ = ["cluster", "shop"]  # fixtures
 
@@ -503,15 +503,16 @@ FAULTS: list[tuple[str, Callable[[list[dict[str, Any]]], list[dict[str, Any]]], 
 
 
 @pytest.fixture(scope="module")
-def captured(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Cluster, Path]]:
-    """A small source that a capture follows. For the last tests here: `shop` would wait for its slot for ever."""
-    cluster.create_shop()
+def captured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Cluster, Path]]:
+    """A small source that a capture follows, in a server of its own: `shop` drops all slots of the shared one."""
     home = tmp_path_factory.mktemp("captured")
     customers = "INSERT INTO customers SELECT g, %s, 'y|z', '', 'epoch', now() FROM generate_series(1, 7) AS g"
-    cluster.execute(customers, (ODD,))
-    cluster.execute(orders(101, 106) + PINGS + STOPS)
-    with capture(cluster, home):
-        yield cluster, home
+    with own_cluster() as source:
+        source.create_shop()
+        source.execute(customers, (ODD,))
+        source.execute(orders(101, 106) + PINGS + STOPS)
+        with capture(source, home):
+            yield source, home
 
 
 @pytest.fixture

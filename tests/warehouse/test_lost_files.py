@@ -39,6 +39,9 @@ def shop() -> Shop:
     shop = Shop(NOON - timedelta(days=1))
     shop.product(1, "books")
     shop.insert("customers", 1)
+    shop.insert("shipments", 1)  # no domain may be empty: an empty one is not served live
+    shop.insert("route_stops", (1, 1))
+    shop.ping()
     work(shop, 24)
     return shop
 

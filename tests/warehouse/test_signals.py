@@ -54,9 +54,9 @@ class TestBothSignals:
         assert ready(model, Watermark()) == []
 
 
-def test_an_hourly_log_of_twenty_years_is_checked_at_once(project):
+def test_an_hourly_log_of_twenty_years_is_checked_at_once(loaded_project):
     """SQLMesh scans a batch for each hour of a list that a signal returns: 16 billion looks."""
-    calls = project.get_model("hourly.orders").render_signal_calls()
+    calls = loaded_project.get_model("hourly.orders").render_signal_calls()
     first = datetime(2006, 1, 1)
     intervals = [(_ms(first + timedelta(hours=n)), _ms(first + timedelta(hours=n + 1))) for n in range(180_000)]
     with pytest.MonkeyPatch.context() as patch:
