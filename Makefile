@@ -34,9 +34,10 @@ check: $(INSTALLED) ## Formatting, linting and types of Python and SQL
 test: check pytest ## The checks and every test
 
 pytest: $(INSTALLED) ## Every test, those of the models included; of one folder: make pytest TESTS=tests/unit
-	$(PYTEST) $(TESTS)
+	$(PYTEST) -p no:randomly $(TESTS)
 
-nightly: $(INSTALLED) ## The long forms of tests: more kills, more generated logs, longer soaks
+nightly: $(INSTALLED) ## Every test in random order, then the long forms: more kills, more generated logs
+	$(PYTEST) $(TESTS)
 	HYPOTHESIS_EXAMPLES=60 $(PYTEST) -m "long or generated" $(TESTS)
 
 guarantees: $(INSTALLED) ## Write the table of docs/guarantees.md anew from the tests

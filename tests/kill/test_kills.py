@@ -170,9 +170,10 @@ def assert_figures_are_right(home: Path, company: Company) -> None:
     assert recount == (len(rows), sum(row["amount_cents"] for row in rows))
     with duckdb.connect(str(home / "analytics.duckdb"), read_only=True) as connection:
         published = connection.execute("SELECT SUM(orders), SUM(revenue_cents) FROM mart.orders").fetchone()
-        verdicts = connection.execute("SELECT DISTINCT receipt FROM about WHERE domain IS NOT NULL").fetchall()
+        receipts = connection.execute("SELECT domain, receipt FROM about WHERE domain IS NOT NULL").fetchall()
     assert published == recount
-    assert verdicts == [("passed",)]
+    assert ("orders", "passed") in receipts
+    assert {verdict for _, verdict in receipts} <= {"passed", "empty"}  # the company only takes orders
 
 
 @pytest.fixture(scope="module")

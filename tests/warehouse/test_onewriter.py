@@ -78,8 +78,8 @@ def planned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project of one model under this one's config.yaml; in `data`, a home planned as of a day long past."""
     project = tmp_path_factory.mktemp("planned")
     config = YAML(typ="safe").load(ROOT / "config.yaml")
-    config["before_all"] = ["SELECT 1"]  # a statement of no project's, for ours asks for a change log
-    del config["linter"]
+    config["before_all"] = ["SELECT 1"]  # ours asks for a change log
+    del config["after_all"], config["linter"]
     YAML().dump(config, project / "config.yaml")
     (project / "models").mkdir()
     (project / "models" / "kept.sql").write_text(
