@@ -102,14 +102,14 @@ def inventory() -> Inventory:
 def test_the_page_makes_a_project_that_agrees(tmp_path: Path, inventory: Inventory) -> None:
     project = tmp_path / "shop"
     assert subprocess.run([sys.executable, "-m", "lockstep.cli", "init", str(project)], cwd=ROOT).returncode == 0
-    empty = lockstep(project, "ingest", "x")
+    (tmp_path / "inventory.jsonl").write_text("\n".join(inventory.lines) + "\n", encoding="utf-8")
+    empty = lockstep(project, "ingest", str(tmp_path / "inventory.jsonl"))
     assert "source_schema.sql declares no table" in empty.stderr
     for name, text in FILES.items():
         (project / name).parent.mkdir(parents=True, exist_ok=True)
         (project / name).write_text(text, encoding="utf-8")
     refused = lockstep(project, "simulate")
     assert "does not declare customers as the simulated company has it" in refused.stderr
-    (tmp_path / "inventory.jsonl").write_text("\n".join(inventory.lines) + "\n", encoding="utf-8")
 
     for command in re.findall(r"^lockstep (ingest|run|receipts)(.*)$", PAGE, re.MULTILINE):
         done = lockstep(project, command[0], *command[1].split())
