@@ -179,7 +179,6 @@ ENCODINGS: dict[str, Callable[[dict[str, Any]], str]] = {
     "schema_and_payload": as_schema_and_payload,
     "declared_micros": as_declared_micros,
     "micros": lambda r: json.dumps(with_numbers(r, 1_000_000)),
-    "nanos": lambda r: json.dumps(with_numbers(r, 1_000_000_000)),
     "decimals_as_text": lambda r: json.dumps(with_decimals(r)),
     "offsets": lambda r: json.dumps(with_offsets(r)),
     "key_tab_value": lambda r: '{"id":1}\t' + json.dumps(r),
