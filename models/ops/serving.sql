@@ -20,10 +20,10 @@ WITH generations AS (
     receipts.mode,
     receipts.position,
     COALESCE(receipts.evidence_digest, '') = COALESCE(in_use.evidence_digest, '') AS is_of_what_is_in_use,
-    receipts.verdict = 'passed'
+    receipts.verdict <> 'failed'
     AND (
       receipts.cells_compared = 0 OR NOT generations.cut IS NULL
-    ) AS is_stored, /* a run that died after the receipt has not stored its generation yet */
+    ) AS is_stored, /* a run that died after the receipt has not stored its generation yet; nothing is all there is to store of nothing */
     MAX(CASE WHEN receipts.verdict = 'failed' THEN receipts.sequence END) OVER (PARTITION BY receipts.domain) AS last_failed,
     MAX(CASE WHEN receipts.verdict = 'failed' THEN receipts.cut END) OVER (PARTITION BY receipts.domain) AS last_failed_cut
   FROM reconcile.receipts AS receipts

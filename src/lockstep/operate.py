@@ -97,7 +97,7 @@ def _mend_files(home: Path) -> list[str]:
 
 
 def _prove_what_has_come_in(home: Path, domains: list[str]) -> list[str]:
-    """Take a receipt at the last folded hour of domains that had nothing to compare yet and now have.
+    """Take a receipt at the last folded hour of domains that had nothing to compare yet and now have increments.
 
     Else a new home, or a table's first rows, would wait for the next midnight. Returns what failed.
     """

@@ -280,6 +280,7 @@ def test_deliveries_known_in_any_order_and_everything_sent_again(evening: Replay
     Nor must changes be counted twice that a source sends again after a crash.
     """
     shop = evening.shop
+    shop.ping(9)  # routes are live only where positions are
     shop.order(1)
     shop.change(1, status="paid")
     shop.insert("route_stops", (1, 1), planned_arrival_at=shop.now)
@@ -322,6 +323,7 @@ def test_late_pings_beyond_the_tolerance(evening: Replay) -> None:
     shop = evening.shop
     shop.insert("drivers", 1)
     shop.insert("routes", 1)
+    shop.insert("shipments", 1)
     shop.insert("route_stops", (1, 1))
     shop.order(1)
     shop.ping(1)
