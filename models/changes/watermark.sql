@@ -5,6 +5,7 @@
 MODEL (
   name changes.watermark,
   kind VIEW,
+  cron '@daily',
   grain source_table,
   audits (
     NOT_NULL(columns := (source_table, position))

@@ -3,6 +3,7 @@
 MODEL (
   name dims.order_status_rules,
   kind VIEW,
+  cron '@daily',
   owner 'commerce-analytics',
   grain (spelling, valid_from_at),
   audits (

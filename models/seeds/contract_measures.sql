@@ -3,6 +3,7 @@ MODEL (
   kind SEED (
     path '../../seeds/contract_measures.csv'
   ),
+  cron '@daily',
   columns (
     domain TEXT,
     measure TEXT,

@@ -3,6 +3,7 @@ MODEL (
   kind SEED (
     path '../../seeds/contracts.csv'
   ),
+  cron '@daily',
   columns (
     domain TEXT,
     owner TEXT,

@@ -3,6 +3,7 @@ MODEL (
   kind SEED (
     path '../../seeds/order_status_rules.csv'
   ),
+  cron '@daily',
   columns (
     spelling TEXT,
     status TEXT,

@@ -3,6 +3,7 @@ MODEL (
   kind SEED (
     path '../../seeds/promotions.csv'
   ),
+  cron '@daily',
   columns (
     domain TEXT,
     mode TEXT,

@@ -158,10 +158,6 @@ class Models:
         self._keys = {_short(key): key for key in snapshots}
         self._depends = {key: {parent.name for parent in s.parents} for key, s in snapshots.items()}
 
-    def has(self, model: str) -> bool:
-        """Whether the model is planned."""
-        return model in self._keys
-
     def snapshot(self, model: str) -> Any:
         """SQLMesh's snapshot of a model. Raises LockstepError if it is not planned."""
         if model not in self._keys:

@@ -53,6 +53,13 @@ def test_lint_passes(project):
     assert project.lint_models() == []
 
 
+def test_runs_compute_rows_and_make_no_views(project):
+    """Without it a run spends most of its time on making each view once more."""
+    by_plans_only = {m.name for m in project.models.values() if m.cron == "@yearly"}
+    views = {m.name for m in project.models.values() if m.kind.is_view and not m.audits}
+    assert by_plans_only == views
+
+
 def test_format_passes(sqlmesh):
     result = sqlmesh("format", "--check")
     assert result.returncode == 0, result.stdout
