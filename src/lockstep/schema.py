@@ -95,68 +95,103 @@ def declared(path: Path) -> dict[str, Table]:
     """The tables of a file of DDL, by name, in its order.
 
     CREATE TABLE statements count, and primary keys that are added later as `pg_dump --schema-only` does; all else is
-    passed over. Raises LockstepError naming the file, table and column of what the change log cannot hold.
+    passed over. Raises one LockstepError that names the file, table and column of everything the change log cannot
+    hold, so that all of it can be mended at once.
     """
     from sqlglot import exp, parse_one
-    from sqlglot.errors import SqlglotError
+    from sqlglot.errors import ParseError, SqlglotError
 
     try:
-        text = path.read_text(encoding="utf-8")
+        definitions = list(_definitions(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise LockstepError(f"{path} is missing: it declares the source tables, as CREATE TABLE statements.") from None
-    try:
-        statements = [parse_one(statement, dialect="postgres") for statement in _definitions(text)]
     except SqlglotError as e:
         raise LockstepError(f"{path} is not SQL that can be read: {e}") from None
+    problems: list[str] = []
     columns: dict[str, list[Column]] = {}
     keys: dict[str, tuple[str, ...]] = {}
     schemas: dict[str, str | None] = {}
-    for statement in statements:
+    for line, text in definitions:
+        try:
+            statement = parse_one(text, dialect="postgres")
+        except ParseError as e:
+            why = e.errors[0]
+            problems.append(
+                f"{path}, line {line + (why['line'] or 1) - 1}: a statement is not SQL that can be read: "
+                f"{why['description']} at {why['highlight']!r}. Correct it, or leave the statement out of the file."
+            )
+            continue
         if isinstance(statement, exp.Create) and isinstance(statement.this, exp.Schema):
             name = statement.this.this.name
             if name in columns:
-                raise LockstepError(
+                problems.append(
                     f"{path} declares table {name} twice. A table of the log is known by its name alone: leave one out."
                 )
+                continue
             schemas[name] = statement.this.this.db or None
-            definitions = [d for d in statement.this.expressions if isinstance(d, exp.ColumnDef)]
-            own = [d.name for d in definitions if d.find(exp.PrimaryKeyColumnConstraint)]
+            # An identifier alone is a column without a type, which `_column` refuses.
+            found = [
+                d if isinstance(d, exp.ColumnDef) else exp.ColumnDef(this=d)
+                for d in statement.this.expressions
+                if isinstance(d, exp.ColumnDef | exp.Identifier)
+            ]
+            own = [d.name for d in found if d.find(exp.PrimaryKeyColumnConstraint)]
             keys[name] = tuple(own) or _primary_key(statement)
-            columns[name] = [_column(path, name, d, is_key=d.name in keys[name]) for d in definitions]
-        elif isinstance(statement, exp.Alter) and (key := _primary_key(statement)):
-            keys[statement.this.name] = key
-            found = columns.get(statement.this.name, [])
-            columns[statement.this.name] = [replace(c, nullable=c.nullable and c.name not in key) for c in found]
-    if not columns:
-        raise LockstepError(f"{path} declares no table: it needs CREATE TABLE statements.")
+            columns[name] = []
+            for definition in found:
+                try:
+                    columns[name].append(_column(path, name, definition, is_key=definition.name in keys[name]))
+                except LockstepError as e:
+                    problems.append(str(e))
+            problems += _column_problems(path, name, [d.name for d in found])
+        elif isinstance(statement, exp.Alter) and (key := _primary_key(statement)) and statement.this.name in columns:
+            name = statement.this.name
+            keys[name] = key
+            columns[name] = [replace(c, nullable=c.nullable and c.name not in key) for c in columns[name]]
+    if not columns and not problems:
+        problems.append(f"{path} declares no table: it needs CREATE TABLE statements.")
     for name in columns:
         if not keys[name]:
-            raise LockstepError(f"{path}: table {name} has no PRIMARY KEY, so its rows cannot be told apart.")
+            problems.append(
+                f"{path}: table {name} has no PRIMARY KEY, so its rows cannot be told apart. Declare one, or leave the "
+                "table out of the file."
+            )
         if not name.isidentifier() or name != name.lower() or name.startswith("_"):
-            raise LockstepError(f"{path}: table {name} becomes a model, so its name must be a lower-case word.")
-        _check_columns(path, name, [c.name for c in columns[name]])
+            problems.append(
+                f"{path}: table {name} becomes a model, so its name must be a lower-case word. Leave it out."
+            )
+    if len(problems) == 1:
+        raise LockstepError(problems[0])
+    if problems:
+        listed = "".join(f"\n  {problem}" for problem in problems)
+        raise LockstepError(f"{path} cannot be used as it is, for {len(problems)} reasons:{listed}")
     return {name: Table(name, keys[name], tuple(columns[name]), schemas[name]) for name in columns}
 
 
-def _check_columns(path: Path, table: str, names: list[str]) -> None:
-    """Refuse columns that an image cannot hold side by side: its fields are told apart without regard to case."""
+def _column_problems(path: Path, table: str, names: list[str]) -> list[str]:
+    """Columns that an image cannot hold side by side: its fields are told apart without regard to case."""
+    problems = []
     seen: dict[str, str] = {}
     for name in names:
         if name.lower() == "extra":
-            raise LockstepError(
+            problems.append(
                 f"{path}: table {table} has a column {name}, the name under which every image keeps the columns that "
                 "the file does not declare. Leave it out of the file: it travels there, as JSON."
             )
-        if name.lower() in seen:
-            raise LockstepError(
+        elif name.lower() in seen:
+            problems.append(
                 f"{path}: table {table} has the columns {seen[name.lower()]} and {name}, which DuckDB does not tell "
                 "apart. Leave one out of the file: it travels in `extra`, as JSON."
             )
         seen[name.lower()] = name
+    return problems
 
 
-def _definitions(text: str) -> Iterator[str]:
-    """The statements that define a table or a key. Others are not parsed: much of a dump is beyond any parser."""
+def _definitions(text: str) -> Iterator[tuple[int, str]]:
+    """The statements that define a table or a key, each with its first line.
+
+    Others are not parsed: much of a dump is beyond any parser.
+    """
     from sqlglot import TokenType, tokenize
 
     begin = 0
@@ -166,7 +201,7 @@ def _definitions(text: str) -> Iterator[str]:
             statement = tokens[begin : n + (token.token_type != TokenType.SEMICOLON)]
             kinds = [t.token_type for t in statement]
             if kinds[:2] == [TokenType.CREATE, TokenType.TABLE] or TokenType.PRIMARY_KEY in kinds:
-                yield text[statement[0].start : statement[-1].end + 1]
+                yield statement[0].line, text[statement[0].start : statement[-1].end + 1]
             begin = n + 1
 
 

@@ -1,0 +1,81 @@
+"""`source_schema.sql`: everything that is wrong with it is said at once, each problem with its way out.
+
+Awkward cases: a statement that is not SQL between others, two problems in one table, a key added to a table that is not
+declared, a dump's other statements.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lockstep.errors import LockstepError
+from lockstep.schema import declared
+
+STRANGERS = """
+SET client_encoding = 'UTF8';
+CREATE TYPE mood AS ENUM ('sad', 'ok');
+CREATE TABLE public.film (
+    film_id integer NOT NULL,
+    extra text,
+    Title text,
+    "title" text
+);
+CREATE TABLE public."Actor" (actor_id integer PRIMARY KEY);
+CREATE TABLE public.broken (
+    id bigint PRIMARY KEY,
+    shape int int int
+);
+CREATE TABLE public.store (store_id integer PRIMARY KEY);
+CREATE TABLE other.store (store_id integer PRIMARY KEY);
+ALTER TABLE ONLY public.elsewhere ADD CONSTRAINT e PRIMARY KEY (id);
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "source_schema.sql"
+
+
+def said(path: Path, text: str) -> list[str]:
+    path.write_text(text)
+    with pytest.raises(LockstepError) as refused:
+        declared(path)
+    return str(refused.value).splitlines()
+
+
+def test_all_problems_are_said_at_once(path: Path) -> None:
+    first, *problems = said(path, STRANGERS)
+    assert first == f"{path} cannot be used as it is, for 6 reasons:"
+    for problem, (what, way_out) in zip(
+        problems,
+        [
+            ("table film has a column extra", "Leave it out of the file"),
+            ("table film has the columns Title and title", "Leave one out"),
+            ("line 13: a statement is not SQL that can be read: Expecting ) at 'int'", "Correct it"),
+            ("declares table store twice", "leave one out"),
+            ("table film has no PRIMARY KEY", "Declare one"),
+            ("table Actor becomes a model", "Leave it out"),
+        ],
+        strict=True,
+    ):
+        assert str(path) in problem and what in problem and way_out in problem
+
+
+def test_each_column_without_a_type_is_named(path: Path) -> None:
+    _, *problems = said(path, "CREATE TABLE a (a_id int PRIMARY KEY, b, c);")
+    assert len(problems) == 2
+    assert "column b of a is without a type" in problems[0] and "column c of a is without a type" in problems[1]
+
+
+def test_one_problem_is_one_sentence(path: Path) -> None:
+    [problem] = said(path, "CREATE TABLE a (a_id int);")
+    assert problem.startswith(f"{path}: table a has no PRIMARY KEY")
+
+
+def test_a_key_of_a_table_that_is_not_declared_is_passed_over(path: Path) -> None:
+    path.write_text(
+        "CREATE TABLE a (a_id int PRIMARY KEY); ALTER TABLE ONLY public.b ADD CONSTRAINT b PRIMARY KEY (id);"
+    )
+    assert list(declared(path)) == ["a"]
