@@ -43,7 +43,7 @@ from lockstep.pgoutput import BEGIN, COMMIT, TRUNCATE, Decoder, commit_end
 from lockstep.postgres import LEFTOVER_SECONDS, Source, close_quietly, format_lsn, is_out_of_reach, parse_lsn, query
 from lockstep.schema import TABLES, TIMESTAMP, Table, batch_schema
 from lockstep.service import disk_full_said_plainly, stop_on_signal
-from lockstep.snapshot import PART_BYTES, PART_ROWS, begin, check_continues, check_published
+from lockstep.snapshot import PART_BYTES, PART_ROWS, begin, check_continues, check_published, check_source
 
 LONGEST_TRIGGER = 10.0  # seconds; how far a backlog may lengthen the trigger, unless it is longer itself
 _PROBE_EVERY = 1.0  # seconds
@@ -81,8 +81,10 @@ def capture(
     Raises LockstepError where the user must act: the source is not ready, the slot is lost or in use, the log belongs
     to another source, the disk is full. Nothing is lost by it: the next start continues from what has landed.
     """
-    with source.first_connections() as (_, replication):
+    with source.first_connections() as (connection, replication):
         identity = source.identity(replication)
+        if not ChangeLog(home).exists():  # a refusal must not leave an empty log behind
+            check_source(connection, source, {}, is_new=True)
     summary = Captured()
     with (
         stop_on_signal() as stop,

@@ -33,20 +33,54 @@ def cli() -> None:
 
 @cli.command()
 @click.argument("directory", type=click.Path(path_type=Path))
-def init(directory: Path) -> None:
+@click.option("--from", "origin", metavar="postgresql://...", help="Declare the tables that this database has.")
+@click.option(
+    "--table",
+    "tables",
+    multiple=True,
+    metavar="[SCHEMA.]NAME",
+    help="Declare this table of the database, spelled as in SQL. Repeatable; default: all that can be captured.",
+)
+def init(directory: Path, origin: str | None, tables: tuple[str, ...]) -> None:
     """Make a project for source tables of your own in DIRECTORY, from the one this command is run in.
 
     It gets everything that is the same for every schema, and three files to fill in: the source schema and the two
     files of contracts. docs/your-own-tables.md goes on from there.
 
-    \b
-    Example:
-      lockstep init ../shop
-    """
-    from lockstep.init import init as make
+    --from reads a PostgreSQL's catalog and writes source_schema.sql for you: every ordinary and partitioned table with
+    a primary key, with its columns, types and key. It says what it left out and why, and prints the statements that the
+    server needs before it can be captured; nothing is changed in the database. Give the command again when the server
+    is mended: an unchanged source_schema.sql is kept, one that you have edited is never overwritten.
 
-    files = make(directory)
-    click.echo(f"Made {directory}. To be filled in: {', '.join(str(f.relative_to(directory)) for f in files)}.")
+    Then, in DIRECTORY, `lockstep capture` with the same address follows these tables.
+
+    \b
+    Examples:
+      lockstep init ../shop
+      lockstep init ../shop --from postgresql://lockstep@db/shop
+      lockstep init ../shop --from postgresql://lockstep@db/shop --table orders --table crm.customers
+    """
+    from lockstep import init as making
+
+    if origin is None:
+        if tables:
+            raise LockstepError("--table says which tables of a database to declare: name it with --from.")
+        files = making.init(directory)
+        click.echo(f"Made {directory}. To be filled in: {_listed(directory, files)}.")
+        return
+    _require_psycopg2("Reading a catalog")
+    from lockstep.catalog import read
+    from lockstep.postgres import Source
+
+    declaration, problems = read(Source(origin, application="lockstep init"), tables)
+    files = making.declare(directory, declaration.text)
+    show.declared(directory, declaration, problems)
+    if files:
+        click.echo(f"To be filled in: {_listed(directory, files)}.")
+
+
+def _listed(directory: Path, files: list[Path]) -> str:
+    return ", ".join(str(file.relative_to(directory)) for file in files)
 
 
 @cli.command()
@@ -701,7 +735,9 @@ def simulate(
 @click.argument("dsn", metavar="postgresql://...")
 @click.option("--slot", default="lockstep", show_default=True, help="The replication slot to make and read.")
 @click.option("--publication", default="lockstep", show_default=True, help="The publication to make or use.")
-@click.option("--schema", default="public", show_default=True, help="The schema that holds the source tables.")
+@click.option(
+    "--schema", default="public", show_default=True, help="The schema of tables that are declared without one."
+)
 @click.option("--trigger", default="1s", show_default=True, help="How long changes gather: 200ms, 1s, 5s, 1min.")
 @click.option("--until-caught-up", is_flag=True, help="End when all that was committed at the start has landed.")
 @click.option("--new-snapshot", is_flag=True, help="Read all tables again, and land how they differ from the log.")

@@ -418,7 +418,7 @@ class Schemas:
     def __init__(self, resume: Mapping[str, Any]) -> None:
         """`resume` is the watermark's. Raises LockstepError if the log has a table of another schema than declared."""
         captured = resume.get("schema")
-        self._fixed = {t.name: captured or t.schema for t in TABLES.values() if captured or t.schema}
+        self._fixed = {t.name: t.schema or captured for t in TABLES.values() if t.schema or captured}
         self._first: dict[str, str] = dict(resume.get("schemas", {}))
         for name, schema in self._first.items():
             if self._fixed.get(name, schema) != schema:

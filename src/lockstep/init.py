@@ -33,12 +33,15 @@ COPIED = (
 LEFT_OUT = ("rules.py", "__pycache__")
 
 
-def init(directory: Path) -> list[Path]:
+EMPTY_SCHEMA = "-- CREATE TABLE statements of the source tables that figures are made of.\n"
+
+
+def init(directory: Path, schema: str = EMPTY_SCHEMA) -> list[Path]:
     """Make a project in `directory`, which must be new or empty; returns the files that are to be filled in.
 
-    Raises LockstepError if there is something in it already.
+    `schema` is the text of its `source_schema.sql`. Raises LockstepError if there is something in it already.
     """
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+    if _is_taken(directory):
         raise LockstepError(f"{directory} is there already and not empty. Name a new directory.")
     origin = project()
     for name in COPIED:
@@ -49,7 +52,7 @@ def init(directory: Path) -> list[Path]:
         else:
             shutil.copy(source, target)
     files = {
-        SCHEMA_FILE: "-- CREATE TABLE statements of the source tables that figures are made of.\n",
+        SCHEMA_FILE: schema,
         "seeds/contracts.csv": ",".join(CONTRACT_COLUMNS.split()) + "\n",
         "seeds/contract_measures.csv": ",".join(MEASURE_COLUMNS.split()) + "\n",
     }
@@ -59,4 +62,29 @@ def init(directory: Path) -> list[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
     (directory / "models" / "diffs").mkdir()
-    return [directory / name for name in files]
+    return [directory / name for name in files if schema == EMPTY_SCHEMA or name != SCHEMA_FILE]
+
+
+def declare(directory: Path, schema: str) -> list[Path]:
+    """Make a project with this `source_schema.sql`, or fill in that of a project which has none yet.
+
+    Returns the files that are still to be filled in. A declaration that is there already is never overwritten: raises
+    LockstepError if it differs.
+    """
+    path = directory / SCHEMA_FILE
+    if not _is_taken(directory):
+        return init(directory, schema)
+    if not path.exists():
+        raise LockstepError(f"{directory} is there already, not empty and no project. Name a new directory.")
+    there = path.read_text(encoding="utf-8")
+    if there not in (EMPTY_SCHEMA, schema):
+        raise LockstepError(
+            f"{path} is there already and declares something else; it was left as it is. To have it written anew, move "
+            "it away and give the command again."
+        )
+    path.write_text(schema, encoding="utf-8")
+    return []
+
+
+def _is_taken(directory: Path) -> bool:
+    return directory.exists() and (not directory.is_dir() or any(directory.iterdir()))

@@ -66,8 +66,9 @@ class Part:
 class Decoder:
     """Decodes one replication stream, which it must be given whole and in order, cut anywhere.
 
-    Rows of the tables in `schema.TABLES` that lie in the source's `schema` are decoded, others are passed over.
-    `database` is what rejected events name as their source. `transaction` is the one of the last message decoded.
+    Rows of the tables in `schema.TABLES` are decoded, others are passed over. `schema` is that of the tables whose
+    declaration names none. `database` is what rejected events name as their source. `transaction` is the one of the
+    last message decoded.
     """
 
     database: str
@@ -125,7 +126,7 @@ class Decoder:
         (relation,) = struct.unpack_from("!I", payload, 1)
         schema, name, rest = payload[5:].split(b"\0", 2)
         table = TABLES.get(name.decode())
-        if schema.decode() != self.schema or table is None:
+        if table is None or schema.decode() != table.schema_or(self.schema):
             return relation, None
         (count,) = struct.unpack_from("!H", rest, 1)
         columns = []
@@ -187,7 +188,8 @@ class Decoder:
             # The key alone is no image: retried, it must be refused for the same reason.
             before_image = image(before_texts, marker[row] == _OLD, row)
             after_image = image(after_texts, op != "d", row)
-            text = event(self.database, self.schema, layout.table.name, op, before_image, after_image, xid, lsn, at_us)
+            schema = layout.table.schema_or(self.schema)
+            text = event(self.database, schema, layout.table.name, op, before_image, after_image, xid, lsn, at_us)
             committed_at = Transaction(xid, at_us).committed_at
             bad.append(
                 {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -39,6 +39,14 @@ _NETWORK = {
     "keepalives_count": 3,
     "tcp_user_timeout": 30_000,
 }
+
+
+# Not by to_regclass, which fails where the schema may not be used.
+_RELATIONS = """
+FROM unnest(%s::text[], %s::text[]) WITH ORDINALITY AS t (schema, name, place)
+JOIN pg_namespace AS n ON n.nspname = t.schema
+JOIN pg_class AS c ON c.relnamespace = n.oid AND c.relname = t.name
+"""
 
 
 @dataclass(frozen=True)
@@ -91,6 +99,8 @@ class Snapshot:
 @dataclass(frozen=True)
 class Source:
     """A database to capture, by libpq connection string, and the names of what capturing makes in it.
+
+    `schema` is that of the tables whose declaration names none.
 
     Every method raises LockstepError where the user can act on what went wrong, psycopg2.Error where a connection was
     lost that worked before.
@@ -157,18 +167,27 @@ class Source:
         try:
             return self.connect_replication()
         except psycopg2.OperationalError as e:
-            user = query(connection, "SELECT current_user")[0][0]
-            text = str(e)
+            problem = self._no_replication(connection, str(e))
+        raise LockstepError(f"{problem.text}\n    {problem.statement}")
+
+    def replication_problem(self, connection: Connection) -> Problem | None:
+        """What keeps a replication connection from being opened, found by opening one."""
+        try:
+            self.connect_replication().close()
+        except psycopg2.OperationalError as e:
+            return self._no_replication(connection, str(e))
+        return None
+
+    def _no_replication(self, connection: Connection, text: str) -> Problem:
+        [[user]] = query(connection, "SELECT quote_ident(current_user)")
         if "replication" in text and ("role" in text or "permission" in text):
-            way_out = f"It needs the REPLICATION privilege:\n    ALTER ROLE {user} REPLICATION;"
+            why, statement = "it needs the REPLICATION privilege", f"ALTER ROLE {user} REPLICATION;"
         elif "max_wal_senders" in text or "too many clients" in text:
-            way_out = (
-                "No connection for replication is free:\n"
-                "    ALTER SYSTEM SET max_wal_senders = 20;  -- then restart the server"
-            )
+            why = "no connection for replication is free"
+            statement = "ALTER SYSTEM SET max_wal_senders = 20;  -- then restart the server"
         else:
-            way_out = "Its pg_hba.conf must let this user into this database."
-        raise LockstepError(f"{user} cannot open a replication connection: {text.strip()}\n  {way_out}")
+            why, statement = "the server does not let it in", "-- pg_hba.conf must let this user into this database"
+        return Problem(f"{user} cannot open a replication connection, {why}: {' '.join(text.split())}", statement)
 
     def identity(self, replication: LogicalReplicationConnection) -> Identity:
         with replication.cursor() as cursor:
@@ -220,20 +239,21 @@ class Source:
             f"SELECT pg_terminate_backend({pid});"
         )
 
-    def create_publication(self, connection: Connection) -> None:
-        """Make the publication of the source tables if there is none."""
+    def create_publication(self, connection: Connection) -> bool:
+        """Make the publication of the source tables if there is none; whether one was made."""
         if query(connection, "SELECT 1 FROM pg_publication WHERE pubname = %s", (self.publication,)):
-            return
+            return False
+        query(connection, self._publication_statement(connection, TABLES.values()))
+        return True
+
+    def drop_publication(self, connection: Connection) -> None:
+        query(connection, sql.SQL("DROP PUBLICATION {}").format(sql.Identifier(self.publication)))
+
+    def _publication_statement(self, connection: Connection, tables: Iterable[Table]) -> str:
         statement = sql.SQL("CREATE PUBLICATION {} FOR TABLE {}").format(
-            sql.Identifier(self.publication), sql.SQL(", ").join(self._qualified(name) for name in TABLES)
+            sql.Identifier(self.publication), sql.SQL(", ").join(self._qualified(table) for table in tables)
         )
-        try:
-            query(connection, statement)
-        except errors.InsufficientPrivilege as e:
-            raise LockstepError(
-                f"The publication cannot be made: {_first_line(e)}. An owner of the tables can:\n"
-                f"    {statement.as_string(connection)};"
-            ) from None
+        return statement.as_string(connection)
 
     def create_slot(
         self,
@@ -297,19 +317,22 @@ class Source:
         tables = query(
             connection,
             """
-            SELECT c.relname, c.oid::text, COALESCE(r.oid::text, '')
+            SELECT t.schemaname, c.relname, c.oid::text, COALESCE(r.oid::text, '')
             FROM pg_publication_tables AS t
             JOIN pg_namespace AS n ON n.nspname = t.schemaname
             JOIN pg_class AS c ON c.relnamespace = n.oid AND c.relname = t.tablename
             LEFT JOIN (pg_publication_rel AS r JOIN pg_publication AS p ON p.oid = r.prpubid AND p.pubname = %s)
               ON r.prrelid = c.oid
-            WHERE t.pubname = %s AND t.schemaname = %s
+            WHERE t.pubname = %s
             """,
-            (self.publication, self.publication, self.schema),
+            (self.publication, self.publication),
         )
+        ours = {(table.schema_or(self.schema), name) for name, table in TABLES.items()}
         return {
             "publication": [list(row) for row in publication],
-            "tables": {name: [oid, membership] for name, oid, membership in sorted(tables) if name in TABLES},
+            "tables": {
+                name: [oid, membership] for schema, name, oid, membership in sorted(tables) if (schema, name) in ours
+            },
         }
 
     @contextmanager
@@ -333,7 +356,7 @@ class Source:
 
         Returns the names of those that were since its snapshot: reading them would not give the snapshot's rows.
         """
-        names = [self._qualified(table.name).as_string(connection) for table in tables]
+        names = [self._name(connection, table) for table in tables]
         query(connection, f"LOCK TABLE {', '.join(names)} IN ACCESS SHARE MODE")
         # The catalog's row is read by the snapshot, the function tells what is now.
         statement = "SELECT relname FROM pg_class WHERE oid = ANY(%s::regclass[]) "
@@ -342,13 +365,24 @@ class Source:
 
     def layout(self, connection: Connection, table: Table) -> Layout:
         """The columns that the table has now. Generated columns are left out: the stream has none either."""
+        return self.layouts(connection, [table])[table.name]
+
+    def layouts(self, connection: Connection, tables: Iterable[Table]) -> dict[str, Layout]:
+        """`layout` of many tables by name, in one query."""
+        tables = list(tables)
         rows = query(
             connection,
-            "SELECT attname, atttypid FROM pg_attribute WHERE attrelid = to_regclass(%s) "
-            "AND attnum > 0 AND NOT attisdropped AND attgenerated = '' ORDER BY attnum",
-            (self._qualified(table.name).as_string(connection),),
+            f"""
+            SELECT t.place - 1, a.attname, a.atttypid {_RELATIONS}
+            JOIN pg_attribute AS a ON a.attrelid = c.oid
+            WHERE a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '' ORDER BY a.attnum
+            """,
+            self._names(tables),
         )
-        return Layout(table, tuple(SourceColumn(name, type_oid) for name, type_oid in rows))
+        columns: list[list[SourceColumn]] = [[] for _ in tables]
+        for place, column, type_oid in rows:
+            columns[place].append(SourceColumn(column, type_oid))
+        return {t.name: Layout(t, tuple(found)) for t, found in zip(tables, columns, strict=True)}
 
     def copy(
         self,
@@ -360,32 +394,46 @@ class Source:
     ) -> None:
         """Hand the table's rows to `take` in chunks: the text of each of the layout's columns."""
         statement = sql.SQL("COPY (SELECT {} FROM {}) TO STDOUT (FORMAT csv, FORCE_QUOTE *)").format(
-            sql.SQL(", ").join(sql.Identifier(c.name) for c in layout.columns), self._qualified(layout.table.name)
+            sql.SQL(", ").join(sql.Identifier(c.name) for c in layout.columns), self._qualified(layout.table)
         )
         chunks: Any = _Chunks([c.name for c in layout.columns], take, max_rows, max_bytes)
         with connection.cursor() as cursor:
             cursor.copy_expert(statement, chunks)
         chunks.flush()
 
-    def _qualified(self, table: str) -> sql.Identifier:
-        return sql.Identifier(self.schema, table)
+    def _qualified(self, table: Table) -> sql.Identifier:
+        return sql.Identifier(table.schema_or(self.schema), table.name)
 
-    def check(self, connection: Connection, tables: Iterable[Table] = tuple(TABLES.values())) -> list[Problem]:
-        """Everything that keeps these tables from being captured, so that it can all be mended at once."""
-        problems = self._check_server(connection)
-        for table in tables:
-            problems += self._check_table(connection, table)
-        return problems + self._check_publication(connection)
+    def _name(self, connection: Connection, table: Table) -> str:
+        """The table's qualified name, quoted for SQL."""
+        return self._qualified(table).as_string(connection)
 
-    def _check_server(self, connection: Connection) -> list[Problem]:
-        problems = []
-        if connection.server_version < MINIMUM_VERSION:
-            problems.append(
+    def _names(self, tables: Sequence[Table]) -> tuple[list[str], list[str]]:
+        """What `_RELATIONS` takes: the tables' schemas and names."""
+        return [table.schema_or(self.schema) for table in tables], [table.name for table in tables]
+
+    def check(self, connection: Connection, tables: Iterable[Table] | None = None) -> list[Problem]:
+        """Everything that keeps these tables (by default all) from being captured, to be mended all at once.
+
+        It asks a fixed number of queries, however many tables there are.
+        """
+        if connection.server_version < MINIMUM_VERSION:  # its catalog lacks what is asked for below
+            return [
                 Problem(
                     f"this is PostgreSQL {connection.server_version // 10000}, capturing needs 15 or later",
                     "-- upgrade the server, or capture with Debezium and `lockstep ingest`",
                 )
-            )
+            ]
+        tables = list(TABLES.values() if tables is None else tables)
+        layouts = self.layouts(connection, tables)
+        found = self._relations(connection, tables)
+        problems = self._check_server(connection)
+        for table in tables:
+            problems += self._check_table(connection, layouts[table.name], found.get(table.name))
+        return problems + self._check_publication(connection, layouts, found)
+
+    def _check_server(self, connection: Connection) -> list[Problem]:
+        problems = []
         [[is_standby]] = query(connection, "SELECT pg_is_in_recovery()")
         if is_standby:
             problems.append(
@@ -423,31 +471,38 @@ class Source:
             )
         return problems
 
-    def _check_table(self, connection: Connection, table: Table) -> list[Problem]:
-        name = self._qualified(table.name).as_string(connection)
+    def _relations(self, connection: Connection, tables: Sequence[Table]) -> dict[str, _Relation]:
+        """What the catalog says of the tables that there are, by name."""
         rows = query(
             connection,
-            """
-            SELECT c.relkind, c.relpersistence, c.relreplident,
+            f"""
+            SELECT t.place - 1, c.relkind, c.relpersistence, c.relreplident,
               has_table_privilege(c.oid, 'SELECT') AND has_schema_privilege(c.relnamespace, 'USAGE'),
+              pg_has_role(c.relowner, 'USAGE'),
               ARRAY(
                 SELECT a.attname::text FROM pg_index AS i
                 CROSS JOIN unnest(i.indkey::smallint[]) WITH ORDINALITY AS k (attnum, place)
                 JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum = k.attnum
                 WHERE i.indrelid = c.oid AND i.indisprimary ORDER BY k.place
               )
-            FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
-            WHERE n.nspname = %s AND c.relname = %s
+            {_RELATIONS}
             """,
-            (self.schema, table.name),
+            self._names(tables),
         )
-        if not rows:
-            return [Problem(f"table {name} is missing", "-- create it as in the source schema, or use --schema NAME")]
-        kind, persistence, identity, is_readable, key = rows[0]
+        return {tables[place].name: _Relation(*facts) for place, *facts in rows}
+
+    def _check_table(self, connection: Connection, layout: Layout, found: _Relation | None) -> list[Problem]:
+        table = layout.table
+        name = self._name(connection, table)
+        if found is None:
+            statement = "-- create it as in the source schema, or use --schema NAME"
+            if table.schema:
+                statement = f"-- create it, or declare the table in the schema it is in: it is {table.schema} now"
+            return [Problem(f"table {name} is missing", statement)]
         problems = []
-        if kind != "r":
+        if found.kind != "r":
             problems.append(Problem(f"{name} is not an ordinary table", "-- capture reads ordinary tables only"))
-        if persistence == "u":
+        if found.persistence == "u":
             problems.append(
                 Problem(
                     f"{name} is unlogged: the server's log, from which changes are captured, has none of its changes",
@@ -455,30 +510,31 @@ class Source:
                     hinders_reading=False,
                 )
             )
-        if not is_readable:
-            user = query(connection, "SELECT current_user")[0][0]
+        if not found.is_readable:
+            user = query(connection, "SELECT quote_ident(current_user)")[0][0]
+            schema = sql.Identifier(table.schema_or(self.schema)).as_string(connection)
             problems.append(
                 Problem(
                     f"{user} may not read {name}",
-                    f"GRANT USAGE ON SCHEMA {self.schema} TO {user}; GRANT SELECT ON {name} TO {user};",
+                    f"GRANT USAGE ON SCHEMA {schema} TO {user}; GRANT SELECT ON {name} TO {user};",
                     is_fatal=False,
                 )
             )
         wanted = ", ".join(table.sql_key)
-        if not key:
+        if not found.key:
             statement = f"ALTER TABLE {name} ADD PRIMARY KEY ({wanted});"
             problem = Problem(f"{name} has no primary key", statement, is_fatal=False, hinders_reading=False)
             problems.append(problem)
-        elif sorted(key) != sorted(table.key):
+        elif sorted(found.key) != sorted(table.key):
             problems.append(
                 Problem(
-                    f"the primary key of {name} is ({', '.join(key)}), it must be ({wanted})",
+                    f"the primary key of {name} is ({', '.join(found.key)}), it must be ({wanted})",
                     f"-- change it: the change log knows a row of {table.name} by ({wanted})",
                     is_fatal=False,
                     hinders_reading=False,
                 )
             )
-        if identity != "f" and table.name not in APPEND_ONLY:
+        if found.identity != "f" and table.name not in APPEND_ONLY:
             problems.append(
                 Problem(
                     f"{name} does not have REPLICA IDENTITY FULL: its updates would come without the row before",
@@ -487,53 +543,87 @@ class Source:
                     hinders_reading=False,
                 )
             )
-        layout = self.layout(connection, table)
         if layout.problem:
             statement = " ".join(layout.mend(name))
             problems.append(Problem(f"{name}: {layout.problem}", statement, is_fatal=False))
         return problems
 
-    def _check_publication(self, connection: Connection) -> list[Problem]:
+    def _check_publication(
+        self, connection: Connection, layouts: Mapping[str, Layout], found: Mapping[str, _Relation]
+    ) -> list[Problem]:
         name = sql.Identifier(self.publication).as_string(connection)
+        tables = {n: layout.table for n, layout in layouts.items()}
         rows = query(
             connection,
             "SELECT pubinsert AND pubupdate AND pubdelete AND pubtruncate FROM pg_publication WHERE pubname = %s",
             (self.publication,),
         )
         if not rows:
-            return []
+            return self._check_right_to_publish(connection, tables.values(), found)
         problems = []
         if not rows[0][0]:
             statement = f"ALTER PUBLICATION {name} SET (publish = 'insert, update, delete, truncate');"
             text = f"publication {name} leaves out some kinds of changes"
             problems.append(Problem(text, statement, hinders_reading=False))
         published = {
-            table: (row_filter, set(columns))
-            for table, row_filter, columns in query(
+            (schema, table): (row_filter, set(columns))
+            for schema, table, row_filter, columns in query(
                 connection,
-                "SELECT tablename, rowfilter, attnames::text[] FROM pg_publication_tables "
-                "WHERE pubname = %s AND schemaname = %s",
-                (self.publication, self.schema),
+                "SELECT schemaname, tablename, rowfilter, attnames::text[] FROM pg_publication_tables "
+                "WHERE pubname = %s",
+                (self.publication,),
             )
         }
-        lacking = [t for t in TABLES if t not in published]
+        places = {n: published.get((table.schema_or(self.schema), n)) for n, table in tables.items()}
+        lacking = [n for n, place in places.items() if place is None]
         if lacking:
-            tables = ", ".join(self._qualified(t).as_string(connection) for t in lacking)
-            statement = f"ALTER PUBLICATION {name} ADD TABLE {tables};"
+            statement = (
+                f"ALTER PUBLICATION {name} ADD TABLE {', '.join(self._name(connection, tables[n]) for n in lacking)};"
+            )
             text = f"publication {name} lacks {', '.join(lacking)}"
             problems.append(Problem(text, statement, hinders_reading=False))
-        for table in TABLES.values():
-            row_filter, columns = published.get(table.name, (None, None))
-            left_out = columns is not None and {c.name for c in self.layout(connection, table).columns} - columns
+        for table_name, place in places.items():
+            row_filter, columns = place or (None, None)
+            left_out = columns is not None and {c.name for c in layouts[table_name].columns} - columns
             if row_filter or left_out:
                 what = f"rows outside {row_filter}" if row_filter else f"columns {', '.join(sorted(left_out or ()))}"
-                qualified = self._qualified(table.name).as_string(connection)
+                qualified = self._name(connection, tables[table_name])
                 statement = (
                     f"ALTER PUBLICATION {name} DROP TABLE {qualified}; ALTER PUBLICATION {name} ADD TABLE {qualified};"
                 )
-                text = f"publication {name} leaves out {what} of {table.name}"
+                text = f"publication {name} leaves out {what} of {table_name}"
                 problems.append(Problem(text, statement, hinders_reading=False))
         return problems
+
+    def _check_right_to_publish(
+        self, connection: Connection, tables: Iterable[Table], found: Mapping[str, _Relation]
+    ) -> list[Problem]:
+        [[user, may_create]] = query(
+            connection, "SELECT quote_ident(current_user), has_database_privilege(current_database(), 'CREATE')"
+        )
+        others = [t for t in tables if t.name in found and not found[t.name].is_owned]
+        if may_create and not others:
+            return []
+        why = "does not own all tables" if others else "may not create anything in this database"
+        return [
+            Problem(
+                f"{user} {why}, so it cannot make the publication; an owner of the tables or a superuser can",
+                f"{self._publication_statement(connection, tables)};",
+                hinders_reading=False,
+            )
+        ]
+
+
+@dataclass(frozen=True)
+class _Relation:
+    """A table as the catalog has it. `is_owned` if the user may do what its owner may."""
+
+    kind: str
+    persistence: str
+    identity: str
+    is_readable: bool
+    is_owned: bool
+    key: Sequence[str]
 
 
 def query(connection: Connection, statement: str | sql.Composable, parameters: tuple[Any, ...] = ()) -> list[Any]:

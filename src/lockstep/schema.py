@@ -74,6 +74,10 @@ class Table:
         image = pa.struct([*(pa.field(c.name, c.type) for c in self.columns), pa.field("extra", pa.string())])
         object.__setattr__(self, "image", image)
 
+    def schema_or(self, default: str) -> str:
+        """The schema it is declared in, `default` if the declaration names none."""
+        return self.schema or default
+
     @property
     def sql_key(self) -> tuple[str, ...]:
         """The key's columns, quoted for SQL."""
@@ -98,15 +102,27 @@ def declared(path: Path) -> dict[str, Table]:
     passed over. Raises one LockstepError that names the file, table and column of everything the change log cannot
     hold, so that all of it can be mended at once.
     """
+    try:
+        tables, problems = parsed(path.read_text(encoding="utf-8"), path)
+    except FileNotFoundError:
+        raise LockstepError(f"{path} is missing: it declares the source tables, as CREATE TABLE statements.") from None
+    if len(problems) == 1:
+        raise LockstepError(problems[0])
+    if problems:
+        listed = "".join(f"\n  {problem}" for problem in problems)
+        raise LockstepError(f"{path} cannot be used as it is, for {len(problems)} reasons:{listed}")
+    return tables
+
+
+def parsed(ddl: str, path: Path) -> tuple[dict[str, Table], list[str]]:
+    """The tables that the DDL declares, and everything that is wrong with it. `path` is the file that problems name."""
     from sqlglot import exp, parse_one
     from sqlglot.errors import ParseError, SqlglotError
 
     try:
-        definitions = list(_definitions(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise LockstepError(f"{path} is missing: it declares the source tables, as CREATE TABLE statements.") from None
+        definitions = list(_definitions(ddl))
     except SqlglotError as e:
-        raise LockstepError(f"{path} is not SQL that can be read: {e}") from None
+        return {}, [f"{path} is not SQL that can be read: {e}"]
     problems: list[str] = []
     columns: dict[str, list[Column]] = {}
     keys: dict[str, tuple[str, ...]] = {}
@@ -160,12 +176,7 @@ def declared(path: Path) -> dict[str, Table]:
             problems.append(
                 f"{path}: table {name} becomes a model, so its name must be a lower-case word. Leave it out."
             )
-    if len(problems) == 1:
-        raise LockstepError(problems[0])
-    if problems:
-        listed = "".join(f"\n  {problem}" for problem in problems)
-        raise LockstepError(f"{path} cannot be used as it is, for {len(problems)} reasons:{listed}")
-    return {name: Table(name, keys[name], tuple(columns[name]), schemas[name]) for name in columns}
+    return {name: Table(name, keys[name], tuple(columns[name]), schemas[name]) for name in columns}, problems
 
 
 def _column_problems(path: Path, table: str, names: list[str]) -> list[str]:

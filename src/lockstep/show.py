@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json as json_module
 import sys
+from collections.abc import Sequence
 from datetime import date, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lockstep.schema import SCHEMA_FILE
+
 if TYPE_CHECKING:
     from lockstep.alerts import Checked
     from lockstep.capture import Captured
+    from lockstep.catalog import Declaration
     from lockstep.changelog import Watermark
     from lockstep.compact import Compacted
     from lockstep.explain import Explanation
@@ -22,6 +27,7 @@ if TYPE_CHECKING:
     from lockstep.log_repair import Repair as LogRepair
     from lockstep.migrate import Evidence, Fit, Promotion
     from lockstep.operate import Run
+    from lockstep.postgres import Problem
     from lockstep.publish import Published
     from lockstep.quarantine import Entry, Retry
     from lockstep.reconcile import Reconciled
@@ -449,6 +455,29 @@ def simulation_into(result: Row) -> None:
             f"Committed {result['changes']:,} changes in {result['transactions']:,} transactions to "
             f"{result['database']} in {result['live_seconds']:.1f} s."
         )
+
+
+def declared(directory: Path, declaration: Declaration, problems: Sequence[Problem]) -> None:
+    """What `lockstep init --from` wrote, what it left out, and what the server needs, as SQL that can be run."""
+    columns = sum(len(table.columns) for table in declaration.tables)
+    print(
+        f"{directory / SCHEMA_FILE} declares {_count(len(declaration.tables), 'table')}, {_count(columns, 'column')}."
+    )
+    for title, lines in (
+        ("Columns that it does not declare", declaration.columns_left_out),
+        ("Left out", declaration.tables_left_out),
+    ):
+        if lines:
+            print(f"{title}:")
+            for line in lines:
+                print(f"  {line}")
+    if not problems:
+        print(f"The server is ready: `lockstep capture` in {directory} follows these tables.")
+        return
+    print(f"Before `lockstep capture` in {directory} can follow them, the server needs:\n")
+    for problem in problems:
+        print(f"-- {problem.text}\n{problem.statement}")
+    print()
 
 
 def captured(s: Captured) -> None:

@@ -61,7 +61,7 @@ def begin(home: Path, writer: Writer, source: Source, new_snapshot: bool, stop: 
             _same_names(resume, source)
         take_snapshot = new_snapshot or resume.get("snapshot") != "complete"
         if is_begun and not take_snapshot:
-            _check_source(connection, source, {}, is_new=False)
+            check_source(connection, source, {}, is_new=False)
             check_continues(connection, source, identity, resume)
             if "published" not in resume:  # by an older version
                 writer.land({}, resume={**resume, "published": source.published(connection)})
@@ -72,10 +72,10 @@ def begin(home: Path, writer: Writer, source: Source, new_snapshot: bool, stop: 
                 f"PostgreSQL's log to continue. `--new-snapshot` lands how {identity.database} differs from it, and "
                 "continues from there."
             )
-        _check_source(connection, source, resume, is_new=True)
+        check_source(connection, source, resume, is_new=True)
         if is_begun:
             source.drop_slot(connection)
-        source.create_publication(connection)
+        is_published = source.create_publication(connection)
         state = {
             "slot": source.slot,
             "publication": source.publication,
@@ -92,6 +92,8 @@ def begin(home: Path, writer: Writer, source: Source, new_snapshot: bool, stop: 
             # A slot that nobody reads keeps the server's log from being removed.
             with suppress(psycopg2.Error, LockstepError):
                 source.drop_slot(connection)
+                if is_published:
+                    source.drop_publication(connection)
             if isinstance(e, _Stopped):
                 log.info("stopped before the snapshot was complete: nothing landed, the next start takes another")
                 return 0
@@ -112,7 +114,7 @@ def _same_names(resume: Mapping[str, Any], source: Source) -> None:
             )
 
 
-def _check_source(connection: Connection, source: Source, resume: Mapping[str, Any], is_new: bool) -> None:
+def check_source(connection: Connection, source: Source, resume: Mapping[str, Any], is_new: bool) -> None:
     """Refuse a source that is not ready. `is_new` if a slot will be made: then rows must be good from the start."""
     problems = source.check(connection)
     fatal = [p for p in problems if p.is_fatal or is_new]
@@ -322,6 +324,7 @@ class _Stage:
         for row, reason in sorted(reasons.items()):
             image = json_image(layout.columns, [text[row].as_py() for text in texts])
             name = layout.table.name
-            text = event(self._database, self._schema, name, "r", None, image, self._xid, self._lsn, round(at_us))
+            schema = layout.table.schema_or(self._schema)
+            text = event(self._database, schema, name, "r", None, image, self._xid, self._lsn, round(at_us))
             rejected.append({"ordinal": row, "committed_at": self._at, "table": name, "reason": reason, "event": text})
         return pa.Table.from_pylist(rejected, REJECTED_SCHEMA)
