@@ -347,7 +347,7 @@ class _Stream:
         self._next_probe = 0.0
         self._probes_done = 0
         self._next_look = time.monotonic() + _LOOK_EVERY
-        self._lander = _Lander(home, writer, Decoder(database, source.schema))
+        self._lander = _Lander(home, writer, Decoder(database, source.schema, source.partitioned(connection)))
         self._landing: tuple[_Segment, Future[Landed | None]] | None = None
         self._thread = ThreadPoolExecutor(1, "landing")
         self._reader: Any = replication.cursor()

@@ -17,14 +17,8 @@ from psycopg2 import errors
 from psycopg2.extensions import connection as Connection
 
 from lockstep.errors import LockstepError
-from lockstep.postgres import Problem, Source, query
-from lockstep.schema import SCHEMA_FILE, Table, parsed, quoted
-
-_OTHER_KINDS = {
-    "v": "is a view: capture the tables that it reads",
-    "m": "is a materialized view: capture the tables that it reads",
-    "f": "is a foreign table: its rows are in another server, so capture them there",
-}
+from lockstep.postgres import OTHER_KINDS, Problem, Source, query
+from lockstep.schema import APPEND_ONLY, SCHEMA_FILE, Table, parsed, quoted
 
 _TABLES = """
 SELECT c.oid, n.nspname, c.relname, c.relkind::text,
@@ -57,14 +51,15 @@ class Declaration:
     tables_left_out: tuple[str, ...]
 
 
-def read(source: Source, wanted: Sequence[str]) -> tuple[Declaration, list[Problem]]:
+def read(source: Source, wanted: Sequence[str], append_only: Sequence[str] = ()) -> tuple[Declaration, list[Problem]]:
     """Declare the tables named in `wanted`, by default all; with it what the server needs before it can be captured.
 
-    Raises LockstepError if one of `wanted` is not there or cannot be captured.
+    Those named in `append_only` are declared so, and may lack a key. Raises LockstepError if a table that is named is
+    not there or cannot be captured.
     """
     connection = source.first_connection()
     try:
-        declaration = _declare(connection, wanted)
+        declaration = _declare(connection, wanted, append_only)
         problems = source.check(connection, declaration.tables)
         refused = source.replication_problem(connection)
         return declaration, [*problems, *([refused] if refused else [])]
@@ -93,25 +88,28 @@ class _Found:
         return f"{_identifier(self.schema)}.{_identifier(self.name)}"
 
 
-def _declare(connection: Connection, wanted: Sequence[str]) -> Declaration:
+def _declare(connection: Connection, wanted: Sequence[str], append_only: Sequence[str]) -> Declaration:
     found = {row[0]: _Found(*row) for row in query(connection, _TABLES)}
-    named = _named(connection, wanted, found)
+    only_added_to = _named(connection, append_only, found)
+    named = [*_named(connection, wanted, found), *only_added_to]
     chosen = {oid: found[oid] for oid in named} if wanted else found
     parts: list[_Part] = []
     left_out: list[str] = []
     seen: dict[str, str] = {}
+    refused: list[str] = []
     for relation in chosen.values():
+        is_named = relation.oid in named
         if relation.root in chosen:
             part: _Part | str = f"is a partition of {found[relation.root].qualified}, with which it is captured"
         else:
-            part = _part(relation, is_named=bool(wanted), seen=seen)
+            part = _part(relation, is_named, relation.oid in only_added_to, seen)
         if isinstance(part, str):
-            left_out.append(f"{relation.qualified} {part}.")
+            (refused if is_named else left_out).append(f"{relation.qualified} {part}.")
         else:
             seen[relation.name] = relation.qualified
             parts.append(part)
-    if wanted and left_out:
-        raise LockstepError("\n  ".join(("These cannot be captured:", *left_out)) if left_out[1:] else left_out[0])
+    if refused:
+        raise LockstepError("\n  ".join(("These cannot be captured:", *refused)) if refused[1:] else refused[0])
     if not parts:
         why = "".join(f"\n  {line}" for line in left_out)
         raise LockstepError(f"There is no table in this database that can be captured.{why}")
@@ -161,32 +159,38 @@ class _Part:
     left_out: tuple[str, ...]
 
 
-def _part(relation: _Found, is_named: bool, seen: Mapping[str, str]) -> _Part | str:
+def _part(relation: _Found, is_named: bool, is_append_only: bool, seen: Mapping[str, str]) -> _Part | str:
     """The declaration of a table, or why it has none."""
-    if relation.kind in _OTHER_KINDS:
-        return _OTHER_KINDS[relation.kind]
+    if relation.kind in OTHER_KINDS:
+        return "is {}: {}".format(*OTHER_KINDS[relation.kind])
     if not is_named and relation.extension:
         return f"belongs to the extension {relation.extension}"
     if relation.name in seen:
         return f"has the name of {seen[relation.name]}, and a table of the log is known by its name alone"
-    if not relation.key:
-        return "has no primary key, so its rows cannot be told apart"
-    columns: list[tuple[str, str]] = []  # declaration and note
+    if not relation.key and not is_append_only:
+        return (
+            "has no primary key, so its rows cannot be told apart; if rows are only ever added to it, say so with "
+            f"--append-only {relation.qualified}"
+        )
+    notes: list[str] = []
+    body: list[str] = []
     left_out: list[str] = []
     names: set[str] = set()
     for name, kind, is_not_null, is_generated in relation.columns:
-        why = _unfit(name, kind, is_generated, names)
-        if why:
+        if why := _unfit(name, kind, is_generated, names):
             if name in relation.key:
                 return f"has the key column {name} {kind}, which cannot be declared: {why}"
             left_out.append(f"{relation.qualified}.{_identifier(name)} ({kind}): {why}")
-            columns.append(("", f"  -- {_identifier(name)} {kind}: {why}".replace("\n", " ")))
+            notes.append(f"-- Without {name!r} {kind}: {why}.")
         else:
             names.add(name.lower())
-            columns.append((f"  {_identifier(name)} {kind}{' NOT NULL' if is_not_null else ''},", ""))
-    key = ", ".join(map(_identifier, relation.key))
-    lines = [declaration or note for declaration, note in columns]
-    text = "\n".join([f"CREATE TABLE {relation.qualified} (", *lines, f"  PRIMARY KEY ({key})", ");\n"])
+            body.append(f"{_identifier(name)} {kind}{' NOT NULL' if is_not_null else ''}")
+    if relation.key:
+        body.append(f"PRIMARY KEY ({', '.join(map(_identifier, relation.key))})")
+    if is_append_only:
+        notes.append(f"-- {APPEND_ONLY}")
+    columns = ",\n".join(f"  {line}" for line in body)
+    text = "\n".join([*notes, f"CREATE TABLE {relation.qualified} (", columns, ");\n"])
     tables, problems = parsed(text, Path(SCHEMA_FILE))
     if problems:
         return f"cannot be declared: {' '.join(problems)}".rstrip(".")

@@ -41,7 +41,13 @@ def cli() -> None:
     metavar="[SCHEMA.]NAME",
     help="Declare this table of the database, spelled as in SQL. Repeatable; default: all that can be captured.",
 )
-def init(directory: Path, origin: str | None, tables: tuple[str, ...]) -> None:
+@click.option(
+    "--append-only",
+    multiple=True,
+    metavar="[SCHEMA.]NAME",
+    help="Declare that rows are only ever added to this table, which then needs no primary key. Repeatable.",
+)
+def init(directory: Path, origin: str | None, tables: tuple[str, ...], append_only: tuple[str, ...]) -> None:
     """Make a project for source tables of your own in DIRECTORY, from the one this command is run in.
 
     It gets everything that is the same for every schema, and three files to fill in: the source schema and the two
@@ -59,12 +65,13 @@ def init(directory: Path, origin: str | None, tables: tuple[str, ...]) -> None:
       lockstep init ../shop
       lockstep init ../shop --from postgresql://lockstep@db/shop
       lockstep init ../shop --from postgresql://lockstep@db/shop --table orders --table crm.customers
+      lockstep init ../bench --from postgresql:///bench --append-only pgbench_history
     """
     from lockstep import init as making
 
     if origin is None:
-        if tables:
-            raise LockstepError("--table says which tables of a database to declare: name it with --from.")
+        if tables or append_only:
+            raise LockstepError("--table and --append-only are about the tables of a database: name it with --from.")
         files = making.init(directory)
         click.echo(f"Made {directory}. To be filled in: {_listed(directory, files)}.")
         return
@@ -72,7 +79,7 @@ def init(directory: Path, origin: str | None, tables: tuple[str, ...]) -> None:
     from lockstep.catalog import read
     from lockstep.postgres import Source
 
-    declaration, problems = read(Source(origin, application="lockstep init"), tables)
+    declaration, problems = read(Source(origin, application="lockstep init"), tables, append_only)
     files = making.declare(directory, declaration.text)
     show.declared(directory, declaration, problems)
     if files:

@@ -37,12 +37,13 @@ _SHARE = 1_000_000  # images of either side that are compared at once
 class Difference:
     """A key that differs. `columns` are those that differ, with the source's value and the log's, as text.
 
-    `rows` is what the log's changes of the key add up to, where it should be 1 (0 for a key that is gone). `note` says
+    `rows` is what the log's changes of the key add up to, where it should be 1 (0 for a key that is gone). Of a table
+    without a key the `key` is the whole row, as text, and `rows` how often the log has it. `note` says
     why the source's row has no image, if it breaks the landing contract. `in_quarantine`: an event of the key is.
     """
 
     kind: str
-    key: Mapping[str, int | None]
+    key: Mapping[str, Any]
     rows: int
     columns: Mapping[str, tuple[str | None, str | None]]
     note: str | None
@@ -113,6 +114,8 @@ def compare(
         none = scratch / "none.parquet"  # so that there is a file to read where the table has no changes
         pq.write_table(log_schema(table).empty_table(), none)
         tables = _Tables(connection, layout, staged, [none, *files], position)
+        if not table.key:
+            return tables.compare_rows(limit)
         digests = scratch / "digests.parquet"
         source_rows, source_sum, log_rows, log_sum = tables.fill(digests)
         digests.unlink()
@@ -147,6 +150,48 @@ class _Tables:
         paths = ", ".join(f"'{quoted(f)}'" for f in files)
         log = f"read_parquet([{paths}], hive_partitioning = false)"
         self._changes = f"(SELECT position, op, before, after FROM {log} WHERE position <= {position})"
+
+    def compare_rows(self, limit: int) -> Comparison:
+        """Compare the rows of a table without a key: each image must be there as often on either side."""
+        columns = [f"{c.sql} := CAST(image.{c.sql} AS TEXT)" for c in self._table.columns]
+        digest = self._digest("image", with_extra=True)
+        self.rows(f"""
+            CREATE TEMP TABLE counted AS
+            SELECT digest, ANY_VALUE(texts) AS texts, MAX(reason) AS reason,
+              SUM(of_source)::BIGINT AS of_source, SUM(of_log)::BIGINT AS of_log
+            FROM (
+              SELECT *, CASE WHEN reason IS NULL THEN {digest} ELSE MD5_NUMBER_LOWER(reason) END AS digest,
+                STRUCT_PACK({", ".join(columns)}) AS texts
+              FROM (
+                SELECT image, reason, 1 AS of_source, 0 AS of_log FROM {self._staged}
+                UNION ALL SELECT after, NULL, 0, 1 FROM {self._changes} WHERE after IS NOT NULL AND op <> 'd'
+                UNION ALL SELECT before, NULL, 0, -1 FROM {self._changes} WHERE before IS NOT NULL
+              )
+            ) GROUP BY digest
+        """)
+        [(source_rows, log_rows, either, missing, only, source_sum, log_sum)] = self.rows("""
+            SELECT COALESCE(SUM(of_source), 0), COALESCE(SUM(of_log), 0), COALESCE(SUM(GREATEST(of_source, of_log)), 0),
+              COALESCE(SUM(GREATEST(of_source - of_log, 0)), 0), COALESCE(SUM(GREATEST(of_log - of_source, 0)), 0),
+              COALESCE(SUM(digest::HUGEINT * of_source), 0), COALESCE(SUM(digest::HUGEINT * of_log), 0)
+            FROM counted
+        """)
+        shown = self.rows(f"""
+            SELECT texts, reason, of_source, of_log FROM counted WHERE of_source <> of_log ORDER BY ALL LIMIT {limit}
+        """)
+        return Comparison(
+            source_rows,
+            log_rows,
+            either,
+            dict.fromkeys(KINDS, 0) | {MISSING: missing, ONLY: only},
+            0,
+            str(source_sum),
+            str(log_sum),
+            self.dropped_columns(),
+            [
+                Difference(MISSING if of_source > of_log else ONLY, texts, of_log, {}, reason, False)
+                for texts, reason, of_source, of_log in shown
+            ],
+        )
 
     def rows(self, statement: str) -> list[tuple[Any, ...]]:
         found: list[tuple[Any, ...]] = self._connection.execute(statement).fetchall()

@@ -142,6 +142,7 @@ def load(seeds: Path | None = None) -> dict[str, Contract]:
         sources = (table, *row["joined_tables"].split())
         row.check("source_table", table in TABLES, f"one of {', '.join(TABLES)}")
         row.check("joined_tables", set(row["joined_tables"].split()) <= set(TABLES), f"of {', '.join(TABLES)}")
+        row.check("source_table", bool(TABLES[table].key), "a table with a primary key")
         key = tuple(row["source_key"].split())
         row.check("source_key", key == TABLES[table].key, f"the key of {table}: {' '.join(TABLES[table].key)}")
         grain = tuple(row["grain"].split())

@@ -407,7 +407,12 @@ def _is_json(line: str) -> bool:
     return True
 
 
-FOREIGN = "foreign"  # the kind of a change of a table that has the name of a source table, but another schema
+# The kind of a change that is of a table in another schema than the source table of that name, or without a key.
+FOREIGN = "foreign"
+_KEYLESS = (
+    "{} is declared without a key, so an event that comes twice cannot be told from two equal rows: such a table can "
+    "only be followed by `lockstep capture`"
+)
 
 
 class Schemas:
@@ -418,6 +423,7 @@ class Schemas:
     def __init__(self, resume: Mapping[str, Any]) -> None:
         """`resume` is the watermark's. Raises LockstepError if the log has a table of another schema than declared."""
         captured = resume.get("schema")
+        self._is_captured = captured is not None
         self._fixed = {t.name: t.schema or captured for t in TABLES.values() if t.schema or captured}
         self._first: dict[str, str] = dict(resume.get("schemas", {}))
         for name, schema in self._first.items():
@@ -448,23 +454,47 @@ class Schemas:
                 self._first.setdefault(table, schema)
             if table in TABLES and schema != self._fixed.get(table, self._first.get(table)):
                 others.append((table, schema))
-        if not others:
+        is_keyless = self._is_keyless()
+        has_keyless = con.execute(f"SELECT 1 FROM records WHERE {is_keyless} LIMIT 1").fetchall()
+        if not others and not has_keyless:
             return
-        pairs = ", ".join(f"({literal(table)}, {literal(schema)})" for table, schema in others)
+        pairs = ", ".join(f"({literal(table)}, {literal(schema)})" for table, schema in others) or "('', '')"
         is_other = f"""kind = 'change' AND ("table", "schema") IN ({pairs})"""
         fixed = ", ".join(map(literal, self._fixed)) or "''"
         records = con.execute(
             f"""
             SELECT * REPLACE (
-              CASE WHEN {is_other} AND "table" NOT IN ({fixed}) THEN '{FOREIGN}' ELSE kind END AS kind,
+              CASE
+                WHEN {is_other} AND "table" NOT IN ({fixed}) THEN '{FOREIGN}'
+                WHEN {is_keyless} AND NOT ({is_other}) THEN '{FOREIGN}'
+                ELSE kind
+              END AS kind,
               CASE WHEN {is_other} AND "table" IN ({fixed}) THEN "schema" || '.' || "table" ELSE "table" END AS "table"
             ) FROM records
             """
         ).to_arrow_table()
         _register(con, "records", records)
 
+    def _is_keyless(self) -> str:
+        """SQL over `records`: whether the event is of a table without a key and cannot be told from a second one.
+
+        An insert that `lockstep capture` has rejected can land: it is retried by its place in the log.
+        """
+        names = ", ".join(literal(table.name) for table in TABLES.values() if not table.key) or "''"
+        may_land = "op IS NOT DISTINCT FROM 'c'" if self._is_captured else "FALSE"
+        return f"""kind = 'change' AND "table" IN ({names}) AND NOT ({may_land})"""
+
     def reason(self) -> str:
-        """SQL over `records`: why an event of another schema does not land; null for all others."""
+        """SQL over `records`: why an event of the kind FOREIGN does not land; null for all others."""
+        keyless = " ".join(
+            f"WHEN {literal(t.name)} THEN {literal(_KEYLESS.format(t.name))}" for t in TABLES.values() if not t.key
+        )
+        if keyless:
+            foreign = f"""COALESCE(CASE "table" {keyless} END, {self._reason_of_schema()})"""
+            return f"CASE WHEN kind = '{FOREIGN}' THEN {foreign} END"
+        return self._reason_of_schema()
+
+    def _reason_of_schema(self) -> str:
         cases = " ".join(
             f"WHEN {literal(name)} THEN {literal(self._reason(name, schema))}" for name, schema in self._first.items()
         )

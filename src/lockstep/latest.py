@@ -35,7 +35,7 @@ def bounded_database(scratch: Path) -> Iterator[duckdb.DuckDBPyConnection]:
 
 
 def live_images(table: Table, files: Sequence[Path], position: int, scratch: Path) -> Iterator[pa.Array]:
-    """The image of every key that is live at `position` of `files`, in chunks of `table.image`, in no order."""
+    """The image of every row that is live at `position` of `files`, in chunks of `table.image`, in no order."""
     if not files:
         return
     with bounded_database(scratch) as connection:
@@ -48,9 +48,21 @@ def differences(
 ) -> Iterator[tuple[pa.Array, pa.Array]]:
     """How a snapshot differs from the log at `position`: the live image and the snapshot's of each key not equal.
 
-    `snapshot` is a Parquet file with one column `image`. Either side is null where the key is only on the other.
-    Chunks of `table.image` pairs, in no order.
+    `snapshot` is a Parquet file with one column `image`. Either side is null where the key is only on the other, or
+    where a table without a key has that image more often. Chunks of `table.image` pairs, in no order.
     """
+    if not table.key:
+        new = f"SELECT image, 1 AS weight FROM read_parquet('{quoted(snapshot)}')"
+        was = f"SELECT image, -1 FROM ({_live(table, files, position)})" if files else None
+        weights = " UNION ALL ".join(filter(None, (new, was)))
+        query = f"""
+        SELECT CASE WHEN weight < 0 THEN image END AS before, CASE WHEN weight > 0 THEN image END AS after
+        FROM ({_counted(weights)}), UNNEST(RANGE(ABS(weight)))
+        """
+        with bounded_database(scratch) as connection:
+            for chunk in _chunks(connection, query):
+                yield chunk["before"].cast(table.image), chunk["after"].cast(table.image)
+        return
     same_key = " AND ".join(f"live.image.{k} = new.image.{k}" for k in table.sql_key)
     live = _live(table, files, position) if files else f"SELECT image FROM read_parquet('{quoted(snapshot)}') LIMIT 0"
     query = f"""
@@ -68,12 +80,23 @@ def _live(table: Table, files: Sequence[Path], position: int) -> str:
     paths = ", ".join(f"'{quoted(f)}'" for f in files)
     log = f"read_parquet([{paths}], hive_partitioning = false)"
     changes = f"(SELECT position, op, before, after FROM {log} WHERE position <= {position})"
+    if not table.key:
+        weights = f"""
+        SELECT after AS image, 1 AS weight FROM {changes} WHERE op <> 'd' UNION ALL
+        SELECT before, -1 FROM {changes} WHERE before IS NOT NULL
+        """
+        return f"SELECT image FROM ({_counted(weights)}), UNNEST(RANGE(weight))"
     keys = ", ".join(f"COALESCE(after.{k}, before.{k})" for k in table.sql_key)
     # By position and not by an aggregate over the images: a hash table of numbers stays small, one of images does not.
     return f"""
     SELECT after AS image FROM {changes}
     WHERE op <> 'd' AND position IN (SELECT MAX(position) FROM {changes} GROUP BY {keys})
     """
+
+
+def _counted(weights: str) -> str:
+    """SELECT image, weight: each image once, with the sum of its weights where that is not zero."""
+    return f"SELECT image, SUM(weight)::BIGINT AS weight FROM ({weights}) GROUP BY image HAVING SUM(weight) <> 0"
 
 
 def _chunks(connection: duckdb.DuckDBPyConnection, query: str) -> Iterator[pa.RecordBatch]:

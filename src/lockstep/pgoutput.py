@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -67,12 +67,13 @@ class Decoder:
     """Decodes one replication stream, which it must be given whole and in order, cut anywhere.
 
     Rows of the tables in `schema.TABLES` are decoded, others are passed over. `schema` is that of the tables whose
-    declaration names none. `database` is what rejected events name as their source. `transaction` is the one of the
-    last message decoded.
+    declaration names none; `partitioned` names the tables that have partitions. `database` is what rejected events
+    name as their source. `transaction` is the one of the last message decoded.
     """
 
     database: str
     schema: str
+    partitioned: Collection[str] = ()
     transaction: Transaction = Transaction(0, 0)
     _layouts: dict[int, Layout | None] = field(default_factory=dict)
 
@@ -153,6 +154,8 @@ class Decoder:
         before_texts, after_texts = old.texts(messages), new.texts(messages)
 
         reasons = _broken(layout, tag, marker, new)
+        if layout.table.name in self.partitioned:
+            reasons = {**_only_keys(layout, marker, old), **reasons}
         if not layout.problem:
             whole = np.flatnonzero(~np.isin(np.arange(count), list(reasons))) if reasons else np.arange(count)
             is_insert, is_delete = tag == _INSERT, tag == _DELETE
@@ -322,16 +325,39 @@ def _broken(layout: Layout, tag: np.ndarray, marker: np.ndarray, new: _Tuples) -
     if layout.problem:
         return dict.fromkeys(range(len(tag)), layout.problem)
     reasons: dict[int, str] = {}
+    name = layout.table.name
+    if not layout.table.key:
+        return dict.fromkeys(
+            np.flatnonzero(tag != _INSERT).tolist(),
+            f"{name} is declared append-only and has no key, so one of its rows cannot be changed or deleted: "
+            "`lockstep capture --new-snapshot` lands what has become of the table",
+        )
     for row in np.flatnonzero((tag != _INSERT) & (marker != _OLD)).tolist():
-        name = layout.table.name
         reasons[row] = (
-            f"it has no before image: is the source table REPLICA IDENTITY FULL? "
+            f"it has no before image: is the source table REPLICA IDENTITY FULL, and each of its partitions? "
             f"ALTER TABLE {name} REPLICA IDENTITY FULL;"
         )
     for column, kind in zip(layout.columns, new.kind, strict=True):
         for row in np.flatnonzero(kind == _UNCHANGED).tolist():
             reasons.setdefault(row, f"column {column.name} of the after image was not sent")
     return reasons
+
+
+def _only_keys(layout: Layout, marker: np.ndarray, old: _Tuples) -> dict[int, str]:
+    """The rows whose before image holds the key alone, though it is sent as a whole one.
+
+    So PostgreSQL sends them where the partitioned table has REPLICA IDENTITY FULL and the row's partition has not.
+    """
+    others = [kind for c, kind in zip(layout.columns, old.kind, strict=True) if c.name not in layout.table.key]
+    if not others:
+        return {}
+    is_key_only = (marker == _OLD) & np.all([kind == _NULL for kind in others], axis=0)
+    name = layout.table.name
+    return dict.fromkeys(
+        np.flatnonzero(is_key_only).tolist(),
+        f"its before image holds the key alone: each partition of {name} needs ALTER TABLE ... REPLICA IDENTITY FULL, "
+        "and then `lockstep capture --new-snapshot`",
+    )
 
 
 def _images(

@@ -23,7 +23,15 @@ from lockstep.pgvalues import SESSION, Layout, SourceColumn
 from lockstep.schema import TABLES, TEXT, Table
 
 MINIMUM_VERSION = 150000
-APPEND_ONLY = frozenset({"gps_pings"})  # has no updates, so that it needs no before image
+
+# Kinds of relations (pg_class.relkind): those that are captured; others, with what to do instead.
+_PARTITIONED = "p"
+KINDS = ("r", _PARTITIONED)
+OTHER_KINDS = {
+    "v": ("a view", "capture the tables that it reads"),
+    "m": ("a materialized view", "capture the tables that it reads"),
+    "f": ("a foreign table", "its rows are in another server, so capture them there"),
+}
 
 # How long the server may take to notice that a reader of a slot, killed perhaps, is gone.
 LEFTOVER_SECONDS = 5.0
@@ -243,17 +251,24 @@ class Source:
         """Make the publication of the source tables if there is none; whether one was made."""
         if query(connection, "SELECT 1 FROM pg_publication WHERE pubname = %s", (self.publication,)):
             return False
-        query(connection, self._publication_statement(connection, TABLES.values()))
+        tables = list(TABLES.values())
+        query(connection, self._publication_statement(connection, tables, self._relations(connection, tables)))
         return True
 
     def drop_publication(self, connection: Connection) -> None:
         query(connection, sql.SQL("DROP PUBLICATION {}").format(sql.Identifier(self.publication)))
 
-    def _publication_statement(self, connection: Connection, tables: Iterable[Table]) -> str:
-        statement = sql.SQL("CREATE PUBLICATION {} FOR TABLE {}").format(
-            sql.Identifier(self.publication), sql.SQL(", ").join(self._qualified(table) for table in tables)
-        )
-        return statement.as_string(connection)
+    def _publication_statement(
+        self, connection: Connection, tables: Iterable[Table], found: Mapping[str, _Relation]
+    ) -> str:
+        names = [
+            f"{'ONLY ' if t.name in found and found[t.name].has_heirs else ''}{self._name(connection, t)}"
+            for t in tables
+        ]
+        publication = sql.Identifier(self.publication).as_string(connection)
+        via_root = any(r.kind == _PARTITIONED for r in found.values())
+        options = " WITH (publish_via_partition_root = true)" if via_root else ""
+        return f"CREATE PUBLICATION {publication} FOR TABLE {', '.join(names)}{options}"
 
     def create_slot(
         self,
@@ -359,9 +374,17 @@ class Source:
         names = [self._name(connection, table) for table in tables]
         query(connection, f"LOCK TABLE {', '.join(names)} IN ACCESS SHARE MODE")
         # The catalog's row is read by the snapshot, the function tells what is now.
-        statement = "SELECT relname FROM pg_class WHERE oid = ANY(%s::regclass[]) "
-        statement += "AND relfilenode <> pg_relation_filenode(oid)"
+        statement = """
+        SELECT DISTINCT t.relname FROM pg_class AS t, pg_class AS c
+        WHERE t.oid = ANY(%s::regclass[]) AND c.relfilenode <> pg_relation_filenode(c.oid)
+          AND (c.oid = t.oid OR c.oid IN (SELECT relid FROM pg_partition_tree(t.oid)))
+        """
         return [name for (name,) in query(connection, statement, (names,))]
+
+    def partitioned(self, connection: Connection) -> frozenset[str]:
+        """The names of the source tables that have partitions."""
+        found = self._relations(connection, list(TABLES.values()))
+        return frozenset(name for name, relation in found.items() if relation.kind == _PARTITIONED)
 
     def layout(self, connection: Connection, table: Table) -> Layout:
         """The columns that the table has now. Generated columns are left out: the stream has none either."""
@@ -392,9 +415,17 @@ class Source:
         max_rows: int,
         max_bytes: int,
     ) -> None:
-        """Hand the table's rows to `take` in chunks: the text of each of the layout's columns."""
-        statement = sql.SQL("COPY (SELECT {} FROM {}) TO STDOUT (FORMAT csv, FORCE_QUOTE *)").format(
-            sql.SQL(", ").join(sql.Identifier(c.name) for c in layout.columns), self._qualified(layout.table)
+        """Hand the table's rows to `take` in chunks: the text of each of the layout's columns.
+
+        A partitioned table has the rows of its partitions. One that others inherit from has its own only: theirs are
+        changes of theirs in the stream.
+        """
+        found = self._relations(connection, [layout.table])
+        is_partitioned = found[layout.table.name].kind == _PARTITIONED
+        statement = sql.SQL("COPY (SELECT {} FROM {}{}) TO STDOUT (FORMAT csv, FORCE_QUOTE *)").format(
+            sql.SQL(", ").join(sql.Identifier(c.name) for c in layout.columns),
+            sql.SQL("" if is_partitioned else "ONLY "),
+            self._qualified(layout.table),
         )
         chunks: Any = _Chunks([c.name for c in layout.columns], take, max_rows, max_bytes)
         with connection.cursor() as cursor:
@@ -479,6 +510,15 @@ class Source:
             SELECT t.place - 1, c.relkind, c.relpersistence, c.relreplident,
               has_table_privilege(c.oid, 'SELECT') AND has_schema_privilege(c.relnamespace, 'USAGE'),
               pg_has_role(c.relowner, 'USAGE'),
+              EXISTS (SELECT FROM pg_inherits AS i WHERE i.inhparent = c.oid AND c.relkind = 'r'),
+              (
+                SELECT COALESCE(json_agg(json_build_array(pn.nspname, p.relname, p.relpersistence, p.relreplident)
+                  ORDER BY pn.nspname, p.relname), '[]')
+                FROM pg_partition_tree(c.oid) AS tree
+                JOIN pg_class AS p ON p.oid = tree.relid
+                JOIN pg_namespace AS pn ON pn.oid = p.relnamespace
+                WHERE c.relkind = 'p' AND p.oid <> c.oid
+              ),
               ARRAY(
                 SELECT a.attname::text FROM pg_index AS i
                 CROSS JOIN unnest(i.indkey::smallint[]) WITH ORDINALITY AS k (attnum, place)
@@ -500,16 +540,22 @@ class Source:
                 statement = f"-- create it, or declare the table in the schema it is in: it is {table.schema} now"
             return [Problem(f"table {name} is missing", statement)]
         problems = []
-        if found.kind != "r":
-            problems.append(Problem(f"{name} is not an ordinary table", "-- capture reads ordinary tables only"))
-        if found.persistence == "u":
-            problems.append(
-                Problem(
-                    f"{name} is unlogged: the server's log, from which changes are captured, has none of its changes",
-                    f"ALTER TABLE {name} SET LOGGED;",
-                    hinders_reading=False,
-                )
+        if found.kind not in KINDS:
+            what, way_out = OTHER_KINDS.get(found.kind, ("no table", "leave it out of the source schema"))
+            problems.append(Problem(f"{name} is {what}", f"-- {way_out}, and leave it out of the source schema"))
+            return problems
+        stored = [(name, found.persistence, found.identity)]
+        for schema, partition, persistence, identity in found.partitions:
+            stored.append((sql.Identifier(schema, partition).as_string(connection), persistence, identity))
+        problems += [
+            Problem(
+                f"{part} is unlogged: the server's log, from which changes are captured, has none of its changes",
+                f"ALTER TABLE {part} SET LOGGED;",
+                hinders_reading=False,
             )
+            for part, persistence, _ in stored
+            if persistence == "u"
+        ]
         if not found.is_readable:
             user = query(connection, "SELECT quote_ident(current_user)")[0][0]
             schema = sql.Identifier(table.schema_or(self.schema)).as_string(connection)
@@ -521,11 +567,11 @@ class Source:
                 )
             )
         wanted = ", ".join(table.sql_key)
-        if not found.key:
+        if not found.key and table.key:
             statement = f"ALTER TABLE {name} ADD PRIMARY KEY ({wanted});"
             problem = Problem(f"{name} has no primary key", statement, is_fatal=False, hinders_reading=False)
             problems.append(problem)
-        elif sorted(found.key) != sorted(table.key):
+        elif table.key and sorted(found.key) != sorted(table.key):
             problems.append(
                 Problem(
                     f"the primary key of {name} is ({', '.join(found.key)}), it must be ({wanted})",
@@ -534,15 +580,16 @@ class Source:
                     hinders_reading=False,
                 )
             )
-        if found.identity != "f" and table.name not in APPEND_ONLY:
-            problems.append(
-                Problem(
-                    f"{name} does not have REPLICA IDENTITY FULL: its updates would come without the row before",
-                    f"ALTER TABLE {name} REPLICA IDENTITY FULL;",
-                    is_fatal=False,
-                    hinders_reading=False,
-                )
+        problems += [
+            Problem(
+                f"{part} does not have REPLICA IDENTITY FULL: its updates would come without the row before",
+                f"ALTER TABLE {part} REPLICA IDENTITY FULL;",
+                is_fatal=False,
+                hinders_reading=False,
             )
+            for part, _, identity in stored
+            if identity != "f" and not table.is_append_only
+        ]
         if layout.problem:
             statement = " ".join(layout.mend(name))
             problems.append(Problem(f"{name}: {layout.problem}", statement, is_fatal=False))
@@ -555,7 +602,8 @@ class Source:
         tables = {n: layout.table for n, layout in layouts.items()}
         rows = query(
             connection,
-            "SELECT pubinsert AND pubupdate AND pubdelete AND pubtruncate FROM pg_publication WHERE pubname = %s",
+            "SELECT pubinsert AND pubupdate AND pubdelete AND pubtruncate, pubviaroot FROM pg_publication "
+            "WHERE pubname = %s",
             (self.publication,),
         )
         if not rows:
@@ -565,6 +613,12 @@ class Source:
             statement = f"ALTER PUBLICATION {name} SET (publish = 'insert, update, delete, truncate');"
             text = f"publication {name} leaves out some kinds of changes"
             problems.append(Problem(text, statement, hinders_reading=False))
+        partitioned = [n for n in tables if n in found and found[n].kind == _PARTITIONED]
+        if partitioned and not rows[0][1]:
+            statement = f"ALTER PUBLICATION {name} SET (publish_via_partition_root = true);"
+            text = f"publication {name} sends changes of the partitions of {', '.join(partitioned)}, not of the table"
+            problems.append(Problem(text, statement, hinders_reading=False))
+            tables = {n: table for n, table in tables.items() if n not in partitioned}
         published = {
             (schema, table): (row_filter, set(columns))
             for schema, table, row_filter, columns in query(
@@ -608,7 +662,7 @@ class Source:
         return [
             Problem(
                 f"{user} {why}, so it cannot make the publication; an owner of the tables or a superuser can",
-                f"{self._publication_statement(connection, tables)};",
+                f"{self._publication_statement(connection, tables, found)};",
                 hinders_reading=False,
             )
         ]
@@ -616,13 +670,18 @@ class Source:
 
 @dataclass(frozen=True)
 class _Relation:
-    """A table as the catalog has it. `is_owned` if the user may do what its owner may."""
+    """A table as the catalog has it. `is_owned` if the user may do what its owner may.
+
+    `has_heirs` if other tables inherit from it. `partitions` are (schema, name, persistence, replica identity).
+    """
 
     kind: str
     persistence: str
     identity: str
     is_readable: bool
     is_owned: bool
+    has_heirs: bool
+    partitions: Sequence[tuple[str, str, str, str]]
     key: Sequence[str]
 
 

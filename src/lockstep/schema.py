@@ -21,6 +21,7 @@ TIMESTAMP = pa.timestamp("us")  # always UTC; naive on disk so that no session t
 BIGINT, INT, TEXT, DOUBLE, REAL, DATE = pa.int64(), pa.int32(), pa.string(), pa.float64(), pa.float32(), pa.date32()
 
 SCHEMA_FILE = "source_schema.sql"
+APPEND_ONLY = "append-only"  # the comment at the head of a CREATE TABLE that declares it so
 _TYPES = {
     "BIGINT": BIGINT,
     "BIGSERIAL": BIGINT,
@@ -61,6 +62,9 @@ class Column:
 class Table:
     """A source table. `key` names its primary key columns in order, `schema` the schema it is declared in, if any.
 
+    `is_append_only`: rows are only ever added to it, or all of them removed by TRUNCATE. Only such a table may lack a
+    key; its rows are told apart by all they hold, and two of them may be equal.
+
     A column that the schema file does not name is no reason to fail: it travels in the image's `extra`, as JSON.
     """
 
@@ -68,6 +72,7 @@ class Table:
     key: tuple[str, ...]
     columns: tuple[Column, ...]
     schema: str | None = None
+    is_append_only: bool = False
     image: pa.StructType = field(init=False)
 
     def __post_init__(self) -> None:
@@ -80,8 +85,8 @@ class Table:
 
     @property
     def sql_key(self) -> tuple[str, ...]:
-        """The key's columns, quoted for SQL."""
-        return tuple(map(quoted, self.key))
+        """The columns by which rows are told apart, quoted for SQL: the key's, or all of a table without a key."""
+        return tuple(map(quoted, self.key or (c.name for c in self.columns)))
 
 
 def quoted(name: str) -> str:
@@ -99,8 +104,11 @@ def declared(path: Path) -> dict[str, Table]:
     """The tables of a file of DDL, by name, in its order.
 
     CREATE TABLE statements count, and primary keys that are added later as `pg_dump --schema-only` does; all else is
-    passed over. Raises one LockstepError that names the file, table and column of everything the change log cannot
-    hold, so that all of it can be mended at once.
+    passed over. The comment `-- append-only` before CREATE TABLE or at the end of its first line says that rows are
+    only ever added to the table, and then it needs no key.
+
+    Raises one LockstepError that names the file, table and column of everything the change log cannot hold, so that
+    all of it can be mended at once.
     """
     try:
         tables, problems = parsed(path.read_text(encoding="utf-8"), path)
@@ -127,7 +135,8 @@ def parsed(ddl: str, path: Path) -> tuple[dict[str, Table], list[str]]:
     columns: dict[str, list[Column]] = {}
     keys: dict[str, tuple[str, ...]] = {}
     schemas: dict[str, str | None] = {}
-    for line, text in definitions:
+    append_only: set[str] = set()
+    for line, text, is_append_only in definitions:
         try:
             statement = parse_one(text, dialect="postgres")
         except ParseError as e:
@@ -145,6 +154,7 @@ def parsed(ddl: str, path: Path) -> tuple[dict[str, Table], list[str]]:
                 )
                 continue
             schemas[name] = statement.this.this.db or None
+            append_only |= {name} if is_append_only else set()
             # An identifier alone is a column without a type, which `_column` refuses.
             found = [
                 d if isinstance(d, exp.ColumnDef) else exp.ColumnDef(this=d)
@@ -167,16 +177,20 @@ def parsed(ddl: str, path: Path) -> tuple[dict[str, Table], list[str]]:
     if not columns and not problems:
         problems.append(f"{path} declares no table: it needs CREATE TABLE statements.")
     for name in columns:
-        if not keys[name]:
+        if not keys[name] and name not in append_only:
             problems.append(
-                f"{path}: table {name} has no PRIMARY KEY, so its rows cannot be told apart. Declare one, or leave the "
-                "table out of the file."
+                f"{path}: table {name} has no PRIMARY KEY, so its rows cannot be told apart. Declare one; or if rows "
+                "are only ever added to it, say so with the line `-- append-only` before its CREATE TABLE; or leave "
+                "the table out of the file."
             )
         if not name.isidentifier() or name != name.lower() or name.startswith("_"):
             problems.append(
                 f"{path}: table {name} becomes a model, so its name must be a lower-case word. Leave it out."
             )
-    return {name: Table(name, keys[name], tuple(columns[name]), schemas[name]) for name in columns}, problems
+    tables = {
+        name: Table(name, keys[name], tuple(columns[name]), schemas[name], name in append_only) for name in columns
+    }
+    return tables, problems
 
 
 def _column_problems(path: Path, table: str, names: list[str]) -> list[str]:
@@ -198,8 +212,8 @@ def _column_problems(path: Path, table: str, names: list[str]) -> list[str]:
     return problems
 
 
-def _definitions(text: str) -> Iterator[tuple[int, str]]:
-    """The statements that define a table or a key, each with its first line.
+def _definitions(text: str) -> Iterator[tuple[int, str, bool]]:
+    """The statements that define a table or a key, each with its first line and whether it is declared append-only.
 
     Others are not parsed: much of a dump is beyond any parser.
     """
@@ -212,7 +226,13 @@ def _definitions(text: str) -> Iterator[tuple[int, str]]:
             statement = tokens[begin : n + (token.token_type != TokenType.SEMICOLON)]
             kinds = [t.token_type for t in statement]
             if kinds[:2] == [TokenType.CREATE, TokenType.TABLE] or TokenType.PRIMARY_KEY in kinds:
-                yield statement[0].line, text[statement[0].start : statement[-1].end + 1]
+                head = kinds.index(TokenType.L_PAREN) if TokenType.L_PAREN in kinds else 0
+                comments = {comment.strip() for t in statement[: head + 1] for comment in t.comments}
+                yield (
+                    statement[0].line,
+                    text[statement[0].start : statement[-1].end + 1],
+                    APPEND_ONLY in comments,
+                )
             begin = n + 1
 
 

@@ -1,11 +1,14 @@
 """Every kind of table that a stranger's database has is captured, or refused in a sentence that leaves nothing behind.
 
-Awkward cases: tables of two schemas, one of them by the option, the other by its declaration.
+Awkward cases: tables of two schemas, one of them by the option, the other by its declaration; a row that moves to
+another partition, a partition made later, with the wrong replica identity; equal rows in a table without a key.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +16,12 @@ import psycopg2
 import pytest
 
 from lockstep import capture as capturing
+from lockstep.changelog import ChangeLog
 from lockstep.errors import LockstepError
 from lockstep.postgres import Source
 from lockstep.schema import TABLES, declared
+from lockstep.verify import Verified, verify
 from postgres import Cluster, assert_log_is_source, landed, own_cluster
-
-__all__: list[str] = []
 
 
 @pytest.fixture(scope="module")
@@ -105,3 +108,167 @@ def test_a_snapshot_that_fails_leaves_no_slot_and_no_publication(
     assert left_behind(strangers) == []
     assert capture(strangers, home).snapshot == 1
     assert_log_is_source(strangers, home)
+
+
+PAYMENT = """
+CREATE TABLE payment (
+  payment_id bigint NOT NULL, paid_at date NOT NULL, cents bigint, PRIMARY KEY (paid_at, payment_id)){};
+"""
+PARTITIONS = """
+CREATE TABLE payment_january PARTITION OF payment FOR VALUES FROM ('2026-01-01') TO ('2026-02-01');
+CREATE TABLE payment_other PARTITION OF payment DEFAULT;
+ALTER TABLE payment REPLICA IDENTITY FULL;
+"""
+WHOLE = "ALTER TABLE payment_january REPLICA IDENTITY FULL; ALTER TABLE payment_other REPLICA IDENTITY FULL;"
+
+
+@pytest.fixture
+def partitioned(strangers: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    strangers.execute(PAYMENT.format(" PARTITION BY RANGE (paid_at)") + PARTITIONS)
+    declare(monkeypatch, tmp_path, PAYMENT.format(""))
+    return strangers
+
+
+def test_a_partitioned_table_is_captured_by_its_root(partitioned: Cluster, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    said = refusal(partitioned, home)
+    assert 'ALTER TABLE "public"."payment_january" REPLICA IDENTITY FULL;' in said
+    assert 'ALTER TABLE "public"."payment_other" REPLICA IDENTITY FULL;' in said
+    partitioned.execute(WHOLE)
+    partitioned.execute("INSERT INTO payment VALUES (1, '2026-01-05', 100), (2, '2026-03-05', 200)")
+    assert capture(partitioned, home).snapshot == 2
+    partitioned.execute("UPDATE payment SET cents = 150 WHERE payment_id = 1")
+    partitioned.execute("UPDATE payment SET paid_at = '2026-05-01' WHERE payment_id = 1")  # to another partition
+    partitioned.execute("DELETE FROM payment WHERE payment_id = 2")
+    partitioned.execute(
+        "CREATE TABLE payment_june PARTITION OF payment FOR VALUES FROM ('2026-06-01') TO ('2026-07-01')"
+    )
+    partitioned.execute("INSERT INTO payment VALUES (3, '2026-06-05', 300)")
+    assert capture(partitioned, home).quarantined == 0
+    assert_log_is_source(partitioned, home)
+    partitioned.execute("TRUNCATE payment")
+    capture(partitioned, home)
+    assert_log_is_source(partitioned, home)
+
+
+def test_a_delete_that_tells_only_the_key_is_quarantined(partitioned: Cluster, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    partitioned.execute(WHOLE)
+    capture(partitioned, home)
+    partitioned.execute(
+        "CREATE TABLE payment_june PARTITION OF payment FOR VALUES FROM ('2026-06-01') TO ('2026-07-01')"
+    )
+    partitioned.execute("INSERT INTO payment VALUES (3, '2026-06-05', 300)")
+    partitioned.execute("DELETE FROM payment")
+    assert capture(partitioned, home).quarantined == 1
+    [entry] = ChangeLog(home).quarantined()
+    assert "holds the key alone: each partition of payment needs" in entry["reason"]
+    partitioned.execute("ALTER TABLE payment_june REPLICA IDENTITY FULL")
+    capture(partitioned, home, new_snapshot=True)
+    assert [c["op"] for c in landed(home, "payment")] == ["c", "d"]
+
+
+def test_a_publication_of_partitions_is_refused_with_the_remedy(partitioned: Cluster, tmp_path: Path) -> None:
+    partitioned.execute(WHOLE + "CREATE PUBLICATION lockstep FOR TABLE payment")
+    said = refusal(partitioned, tmp_path / "home")
+    partitioned.execute(next(line for line in said.splitlines() if "publish_via_partition_root" in line))
+    capture(partitioned, tmp_path / "home")
+
+
+def test_partitions_can_be_tables_of_their_own(
+    partitioned: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    partitioned.execute(WHOLE + "CREATE PUBLICATION lockstep FOR TABLE payment")
+    declare(
+        monkeypatch,
+        tmp_path,
+        "".join(PAYMENT.format("").replace("payment (", f"payment_{part} (") for part in ("january", "other")),
+    )
+    home = tmp_path / "home"
+    partitioned.execute("INSERT INTO payment VALUES (1, '2026-01-05', 100)")
+    capture(partitioned, home)
+    partitioned.execute("INSERT INTO payment VALUES (2, '2026-01-06', 100), (3, '2026-04-05', 100)")
+    capture(partitioned, home)
+    assert_log_is_source(partitioned, home)
+    assert len(landed(home, "payment_january")) == 2
+
+
+def test_a_table_that_others_inherit_from_has_its_own_rows(
+    strangers: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ddl = "CREATE TABLE person (person_id int PRIMARY KEY, name text);"
+    strangers.execute(f"{ddl} CREATE TABLE clerk (salary bigint) INHERITS (person);")
+    strangers.execute("ALTER TABLE person REPLICA IDENTITY FULL")
+    strangers.execute("INSERT INTO person VALUES (1, 'Ann'); INSERT INTO clerk VALUES (1, 'Bo', 5)")
+    declare(monkeypatch, tmp_path, ddl)
+    home = tmp_path / "home"
+    assert capture(strangers, home).snapshot == 1
+    strangers.execute("INSERT INTO person VALUES (2, 'Cy'); INSERT INTO clerk VALUES (2, 'Di', 5)")
+    assert capture(strangers, home).changes == 1
+    assert [c["after"]["name"] for c in landed(home, "person")] == ["Ann", "Cy"]
+    assert strangers.execute("SELECT tablename FROM pg_publication_tables") == [("person",)]
+
+
+HISTORY = "-- append-only\nCREATE TABLE history (account int, delta int, noted_at timestamptz);"
+
+
+def history(server: Cluster) -> list[tuple[Any, ...]]:
+    return sorted(server.execute("SELECT account, delta FROM history"))
+
+
+def in_log(home: Path) -> list[tuple[Any, ...]]:
+    rows: Counter[tuple[Any, ...]] = Counter()
+    for change in landed(home, "history"):
+        for image, weight in ((change["before"], -1), (change["after"], 1)):
+            if image:
+                rows[image["account"], image["delta"]] += weight
+    return sorted(rows.elements())
+
+
+def verified(server: Cluster, home: Path) -> Verified:
+    with ThreadPoolExecutor(1) as thread:
+        verifying = thread.submit(verify, home, server.dsn(), [], 60, 10, lambda _: None)
+        while not verifying.done():
+            capture(server, home)
+        return verifying.result()
+
+
+def test_an_append_only_table_needs_no_key(strangers: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    strangers.execute(HISTORY)
+    strangers.execute("INSERT INTO history VALUES (1, 5), (1, 5), (2, 7)")
+    declare(monkeypatch, tmp_path, HISTORY)
+    home = tmp_path / "home"
+    assert capture(strangers, home).snapshot == 3
+    strangers.execute("INSERT INTO history VALUES (1, 5), (3, 9)")
+    capture(strangers, home)
+    assert in_log(home) == history(strangers) == [(1, 5), (1, 5), (1, 5), (2, 7), (3, 9)]
+    strangers.execute("TRUNCATE history; INSERT INTO history VALUES (4, 1)")
+    capture(strangers, home)
+    assert in_log(home) == history(strangers) == [(4, 1)]
+    equal = verified(strangers, home)
+    assert equal.is_equal and equal.tables[0].comparison.compared == 1
+
+    # What breaks the declaration goes to quarantine, and a new snapshot lands it.
+    strangers.execute("INSERT INTO history VALUES (6, 1), (6, 1), (6, 1)")
+    strangers.execute("ALTER TABLE history REPLICA IDENTITY FULL; DELETE FROM history WHERE account = 4")
+    assert capture(strangers, home).quarantined == 1
+    [entry] = ChangeLog(home).quarantined()
+    assert "is declared append-only and has no key" in entry["reason"]
+    strangers.execute("DELETE FROM history WHERE ctid IN (SELECT ctid FROM history WHERE account = 6 LIMIT 1)")
+    unequal = verified(strangers, home)
+    assert [(d.kind, d.key["account"]) for d in unequal.tables[0].comparison.differences] == [
+        ("only in the log", "4"),
+        ("only in the log", "6"),
+    ]
+    capture(strangers, home, new_snapshot=True)
+    assert in_log(home) == history(strangers) == [(6, 1), (6, 1)]
+
+
+def test_a_foreign_table_and_a_view_are_refused_in_a_sentence(
+    strangers: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    strangers.execute("CREATE TABLE film (film_id int PRIMARY KEY); CREATE VIEW films AS SELECT * FROM film")
+    declare(monkeypatch, tmp_path, "CREATE TABLE films (film_id int PRIMARY KEY);")
+    assert '"public"."films" is a view\n    -- capture the tables that it reads' in refusal(
+        strangers, tmp_path / "home"
+    )

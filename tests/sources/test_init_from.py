@@ -106,12 +106,31 @@ def test_chosen_tables(rental: Cluster, tmp_path: Path) -> None:
     assert "Left out" not in result.output
 
 
+def test_a_table_that_is_declared_append_only_needs_no_key(rental: Cluster, tmp_path: Path) -> None:
+    project = tmp_path / "project"
+    result = init(project, "--from", rental.dsn(), "--table", "film", "--append-only", "history")
+    tables = declared(project / "source_schema.sql")
+    assert list(tables) == ["film", "history"] and tables["history"].is_append_only
+    assert '"history" REPLICA IDENTITY FULL' not in result.output
+
+
+def test_a_partitioned_table_stands_for_its_partitions(rental: Cluster, tmp_path: Path) -> None:
+    rental.execute("CREATE TABLE payment (id int PRIMARY KEY) PARTITION BY RANGE (id)")
+    rental.execute("CREATE TABLE payment_low PARTITION OF payment FOR VALUES FROM (0) TO (9)")
+    said = init(tmp_path / "project", "--from", rental.dsn()).output
+    assert "public.payment_low is a partition of public.payment, with which it is captured." in said
+    assert 'ALTER TABLE "public"."payment_low" REPLICA IDENTITY FULL;' in said
+    assert "publish_via_partition_root" not in said  # the capture makes the publication so
+    alone = init(tmp_path / "alone", "--from", rental.dsn(), "--table", "payment_low")
+    assert "declares 1 table," in alone.output
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [
         ("films", "public.films is a view: capture the tables that it reads."),
         ("remote", "public.remote is a foreign table: its rows are in another server, so capture them there."),
-        ("history", "public.history has no primary key"),
+        ("history", "say so with --append-only public.history"),
         ("clerk", "shop has no table clerk. Did you mean staff.clerk?"),
         ("no such", "'no such' is not the name of a table"),
     ],
@@ -162,4 +181,4 @@ def test_300_tables(server: Cluster, tmp_path: Path) -> None:
     server.execute("".join(f"CREATE TABLE t{n} (id bigint PRIMARY KEY, {columns});" for n in range(300)))
     result = init(tmp_path / "project", "--from", server.dsn())
     assert "declares 308 tables, " in result.output
-    assert result.output.count("REPLICA IDENTITY FULL;\n") == 300
+    assert result.output.count("REPLICA IDENTITY FULL;\n") == 301  # gps_pings too: none is append-only

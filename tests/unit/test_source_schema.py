@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from debezium_events import deliver, event
+from lockstep.changelog import ChangeLog
 from lockstep.errors import LockstepError
-from lockstep.schema import declared
+from lockstep.schema import TABLES, declared
 
 STRANGERS = """
 SET client_encoding = 'UTF8';
@@ -79,3 +81,43 @@ def test_a_key_of_a_table_that_is_not_declared_is_passed_over(path: Path) -> Non
         "CREATE TABLE a (a_id int PRIMARY KEY); ALTER TABLE ONLY public.b ADD CONSTRAINT b PRIMARY KEY (id);"
     )
     assert list(declared(path)) == ["a"]
+
+
+@pytest.mark.parametrize(
+    "ddl",
+    [
+        "-- append-only\nCREATE TABLE history (delta int);",
+        "CREATE TABLE first (id int PRIMARY KEY); -- the first\n-- append-only\nCREATE TABLE history (delta int)",
+        "CREATE TABLE history ( -- append-only\n  delta int\n);",
+        "/* append-only */ CREATE TABLE history (delta int);",
+    ],
+)
+def test_an_append_only_table_needs_no_key(path: Path, ddl: str) -> None:
+    path.write_text(ddl)
+    declared.cache_clear()
+    table = declared(path)["history"]
+    assert table.is_append_only and table.key == () and table.sql_key == ('"delta"',)
+
+
+@pytest.mark.parametrize(
+    "ddl",
+    [
+        "CREATE TABLE history (delta int); -- append-only",
+        "CREATE TABLE history (delta int -- append-only\n);",
+        "-- append-only, I think\nCREATE TABLE history (delta int);",
+    ],
+)
+def test_a_comment_elsewhere_declares_nothing(path: Path, ddl: str) -> None:
+    [problem] = said(path, ddl)
+    assert "say so with the line `-- append-only` before its CREATE TABLE" in problem
+
+
+def test_events_of_a_table_without_a_key_are_quarantined(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path.write_text("-- append-only\nCREATE TABLE orders (order_id int, region text);")
+    declared.cache_clear()
+    monkeypatch.setattr(TABLES, "_found", declared(path))
+    home = path.parent / "home"
+    row = {"order_id": 1, "region": "north"}
+    summary = deliver(home, event("r", None, row), event("c", None, row, n=2), event("t", None, None, n=3))
+    assert (summary.landed, summary.quarantined) == ({}, 3)
+    assert "such a table can only be followed by `lockstep capture`" in ChangeLog(home).quarantined()[0]["reason"]
