@@ -1,24 +1,19 @@
 """What a PostgreSQL's catalog says of its tables, as `source_schema.sql` declares them.
 
-One query reads all tables. Each declaration is parsed as every command will parse it, so what is written is what a
-capture accepts: a column that the change log cannot hold is left to `extra`, a table that it cannot hold is left out,
-and both are said.
+One query reads all tables.
 """
 
 from __future__ import annotations
 
-import functools
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from psycopg2 import errors
 from psycopg2.extensions import connection as Connection
 
+from lockstep.declaration import Declaration, SourceColumn, SourceTable, declare, identifier
 from lockstep.errors import LockstepError
 from lockstep.postgres import OTHER_KINDS, Problem, Source, query
-from lockstep.schema import APPEND_ONLY, SCHEMA_FILE, Table, parsed, quoted
 
 _TABLES = """
 SELECT c.oid, n.nspname, c.relname, c.relkind::text,
@@ -41,14 +36,8 @@ ORDER BY n.nspname <> 'public', n.nspname, c.relname
 """
 
 
-@dataclass(frozen=True)
-class Declaration:
-    """The text of a `source_schema.sql`, the tables that it declares, and what it does not declare and why."""
-
-    text: str
-    tables: tuple[Table, ...]
-    columns_left_out: tuple[str, ...]
-    tables_left_out: tuple[str, ...]
+_OLDEST_CATALOG = 120000  # the version whose catalog has all that is asked for
+_GENERATED = "it is generated, and the server sends no generated columns: compute it in a model"
 
 
 def read(source: Source, wanted: Sequence[str], append_only: Sequence[str] = ()) -> tuple[Declaration, list[Problem]]:
@@ -59,6 +48,9 @@ def read(source: Source, wanted: Sequence[str], append_only: Sequence[str] = ())
     """
     connection = source.first_connection()
     try:
+        if connection.server_version < _OLDEST_CATALOG:
+            [problem] = source.check(connection)
+            raise LockstepError(f"{problem.text}:\n    {problem.statement}")
         declaration = _declare(connection, wanted, append_only)
         problems = source.check(connection, declaration.tables)
         refused = source.replication_problem(connection)
@@ -85,7 +77,7 @@ class _Found:
 
     @property
     def qualified(self) -> str:
-        return f"{_identifier(self.schema)}.{_identifier(self.name)}"
+        return f"{identifier(self.schema)}.{identifier(self.name)}"
 
 
 def _declare(connection: Connection, wanted: Sequence[str], append_only: Sequence[str]) -> Declaration:
@@ -93,33 +85,21 @@ def _declare(connection: Connection, wanted: Sequence[str], append_only: Sequenc
     only_added_to = _named(connection, append_only, found)
     named = [*_named(connection, wanted, found), *only_added_to]
     chosen = {oid: found[oid] for oid in named} if wanted else found
-    parts: list[_Part] = []
-    left_out: list[str] = []
-    seen: dict[str, str] = {}
-    refused: list[str] = []
+    tables = []
     for relation in chosen.values():
-        is_named = relation.oid in named
+        is_named, is_append_only = relation.oid in named, relation.oid in only_added_to
         if relation.root in chosen:
-            part: _Part | str = f"is a partition of {found[relation.root].qualified}, with which it is captured"
+            unfit: str | None = f"is a partition of {found[relation.root].qualified}, with which it is captured"
         else:
-            part = _part(relation, is_named, relation.oid in only_added_to, seen)
-        if isinstance(part, str):
-            (refused if is_named else left_out).append(f"{relation.qualified} {part}.")
-        else:
-            seen[relation.name] = relation.qualified
-            parts.append(part)
-    if refused:
-        raise LockstepError("\n  ".join(("These cannot be captured:", *refused)) if refused[1:] else refused[0])
-    if not parts:
-        why = "".join(f"\n  {line}" for line in left_out)
-        raise LockstepError(f"There is no table in this database that can be captured.{why}")
-    text = f"-- The source tables, as the catalog of {_database(connection)} had them.\n"
-    return Declaration(
-        text + "".join(f"\n{part.text}" for part in parts),
-        tuple(part.table for part in parts),
-        tuple(line for part in parts for line in part.left_out),
-        tuple(left_out),
-    )
+            unfit = _unfit(relation, is_named, is_append_only)
+        columns = [
+            SourceColumn(name, kind, is_not_null, _GENERATED if is_generated else None)
+            for name, kind, is_not_null, is_generated in relation.columns
+        ]
+        tables.append(
+            SourceTable(relation.name, columns, relation.key, relation.schema, is_append_only, is_named, unfit)
+        )
+    return declare(f"The source tables, as the catalog of {_database(connection)} had them.", tables)
 
 
 def _database(connection: Connection) -> str:
@@ -150,79 +130,15 @@ def _named(connection: Connection, wanted: Sequence[str], found: Mapping[int, _F
     return oids
 
 
-@dataclass(frozen=True)
-class _Part:
-    """One table's declaration; `left_out` are its columns that are not declared, each with the reason."""
-
-    text: str
-    table: Table
-    left_out: tuple[str, ...]
-
-
-def _part(relation: _Found, is_named: bool, is_append_only: bool, seen: Mapping[str, str]) -> _Part | str:
-    """The declaration of a table, or why it has none."""
+def _unfit(relation: _Found, is_named: bool, is_append_only: bool) -> str | None:
+    """Why the table cannot be declared, as the rest of a sentence that begins with its name."""
     if relation.kind in OTHER_KINDS:
         return "is {}: {}".format(*OTHER_KINDS[relation.kind])
     if not is_named and relation.extension:
         return f"belongs to the extension {relation.extension}"
-    if relation.name in seen:
-        return f"has the name of {seen[relation.name]}, and a table of the log is known by its name alone"
     if not relation.key and not is_append_only:
         return (
             "has no primary key, so its rows cannot be told apart; if rows are only ever added to it, say so with "
             f"--append-only {relation.qualified}"
         )
-    notes: list[str] = []
-    body: list[str] = []
-    left_out: list[str] = []
-    names: set[str] = set()
-    for name, kind, is_not_null, is_generated in relation.columns:
-        if why := _unfit(name, kind, is_generated, names):
-            if name in relation.key:
-                return f"has the key column {name} {kind}, which cannot be declared: {why}"
-            left_out.append(f"{relation.qualified}.{_identifier(name)} ({kind}): {why}")
-            notes.append(f"-- Without {name!r} {kind}: {why}.")
-        else:
-            names.add(name.lower())
-            body.append(f"{_identifier(name)} {kind}{' NOT NULL' if is_not_null else ''}")
-    if relation.key:
-        body.append(f"PRIMARY KEY ({', '.join(map(_identifier, relation.key))})")
-    if is_append_only:
-        notes.append(f"-- {APPEND_ONLY}")
-    columns = ",\n".join(f"  {line}" for line in body)
-    text = "\n".join([*notes, f"CREATE TABLE {relation.qualified} (", columns, ");\n"])
-    tables, problems = parsed(text, Path(SCHEMA_FILE))
-    if problems:
-        return f"cannot be declared: {' '.join(problems)}".rstrip(".")
-    return _Part(text, tables[relation.name], tuple(left_out))
-
-
-def _unfit(name: str, kind: str, is_generated: bool, names: set[str]) -> str | None:
-    """Why a column cannot be declared beside those in `names`."""
-    if is_generated:
-        return "it is generated, and the server sends no generated columns: compute it in a model"
-    if name.lower() == "extra":
-        return "its name is that of the column that carries all undeclared columns, where it travels as JSON"
-    if name.lower() in names:
-        return "another column has the same name but for its case; it travels in `extra`, as JSON"
-    if not _is_type(kind):
-        return "the change log has no such type; it travels in `extra`, as JSON"
     return None
-
-
-@functools.cache
-def _is_type(kind: str) -> bool:
-    return not parsed(f"CREATE TABLE t (c {kind} PRIMARY KEY)", Path(SCHEMA_FILE))[1]
-
-
-@functools.cache
-def _reserved() -> frozenset[str]:
-    from sqlglot.dialects.postgres import Postgres
-
-    return frozenset(word.lower() for word in Postgres.Tokenizer.KEYWORDS)
-
-
-def _identifier(name: str) -> str:
-    """A name as an SQL identifier, in quotes only where it needs them."""
-    is_plain = re.fullmatch(r"[a-z_][a-z0-9_]*", name) and name not in _reserved()
-    return name if is_plain else quoted(name)

@@ -33,13 +33,18 @@ def cli() -> None:
 
 @cli.command()
 @click.argument("directory", type=click.Path(path_type=Path))
-@click.option("--from", "origin", metavar="postgresql://...", help="Declare the tables that this database has.")
+@click.option(
+    "--from",
+    "origin",
+    metavar="postgresql://...|FILE",
+    help="Declare the tables of this database, or of this recording of Debezium's events.",
+)
 @click.option(
     "--table",
     "tables",
     multiple=True,
     metavar="[SCHEMA.]NAME",
-    help="Declare this table of the database, spelled as in SQL. Repeatable; default: all that can be captured.",
+    help="Declare this table only, spelled as in SQL. Repeatable; default: all that can be declared.",
 )
 @click.option(
     "--append-only",
@@ -60,28 +65,45 @@ def init(directory: Path, origin: str | None, tables: tuple[str, ...], append_on
 
     Then, in DIRECTORY, `lockstep capture` with the same address follows these tables.
 
+    --from FILE does so for a recording that `lockstep ingest` can land (JSON lines, plain or gzip): its events name
+    their types if the converters had schemas.enable=true, and the tables' keys if it holds the records' keys too.
+
     \b
     Examples:
       lockstep init ../shop
       lockstep init ../shop --from postgresql://lockstep@db/shop
       lockstep init ../shop --from postgresql://lockstep@db/shop --table orders --table crm.customers
       lockstep init ../bench --from postgresql:///bench --append-only pgbench_history
+      lockstep init ../shop --from recording.jsonl.gz
     """
     from lockstep import init as making
 
     if origin is None:
         if tables or append_only:
-            raise LockstepError("--table and --append-only are about the tables of a database: name it with --from.")
+            raise LockstepError("--table and --append-only are about the tables of a source: name it with --from.")
         files = making.init(directory)
         click.echo(f"Made {directory}. To be filled in: {_listed(directory, files)}.")
         return
-    _require_psycopg2("Reading a catalog")
-    from lockstep.catalog import read
-    from lockstep.postgres import Source
+    if "://" not in origin and "=" not in origin:
+        if append_only:
+            raise LockstepError("--append-only is for tables that `lockstep capture` follows, not for a recording.")
+        from lockstep import recording
 
-    declaration, problems = read(Source(origin, application="lockstep init"), tables, append_only)
-    files = making.declare(directory, declaration.text)
-    show.declared(directory, declaration, problems)
+        declaration, ends_early = recording.read(origin, tables)
+        files = making.declare(directory, declaration.text)
+        show.declared(directory, declaration)
+        click.echo(f"`lockstep ingest {origin}` in {directory} lands its events.")
+        if ends_early:
+            click.echo(f"Note: {ends_early}", err=True)
+    else:
+        _require_psycopg2("Reading a catalog")
+        from lockstep import catalog
+        from lockstep.postgres import Source
+
+        declaration, problems = catalog.read(Source(origin, application="lockstep init"), tables, append_only)
+        files = making.declare(directory, declaration.text)
+        show.declared(directory, declaration)
+        show.server_needs(directory, problems)
     if files:
         click.echo(f"To be filled in: {_listed(directory, files)}.")
 

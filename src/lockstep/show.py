@@ -18,9 +18,9 @@ from lockstep.schema import SCHEMA_FILE
 if TYPE_CHECKING:
     from lockstep.alerts import Checked
     from lockstep.capture import Captured
-    from lockstep.catalog import Declaration
     from lockstep.changelog import Watermark
     from lockstep.compact import Compacted
+    from lockstep.declaration import Declaration
     from lockstep.explain import Explanation
     from lockstep.ingest import Summary
     from lockstep.log_check import Checked as LogChecked
@@ -457,8 +457,8 @@ def simulation_into(result: Row) -> None:
         )
 
 
-def declared(directory: Path, declaration: Declaration, problems: Sequence[Problem]) -> None:
-    """What `lockstep init --from` wrote, what it left out, and what the server needs, as SQL that can be run."""
+def declared(directory: Path, declaration: Declaration) -> None:
+    """What `lockstep init --from` wrote, and what it left out."""
     columns = sum(len(table.columns) for table in declaration.tables)
     print(
         f"{directory / SCHEMA_FILE} declares {_count(len(declaration.tables), 'table')}, {_count(columns, 'column')}."
@@ -471,6 +471,10 @@ def declared(directory: Path, declaration: Declaration, problems: Sequence[Probl
             print(f"{title}:")
             for line in lines:
                 print(f"  {line}")
+
+
+def server_needs(directory: Path, problems: Sequence[Problem]) -> None:
+    """What a server needs before it can be captured, as SQL that can be run."""
     if not problems:
         print(f"The server is ready: `lockstep capture` in {directory} follows these tables.")
         return

@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from lockstep import capture as capturing
+from lockstep import catalog, postgres
 from lockstep.cli import cli
 from lockstep.errors import LockstepError
 from lockstep.postgres import Source
@@ -169,6 +170,14 @@ def test_a_role_without_rights_is_told_all_at_once(rental: Cluster, tmp_path: Pa
         'CREATE PUBLICATION "lockstep" FOR TABLE "public"."film"',
     ):
         assert needed in said
+
+
+def test_an_older_server_is_named(rental: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(postgres, "MINIMUM_VERSION", 990000)
+    said = init(tmp_path / "project", "--from", rental.dsn()).output
+    assert "-- this is PostgreSQL" in said and "-- upgrade the server, or capture with Debezium" in said
+    monkeypatch.setattr(catalog, "_OLDEST_CATALOG", 990000)
+    assert "this is PostgreSQL" in refused(tmp_path / "other", "--from", rental.dsn())
 
 
 def test_table_without_from_is_refused(tmp_path: Path) -> None:
