@@ -1141,6 +1141,9 @@ def main() -> None:
 
     So does a disk that is full, or that may not be written.
     """
+    if sys.platform == "win32":
+        click.echo("Error: Lockstep does not run on Windows, which lacks its locks. Run it in WSL 2.", err=True)
+        sys.exit(1)
     try:
         cli(standalone_mode=True)
     except LockstepError as e:

@@ -74,7 +74,8 @@ def compact(home: Path, until: datetime | None, progress: Callable[[str], None] 
         except _CannotExchange:
             done.problem = (
                 f"the file system of {home} cannot exchange two directories in one act, which it takes so that no "
-                "crash and no reader meets half an hour. ext4, xfs, btrfs and tmpfs can; without it all else works."
+                "crash and no reader meets half an hour. ext4, xfs, btrfs and tmpfs on Linux can; without it all else "
+                "works."
             )
         progress("")
         shutil.rmtree(scratch, ignore_errors=True)
