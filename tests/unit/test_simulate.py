@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -255,20 +256,21 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("batches", [1, 2, 4])
-def test_interrupted_history_is_finished_by_asking_again(small: ChangeLog, tmp_path: Path, batches: int) -> None:
-    log = ChangeLog(tmp_path)
+def test_interrupted_history_is_finished_by_asking_again(small: ChangeLog, tmp_path: Path) -> None:
+    """Interrupted after its first batch, resumed and interrupted after one more, and after two more."""
+    log, history = ChangeLog(tmp_path), SMALL
+    for batches in (1, 2, 4):
 
-    def kill(now, watermark):
-        if now.batches == batches:
-            raise Killed
+        def kill(now, watermark, batches=batches):
+            if now.batches == batches:
+                raise Killed
 
-    with pytest.raises(Killed):
-        land_history(log, SMALL, kill)
-    # Without --until it is the interrupted history's, not the present.
-    resumed = choose_history(log, None, None, SMALL.orders_per_day, None)
-    assert resumed == SMALL
-    land_history(log, resumed)
+        with pytest.raises(Killed):
+            land_history(log, history, kill)
+        # Without --until it is the interrupted history's, not the present.
+        history = choose_history(log, None, None, SMALL.orders_per_day, None)
+        assert history == SMALL
+    land_history(log, history)
     assert contents(log) == contents(small)
     assert progress(log) == progress(small)
 
@@ -294,11 +296,15 @@ simulate.land_history(changelog.ChangeLog(Path(sys.argv[1])), history)
 """
 
 
-@pytest.mark.parametrize("file", [12, 60, 200])
-def test_killed_in_a_batch_and_finished(small: ChangeLog, tmp_path: Path, file: int) -> None:
-    result = subprocess.run([sys.executable, "-c", KILL, str(tmp_path), str(file)])
-    assert result.returncode == -signal.SIGKILL
-    log = ChangeLog(tmp_path)
+def test_killed_in_a_batch_and_finished(small: ChangeLog, tmp_path: Path) -> None:
+    """Killed at its 12th file; what goes on from there at its 60th, and what goes on from there at its 200th."""
+    log, positions = ChangeLog(tmp_path), []
+    for file in ("12", "60", "200"):
+        result = subprocess.run([sys.executable, "-c", KILL, str(tmp_path), file])
+        assert result.returncode == -signal.SIGKILL
+        positions.append(log.watermark().position)
+    assert positions == sorted(positions)
+    assert positions[-1] > positions[0]
     land_history(log, choose_history(log, None, None, SMALL.orders_per_day, None))
     assert contents(log) == contents(small)
 
@@ -445,7 +451,8 @@ def test_live_into_the_past_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_live_on_an_empty_home_ends_well_on_a_signal(tmp_path: Path, number: int) -> None:
-    command = [sys.executable, "-m", "lockstep.cli", "simulate", "--orders-per-day", "50", "--live", "--json"]
+    command = [sys.executable, "-m", "lockstep.cli", "simulate", "--days", "1", "--orders-per-day", "50"]
+    command += ["--live", "--json"]
     environment = {**os.environ, "LOCKSTEP_HOME": str(tmp_path)}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
     log = ChangeLog(tmp_path)
@@ -458,6 +465,7 @@ def test_live_on_an_empty_home_ends_well_on_a_signal(tmp_path: Path, number: int
         ):
             process.send_signal(number)
             break
+        time.sleep(0.02)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0
     assert json.loads(output)["position"] == log.watermark().position
