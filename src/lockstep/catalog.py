@@ -6,7 +6,7 @@ One query reads all tables.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from psycopg2 import errors
 from psycopg2.extensions import connection as Connection
@@ -51,7 +51,7 @@ def read(source: Source, wanted: Sequence[str], append_only: Sequence[str] = ())
         if connection.server_version < _OLDEST_CATALOG:
             [problem] = source.check(connection)
             raise LockstepError(f"{problem.text}:\n    {problem.statement}")
-        declaration = _declare(connection, wanted, append_only)
+        declaration = _declare(connection, source, wanted, append_only)
         problems = source.check(connection, declaration.tables)
         refused = source.replication_problem(connection)
         return declaration, [*problems, *([refused] if refused else [])]
@@ -80,7 +80,7 @@ class _Found:
         return f"{identifier(self.schema)}.{identifier(self.name)}"
 
 
-def _declare(connection: Connection, wanted: Sequence[str], append_only: Sequence[str]) -> Declaration:
+def _declare(connection: Connection, source: Source, wanted: Sequence[str], append_only: Sequence[str]) -> Declaration:
     found = {row[0]: _Found(*row) for row in query(connection, _TABLES)}
     only_added_to = _named(connection, append_only, found)
     named = [*_named(connection, wanted, found), *only_added_to]
@@ -99,7 +99,32 @@ def _declare(connection: Connection, wanted: Sequence[str], append_only: Sequenc
         tables.append(
             SourceTable(relation.name, columns, relation.key, relation.schema, is_append_only, is_named, unfit)
         )
-    return declare(f"The source tables, as the catalog of {_database(connection)} had them.", tables)
+    title = f"The source tables, as the catalog of {_database(connection)} had them."
+    declaration = declare(title, tables)
+    undecodable = _undecodable(connection, source, declaration)
+    if not undecodable:
+        return declaration
+    return declare(title, [_without(table, undecodable) for table in tables])
+
+
+def _undecodable(connection: Connection, source: Source, declaration: Declaration) -> dict[tuple[str, str, str], str]:
+    """Columns that can be declared, but not captured, with the reason; by schema, table and column."""
+    found = {}
+    for layout in source.layouts(connection, declaration.tables).values():
+        if layout.problem:
+            table = layout.table
+            for column in table.columns:
+                alone = replace(layout, table=replace(table, columns=(column,)))
+                if alone.problem:
+                    why = "a capture does not take this type; it travels in `extra`, as JSON"
+                    found[table.schema_or(source.schema), table.name, column.name] = why
+    return found
+
+
+def _without(table: SourceTable, columns: Mapping[tuple[str, str, str], str]) -> SourceTable:
+    reasons = [columns.get((str(table.schema), table.name, column.name)) for column in table.columns]
+    marked = [replace(c, unfit=c.unfit or why) for c, why in zip(table.columns, reasons, strict=True)]
+    return replace(table, columns=marked)
 
 
 def _database(connection: Connection) -> str:

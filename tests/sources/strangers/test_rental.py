@@ -1,0 +1,90 @@
+"""A rental shop: two schemas, composite keys, partitioned payments, types of every kind, killed under load."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from lockstep.changelog import ChangeLog
+from postgres import Cluster, own_cluster
+from strangers import Stranger
+
+SCHEMA = """
+CREATE SCHEMA staff;
+CREATE TYPE rating AS ENUM ('G', 'PG', 'R');
+CREATE DOMAIN release_year AS integer CHECK (VALUE >= 1901);
+CREATE TABLE film (
+  film_id serial PRIMARY KEY, title varchar(80) NOT NULL, rating rating DEFAULT 'G', rate numeric(4,2) NOT NULL,
+  features text[], details jsonb, code uuid DEFAULT gen_random_uuid(), year release_year, length interval, "Order" int,
+  cover bytea, is_new boolean, seen timestamp DEFAULT now(), opens time,
+  title_length integer GENERATED ALWAYS AS (length(title)) STORED);
+CREATE TABLE film_actor (
+  actor_id smallint, film_id integer REFERENCES film, noted_at timestamptz DEFAULT now(),
+  PRIMARY KEY (actor_id, film_id));
+CREATE TABLE payment (
+  payment_id bigint, year integer, film_id integer, amount numeric(10,2), PRIMARY KEY (year, payment_id))
+  PARTITION BY LIST (year);
+CREATE TABLE payment_2025 PARTITION OF payment FOR VALUES IN (2025);
+CREATE TABLE payment_rest PARTITION OF payment DEFAULT;
+CREATE TABLE staff.clerk (clerk_id bigint PRIMARY KEY, name char(20), salary money);
+CREATE TABLE staff.visit (noted_at timestamptz, ip inet);
+CREATE VIEW cheap AS SELECT * FROM film WHERE rate < 1;
+INSERT INTO film (title, rate, features, details, length, cover)
+  SELECT 'Film ' || n, n / 100.0, ARRAY['a', NULL, 'b,"c"'],
+  jsonb_build_object('n', n, 'nested', ARRAY[1, 2]), n * interval '1 minute', decode(md5(n::text), 'hex')
+  FROM generate_series(1, 500) AS n;
+INSERT INTO film_actor SELECT n % 20, n FROM generate_series(1, 500) AS n;
+INSERT INTO payment SELECT n, 2025 + n % 2, n, n / 10.0 FROM generate_series(1, 500) AS n;
+INSERT INTO staff.clerk SELECT n, 'Clerk ' || n, n * 100 FROM generate_series(1, 50) AS n;
+INSERT INTO staff.visit SELECT now(), '10.0.0.1' FROM generate_series(1, 50);
+"""
+SNAPSHOT = 500 * 3 + 50 * 2
+DAY = """
+UPDATE film SET rate = rate + 0.01, features = features || ARRAY['x'], details = details || '{{"seen": {n}}}'
+  WHERE film_id = {n};
+DELETE FROM film_actor WHERE film_id = {n};
+INSERT INTO film_actor VALUES (21, {n}), (22, {n});
+UPDATE payment SET year = year + 1, amount = amount * 2 WHERE payment_id = {n};
+UPDATE staff.clerk SET clerk_id = clerk_id + 1000 WHERE clerk_id = {n};
+INSERT INTO staff.visit VALUES ('2026-01-01', '::1'), ('2026-01-01', '::1');
+"""
+DAYS = 60
+
+
+@pytest.fixture
+def rental() -> Iterator[Cluster]:
+    with own_cluster() as server:
+        server.create_shop()
+        server.execute(f"DROP SCHEMA public CASCADE; CREATE SCHEMA public; {SCHEMA}")
+        yield server
+
+
+def test_a_capture_killed_under_load_is_equal_in_the_end(rental: Cluster, tmp_path: Path) -> None:
+    stranger = Stranger(rental, tmp_path)
+    stranger.init("--append-only", "staff.visit")
+    goes_on = threading.Event()
+
+    def work() -> None:
+        for n in range(1, DAYS + 1):
+            rental.execute(DAY.format(n=n))
+            if n == DAYS // 2:
+                goes_on.wait(120)
+
+    with ThreadPoolExecutor(1) as thread:
+        with stranger.capturing():
+            load = thread.submit(work)
+            while not load.done() and ChangeLog(stranger.home).watermark().position < SNAPSHOT + 10:
+                time.sleep(0.05)
+        goes_on.set()
+        load.result()
+    with stranger.capturing():
+        said = stranger.verify()
+        rental.execute("TRUNCATE film_actor, staff.visit")
+        again = stranger.verify()
+    for table in ("film", "film_actor", "payment", "clerk", "visit"):
+        assert table in said and table in again
