@@ -347,7 +347,8 @@ class _Stream:
         self._next_probe = 0.0
         self._probes_done = 0
         self._next_look = time.monotonic() + _LOOK_EVERY
-        self._lander = _Lander(home, writer, Decoder(database, source.schema, source.partitioned(connection)))
+        self._partitions = source.partitions(connection)
+        self._lander = _Lander(home, writer, Decoder(database, source.schema, frozenset(self._partitions)))
         self._landing: tuple[_Segment, Future[Landed | None]] | None = None
         self._thread = ThreadPoolExecutor(1, "landing")
         self._reader: Any = replication.cursor()
@@ -508,6 +509,8 @@ class _Stream:
             if now >= self._next_look:
                 self._next_look = now + _LOOK_EVERY
                 check_published(self._connection, self._source, self._writer.watermark.resume)
+                if self._partitions:
+                    self._look_at_partitions()
         if self._probe is None:
             return
         is_quiet = not self._pending.payloads and self._landing is None
@@ -523,6 +526,19 @@ class _Stream:
         self._probe = None
         self._probes_done += 1
         self._next_probe = now + max(self._trigger, _PROBE_EVERY)
+
+    def _look_at_partitions(self) -> None:
+        """Warn of what PostgreSQL does not send about partitions that come and go."""
+        before, self._partitions = self._partitions, self._source.partitions(self._connection)
+        for table, partitions in self._partitions.items():
+            known = before.get(table, {})
+            for name, is_whole in partitions.items():
+                if not is_whole and known.get(name, True):
+                    text = "%s does not have REPLICA IDENTITY FULL: updates and deletes in it go to quarantine until "
+                    log.warning(text + "ALTER TABLE %s REPLICA IDENTITY FULL;", name, name)
+            for name in known.keys() - partitions.keys():
+                text = "%s was dropped or detached from %s: PostgreSQL does not send its rows as deleted, so they stay "
+                log.warning(text + "in the log. Start once with --new-snapshot to land them as deleted", name, table)
 
     def _patience(self) -> float:
         if self._pending.whole:

@@ -381,10 +381,20 @@ class Source:
         """
         return [name for (name,) in query(connection, statement, (names,))]
 
-    def partitioned(self, connection: Connection) -> frozenset[str]:
-        """The names of the source tables that have partitions."""
+    def partitions(self, connection: Connection) -> dict[str, dict[str, bool]]:
+        """The partitions of each source table that has some, by name, and whether each can be captured as it is.
+
+        That is whether it has REPLICA IDENTITY FULL, where the table needs that.
+        """
         found = self._relations(connection, list(TABLES.values()))
-        return frozenset(name for name, relation in found.items() if relation.kind == _PARTITIONED)
+        return {
+            name: {
+                sql.Identifier(schema, partition).as_string(connection): identity == "f" or TABLES[name].is_append_only
+                for schema, partition, _, identity in relation.partitions
+            }
+            for name, relation in found.items()
+            if relation.kind == _PARTITIONED
+        }
 
     def layout(self, connection: Connection, table: Table) -> Layout:
         """The columns that the table has now. Generated columns are left out: the stream has none either."""

@@ -6,6 +6,10 @@ another partition, a partition made later, with the wrong replica identity; equa
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -166,6 +170,34 @@ def test_a_delete_that_tells_only_the_key_is_quarantined(partitioned: Cluster, t
     partitioned.execute("ALTER TABLE payment_june REPLICA IDENTITY FULL")
     capture(partitioned, home, new_snapshot=True)
     assert [c["op"] for c in landed(home, "payment")] == ["c", "d"]
+
+
+def test_a_running_capture_warns_of_partitions_that_come_and_go(
+    partitioned: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(capturing, "_LOOK_EVERY", 0.0)
+    partitioned.execute(WHOLE)
+    home = tmp_path / "home"
+    capture(partitioned, home)
+
+    def come_and_go() -> None:
+        end = time.monotonic() + 120
+        while time.monotonic() < end and not partitioned.execute("SELECT FROM pg_replication_slots WHERE active"):
+            time.sleep(0.05)
+        partitioned.execute(
+            "CREATE TABLE payment_june PARTITION OF payment FOR VALUES FROM ('2026-06-01') TO ('2026-07-01');"
+            "DROP TABLE payment_january"
+        )
+        while time.monotonic() < end and not ("payment_june" in caplog.text and "was dropped" in caplog.text):
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    other = threading.Thread(target=come_and_go)
+    other.start()
+    capturing.capture(home, Source(partitioned.dsn()), 0.05)
+    other.join()
+    assert 'ALTER TABLE "public"."payment_june" REPLICA IDENTITY FULL;' in caplog.text
+    assert '"public"."payment_january" was dropped or detached from payment' in caplog.text
 
 
 def test_a_publication_of_partitions_is_refused_with_the_remedy(partitioned: Cluster, tmp_path: Path) -> None:

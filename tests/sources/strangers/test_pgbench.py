@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from postgres import Cluster, own_cluster
-from strangers import Stranger, program
+from stranger import Stranger, program
 
 TRANSACTIONS = 400
 

@@ -12,7 +12,7 @@ import pytest
 
 from lockstep.changelog import ChangeLog
 from postgres import Cluster, own_cluster
-from strangers import Stranger
+from stranger import Stranger
 
 SCHEMA = """
 CREATE SCHEMA staff;
