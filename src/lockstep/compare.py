@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lockstep.kinds import BYTES, TEXT
 from lockstep.latest import bounded_database, quoted
 from lockstep.pgvalues import Layout, images
-from lockstep.schema import TEXT, Table, log_schema
+from lockstep.schema import Table, log_schema
 
 if TYPE_CHECKING:
     import duckdb
@@ -101,7 +102,7 @@ def compare(
     staged: Path,
     files: Sequence[Path],
     position: int,
-    quarantined: Iterable[Mapping[str, int]],
+    quarantined: Iterable[Mapping[str, Any]],
     scratch: Path,
     limit: int,
 ) -> Comparison:
@@ -203,7 +204,7 @@ class _Tables:
         `digests` is the file that is made on the way.
         """
         self._write_digests(digests)
-        keys = ", ".join(f"{k} BIGINT" for k in self._table.sql_key)
+        keys = ", ".join(f"{c.sql} {c.kind.duckdb}" for c in self._table.key_columns)
         self.rows(f"CREATE TEMP TABLE differing ({keys}, position BIGINT, rows BIGINT, kind TEXT)")
         images = f"read_parquet('{quoted(digests)}')"
         [(count,)] = self.rows(f"SELECT COUNT(*) FROM {images}")
@@ -221,7 +222,7 @@ class _Tables:
         reaches old rows without any change, so that images with it do not add up.
         """
         source, after, before = (
-            ", ".join(f"{image}.{k}::BIGINT AS {k}" for k in self._table.sql_key)
+            ", ".join(f"{image}.{c.sql}::{c.kind.duckdb} AS {c.sql}" for c in self._table.key_columns)
             for image in ("image", "after", "before")
         )
         self.rows(f"""
@@ -274,9 +275,9 @@ class _Tables:
         """)
         return sums
 
-    def fill_quarantined(self, keys: Iterable[Mapping[str, int]]) -> None:
+    def fill_quarantined(self, keys: Iterable[Mapping[str, Any]]) -> None:
         """Make `quarantined`, the keys of events that the log lacks."""
-        schema = pa.schema([(c.name, c.type) for c in self._table.columns if c.name in self._table.key])
+        schema = pa.schema([(c.name, c.type) for c in self._table.key_columns])
         self._connection.register("quarantined", pa.Table.from_pylist([dict(k) for k in keys], schema))
 
     def dropped_columns(self) -> list[str]:
@@ -321,10 +322,12 @@ class _Tables:
         }
 
     def _digest(self, image: str, *, with_extra: bool = False) -> str:
-        """An image as a number. Texts come with their length, so that no two images have the same text."""
+        """An image as a number. Texts and bytes come with their length, so that no two images have the same text."""
         parts = [
             f"COALESCE(STRLEN({image}.{c.sql}) || ':' || {image}.{c.sql}, '{_NULL}')"
             if c.type == TEXT
+            else f"COALESCE(OCTET_LENGTH({image}.{c.sql}) || ':' || CAST({image}.{c.sql} AS TEXT), '{_NULL}')"
+            if c.type == BYTES
             else f"COALESCE(CAST({image}.{c.sql} AS TEXT), '{_NULL}')"
             for c in self._table.columns
         ]

@@ -22,9 +22,11 @@ one (MySQL) it is made of the binlog's file number, `pos` and `row`; for any oth
 from __future__ import annotations
 
 import base64
+import functools
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import duckdb
@@ -33,8 +35,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lockstep.errors import LockstepError
+from lockstep.kinds import BOOLEAN, BYTES, DATE, TEXT, TIME, TIMESTAMP, Kind, meaning
 from lockstep.project import project
-from lockstep.schema import DATE, SCHEMA_FILE, TABLES, TEXT, TIMESTAMP, Column, Table, literal
+from lockstep.schema import SCHEMA_FILE, TABLES, Column, Table, literal
+from lockstep.texts import FLOATS, INTEGERS, Said, converted, decimal_text, of_json, unscaled
 
 # Ordinals leave room between two lines for the deletes that a TRUNCATE becomes.
 STRIDE = 1 << 32
@@ -101,24 +105,40 @@ END;
 /* Digits that a connector may as well have meant as base64, in which it sends decimals by default. */
 CREATE OR REPLACE TEMP MACRO may_be_base64(raw) AS starts_with(raw::VARCHAR, '"')
   AND regexp_full_match(raw::VARCHAR, '"([0-9A-Za-z+/]{4})+"');
-/* A decimal as a JSON string, from the base64 of its unscaled value, most significant byte first, in two's complement;
-   an object, which is no number, if it is not base64 or too long. The lambdas name what would be copied otherwise. */
+/* A decimal as a JSON string, from the base64 of its unscaled value; an object, which is no number, if it is none. */
 CREATE OR REPLACE TEMP MACRO from_bytes(raw, text, scale) AS CASE
   WHEN raw::VARCHAR = 'null' THEN raw
-  ELSE COALESCE(list_transform([hex(TRY(from_base64(text)))], lambda digits: CASE
-    WHEN strlen(digits) BETWEEN 2 AND 30 AND scale BETWEEN -38 AND 38 THEN list_transform([
-      list_reduce(
-        list_transform(regexp_extract_all(digits, '.'), lambda digit: strpos('123456789ABCDEF', digit)::HUGEINT),
-        lambda high, low: high * 16 + low)
-      - CASE WHEN digits >= '8' THEN 1::HUGEINT << (4 * strlen(digits))::INTEGER ELSE 0::HUGEINT END
-    ], lambda number: to_json(CASE WHEN number < 0 THEN '-' ELSE '' END || list_transform(
-      [abs(number)::VARCHAR || repeat('0', -least(scale, 0))],
-      lambda whole_part: CASE WHEN scale <= 0 THEN whole_part ELSE list_transform(
-        [lpad(whole_part, greatest(strlen(whole_part), scale + 1)::INTEGER, '0')],
-        lambda padded: left(padded, -scale) || '.' || right(padded, scale)
-      )[1] END
-    )[1]))[1]
-  END)[1], json_object('base64', raw))
+  ELSE COALESCE(to_json(unscaled(TRY(from_base64(text)), scale)), json_object('base64', raw))
+END;
+/* A decimal as text with no digit but zeros beyond its scale. A JSON number with a fraction may have been a double: of
+   those, up to 15 digits tell what decimal of this scale it was. */
+CREATE OR REPLACE TEMP MACRO exact_decimal(text, scale) AS CASE
+  WHEN regexp_full_match(text, '[+-]?[0-9]+(\.[0-9]*)?')
+    AND rtrim(substr(split_part(text, '.', 2), scale + 1), '0') = '' THEN text
+END;
+/* BigDecimal writes small numbers with an exponent. */
+CREATE OR REPLACE TEMP MACRO with_exponent(text) AS CASE
+  WHEN NOT regexp_matches(text, '[eE]') THEN text ELSE without_exponent(text)
+END;
+CREATE OR REPLACE TEMP MACRO decimal_text(raw, scale) AS CASE
+  WHEN starts_with(raw::VARCHAR, '"') THEN exact_decimal(with_exponent(raw ->> '$'), scale)
+  WHEN regexp_full_match(raw::VARCHAR, '-?[0-9]+') THEN raw::VARCHAR
+  WHEN regexp_full_match(raw::VARCHAR, '-?[0-9.]+([eE][+-]?[0-9]+)?')
+    AND abs(raw::VARCHAR::DOUBLE) * power(10::DOUBLE, scale) < 1e15
+    AND format('{:.' || scale || 'f}', raw::VARCHAR::DOUBLE)::DOUBLE = raw::VARCHAR::DOUBLE
+    THEN format('{:.' || scale || 'f}', raw::VARCHAR::DOUBLE)
+END;
+CREATE OR REPLACE TEMP MACRO may_be_hex(raw) AS regexp_full_match(raw::VARCHAR, '"([0-9a-f]{2})+"');
+CREATE OR REPLACE TEMP MACRO truth(raw) AS CASE raw::VARCHAR
+  WHEN 'true' THEN TRUE WHEN '1' THEN TRUE WHEN '"t"' THEN TRUE
+  WHEN 'false' THEN FALSE WHEN '0' THEN FALSE WHEN '"f"' THEN FALSE
+END;
+CREATE OR REPLACE TEMP MACRO clock(micros) AS CASE
+  WHEN micros BETWEEN 0 AND 86399999999 THEN TIME '00:00:00' + to_microseconds(micros)
+END;
+CREATE OR REPLACE TEMP MACRO iso_clock(raw) AS CASE
+  WHEN regexp_full_match(raw::VARCHAR, '"([01][0-9]|2[0-3]):[0-5][0-9](:[0-5][0-9]([.][0-9]{1,6}0*)?)?Z?"')
+    THEN TRY_CAST(rtrim(raw ->> '$', 'Z') AS TIME)
 END;
 CREATE OR REPLACE TEMP MACRO looks_iso(raw) AS starts_with(raw::VARCHAR, '"') AND substr(raw::VARCHAR, 6, 1) = '-';
 /* A cast to TIMESTAMP drops the offset: only what ends in Z may take this short way. The session's zone is UTC, so
@@ -137,6 +157,10 @@ CREATE OR REPLACE TEMP MACRO moment(micros) AS CASE
 END;
 CREATE OR REPLACE TEMP MACRO millis_as_micros(raw) AS CASE
   WHEN whole(raw) BETWEEN -1000000000000000 AND 1000000000000000 THEN whole(raw) * 1000
+END;
+/* A time without a zone: what has an offset is none. */
+CREATE OR REPLACE TEMP MACRO local_moment(raw) AS CASE
+  WHEN regexp_full_match(raw::VARCHAR, '"[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9:.]+Z?"') THEN iso_moment(raw)
 END;
 CREATE OR REPLACE TEMP MACRO day(raw) AS CASE
   WHEN whole(raw) BETWEEN -719162 AND 2932896 THEN DATE '1970-01-01' + whole(raw)::INTEGER
@@ -270,6 +294,10 @@ _DAYS = _Unit("days", 86_400_000_000)
 _TIMES = {
     "io.debezium.time.Timestamp": _MILLIS,
     "org.apache.kafka.connect.data.Timestamp": _MILLIS,
+    "io.debezium.time.Time": _MILLIS,
+    "org.apache.kafka.connect.data.Time": _MILLIS,
+    "io.debezium.time.MicroTime": _MICROS,
+    "io.debezium.time.NanoTime": _NANOS,
     "io.debezium.time.MicroTimestamp": _MICROS,
     "io.debezium.time.NanoTimestamp": _NANOS,
     "io.debezium.time.Date": _DAYS,
@@ -278,6 +306,8 @@ _TIMES = {
 # What connectors write in their default mode for a column whose type does not say a precision: MySQL's datetime is
 # datetime(0), PostgreSQL's timestamp is timestamp(6). Others' types differ too much for one default.
 _DEFAULT_TIMES = {"mysql": _MILLIS, "mariadb": _MILLIS, "postgresql": _MICROS}
+# The modes of MySQL's connector that write numbers of times of day write microseconds, whatever the column's precision.
+_MICROSECOND_TIMES = ("mysql", "mariadb")
 _TIME_MODES = {"connect": _MILLIS, "microseconds": _MICROS, "nanoseconds": _NANOS}  # of time.precision.mode
 
 _DECIMAL, _OWN_SCALE = "org.apache.kafka.connect.data.Decimal", "io.debezium.data.VariableScaleDecimal"
@@ -286,33 +316,48 @@ _SCHEMAS = "value.converter.schemas.enable=true has the connector say so in each
 
 @dataclass(frozen=True)
 class Declared:
-    """What the schema that comes with an event says of a column: the type in Kafka Connect, its name, its scale."""
+    """What the schema that comes with an event says of a column: type in Kafka Connect, name, parameters, elements."""
 
     type: str
     name: str
     scale: int = 0
+    length: int | None = None
+    items: Declared | None = None
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What is known of a connector whose events carry no schema, beyond its defaults."""
+    """What is known of a connector whose events carry no schema, beyond its defaults.
+
+    `is_printed`: events were written by `lockstep capture`, with what PostgreSQL prints.
+    """
 
     decimals: str = "precise"  # its decimal.handling.mode
     times: str = "adaptive"  # its time.precision.mode
+    binary: str | None = None  # its binary.handling.mode
+    is_printed: bool = False
 
     @classmethod
     def of(cls, properties: Mapping[str, str]) -> Settings:
         """Those of a connector with these properties."""
-        names = {"decimals": "decimal.handling.mode", "times": "time.precision.mode"}
-        return cls(**{field: properties[name] for field, name in names.items() if name in properties})
+        given = {field: properties[name] for field, name in SETTINGS.items() if name in properties}
+        default = cls()
+        return cls(
+            given.get("decimals", default.decimals),
+            given.get("times", default.times),
+            given.get("binary"),
+        )
 
     @classmethod
     def stored(cls, resume: Mapping[str, Any]) -> Settings:
-        """Those of the connector that a watermark says the log is from; the defaults if it is from none of ours."""
+        """Those of what wrote the log, by its watermark; the defaults if that is none of ours."""
+        if "slot" in resume:
+            return cls(decimals="string", is_printed=True)
         stored = resume.get("debezium")
         return cls() if stored is None else cls.of({"decimal.handling.mode": "string", **stored.get("settings", {})})
 
 
+SETTINGS = {"decimals": "decimal.handling.mode", "times": "time.precision.mode", "binary": "binary.handling.mode"}
 DEFAULTS = Settings()
 Types = Mapping[tuple[str, str], Declared]  # by schema and column
 
@@ -321,12 +366,35 @@ def connect() -> duckdb.DuckDBPyConnection:
     """An in-memory connection whose session is in UTC, with the macros that `parse` uses."""
     con = duckdb.connect(":memory:")
     con.execute("SET TimeZone = 'UTC'")
+    special: Any = {"type": "arrow", "null_handling": "special"}
+    con.create_function("unscaled", _unscaled, ["BLOB", "INTEGER"], "VARCHAR", **special)
+    con.create_function("without_exponent", _without_exponent, ["VARCHAR"], "VARCHAR", **special)
+    con.create_function("printed", _printed, ["VARCHAR", "INTEGER"], "VARCHAR", **special)
     macros = _MACROS
     texts = [value for value in _UNAVAILABLE if value.startswith('"')]
     for name, values in (("unavailable", _UNAVAILABLE), ("unavailable_text", texts)):
         macros = macros.replace(f"{{{name}}}", ", ".join(map(literal, values)))
     con.execute(macros)
     return con
+
+
+def _unscaled(data: pa.ChunkedArray, scales: pa.ChunkedArray) -> pa.Array:
+    """Decimals as text; null where there is none."""
+    pairs = zip(data.to_pylist(), scales.to_pylist(), strict=True)
+    return pa.array([unscaled(d, s) if d and s is not None and abs(s) <= _MOST_SCALE else None for d, s in pairs], TEXT)
+
+
+_MOST_SCALE = 16_383  # of a numeric
+
+
+def _without_exponent(texts: pa.ChunkedArray) -> pa.Array:
+    return pa.array(converted(texts.to_pylist(), lambda text: decimal_text(Said(decimals="string"), text)), TEXT)
+
+
+def _printed(raws: pa.ChunkedArray, recipes: pa.ChunkedArray) -> pa.Array:
+    """Values of a kind that lands as text, from JSON; null where it is not exactly one of the kind's."""
+    recipe = _RECIPES[recipes[0].as_py()] if len(recipes) else None
+    return pa.array([None if raw is None or recipe is None else recipe(raw) for raw in raws.to_pylist()], TEXT)
 
 
 def parse(
@@ -564,10 +632,21 @@ def _declared(schema: object) -> Iterator[tuple[str, Declared]]:
     for image in _fields(schema):
         if image.get("field") in ("before", "after"):
             for column in _fields(image):
-                parameters = column.get("parameters")
-                scale = parameters.get("scale") if isinstance(parameters, dict) else None
-                scale = int(str(scale)) if str(scale).removeprefix("-").isdecimal() else 0
-                yield str(column.get("field")), Declared(str(column.get("type")), str(column.get("name")), scale)
+                yield str(column.get("field")), _of_schema(column)
+
+
+def _of_schema(column: Mapping[str, Any]) -> Declared:
+    parameters = column.get("parameters")
+    parameters = parameters if isinstance(parameters, dict) else {}
+    scale, length = (str(parameters.get(name)) for name in ("scale", "length"))
+    items = column.get("items")
+    return Declared(
+        str(column.get("type")),
+        str(column.get("name")),
+        int(scale) if scale.removeprefix("-").isdecimal() else 0,
+        int(length) if length.isdecimal() else None,
+        _of_schema(items) if isinstance(items, dict) else None,
+    )
 
 
 def _fields(schema: object) -> Iterable[dict[str, object]]:
@@ -599,16 +678,51 @@ class _Part:
 
     def unit(self, column: Column) -> tuple[_Unit | None, bool]:
         """What numbers in a time column count, None if nothing says it; and whether that is only a default."""
-        said = self.declared(column)
+        return self._unit(column.kind, self.declared(column))
+
+    def _unit(self, kind: Kind, said: Declared | None) -> tuple[_Unit | None, bool]:
         if said is not None and said.name in _TIMES:
             return _TIMES[said.name], False
-        if column.precision is not None:
-            return (_MILLIS if column.precision <= 3 else _MICROS if column.precision <= 6 else _NANOS), False
-        if said is not None:
-            return None, False
         if self.settings.times in _TIME_MODES:
             return _TIME_MODES[self.settings.times], False
+        if kind.name == "time" and said is None and self.connector in _MICROSECOND_TIMES:
+            return _MICROS, True
+        if kind.precision is not None:
+            return (_MILLIS if kind.precision <= 3 else _MICROS if kind.precision <= 6 else _NANOS), False
+        if said is not None:
+            return None, False
+        if kind.name == "time":
+            return (_MICROS if self.connector == "postgresql" else None), True
         return _DEFAULT_TIMES.get(self.connector or ""), True
+
+    def recipe(self, column: Column) -> int:
+        """The number by which `printed` knows how to read the column's values."""
+        return _recipe(column.kind, self._said(column.kind, self.declared(column)))
+
+    def _said(self, kind: Kind, declared: Declared | None) -> Said:
+        if kind.element is not None:
+            return Said(items=self._said(kind.element, declared.items if declared else None))
+        unit, _ = self._unit(kind, declared)
+        if kind.name == "date" and (declared is None or unit == _DAYS):
+            unit = None
+        return Said(
+            type=declared.type if declared else "string" if self.settings.is_printed else "",
+            name=declared.name if declared else "",
+            scale=declared.scale if declared else kind.type.scale if kind.is_decimal else None,
+            length=declared.length if declared else None,
+            micros=Fraction(unit.numerator, unit.denominator) if unit else None,
+            decimals="string" if self.settings.decimals == "string" else None,
+            binary=self.settings.binary,
+        )
+
+
+_RECIPES: list[Callable[[str], str | None]] = []
+
+
+@functools.cache
+def _recipe(kind: Kind, said: Said) -> int:
+    _RECIPES.append(of_json(kind, said))
+    return len(_RECIPES) - 1
 
 
 def _select(con: duckdb.DuckDBPyConnection, part: _Part) -> str:
@@ -664,18 +778,49 @@ def _raw(part: _Part, image: str) -> str:
     values = []
     for c in part.table.columns:
         value = f"i.{image}.{c.sql}"
-        said = part.declared(c)
-        if image == "after" and c.type == TEXT:  # TOAST: an update that leaves a large value alone does not send it
-            value = f"CASE WHEN is_unavailable_text({value}) THEN i.before.{c.sql} ELSE {value} END"
-        elif said is not None and c.type not in (TEXT, DATE, TIMESTAMP):
-            if said.name == _DECIMAL:
-                value = f"from_bytes({value}, {value} ->> '$', {said.scale})"
-            elif said.name == _OWN_SCALE:
-                value = f"from_bytes({value}, {value} ->> '$.value', ({value} ->> '$.scale')::INTEGER)"
-            elif said.type == "bytes":
-                value = f"from_bytes({value}, NULL, 0)"
+        if image == "after" and _may_be_large(c):  # TOAST: an update that leaves a large value alone does not send it
+            is_unavailable = "is_unavailable_text" if c.kind.name in _PLAIN_TEXTS else "is_unavailable"
+            value = f"CASE WHEN {is_unavailable}({value}) THEN i.before.{c.sql} ELSE {value} END"
+        elif c.kind.name in (*INTEGERS, *FLOATS) or c.kind.is_decimal:
+            value = _decoded(part, c, value)
         values.append(f"{c.sql} := {value}")
     return f"struct_pack({', '.join(values)})"
+
+
+_PLAIN_TEXTS = ("text", "uuid", "json")
+
+
+def _may_be_large(column: Column) -> bool:
+    return column.type in (TEXT, BYTES)
+
+
+def _decoded(part: _Part, column: Column, value: str) -> str:
+    """SQL for a number as JSON, with decimals that came as bytes decoded."""
+    said = part.declared(column)
+    own_scale = f"from_bytes({value}, {value} ->> '$.value', TRY_CAST({value} ->> '$.scale' AS INTEGER))"
+    if said is not None:
+        if said.name == _DECIMAL:
+            return f"from_bytes({value}, {value} ->> '$', {said.scale})"
+        if said.name == _OWN_SCALE:
+            return own_scale
+        return f"from_bytes({value}, NULL, 0)" if said.type == "bytes" else value
+    if not column.kind.is_decimal or part.settings.decimals == "string":
+        return value
+    # Nothing says the encoding. An object is a decimal with its scale, and what cannot be digits is the base64 of one
+    # with the declared scale. Digits may be either, and are no number.
+    return f"""
+      CASE
+        WHEN starts_with({value}::VARCHAR, '{{') THEN {own_scale}
+        WHEN regexp_full_match({value}::VARCHAR, '"([0-9A-Za-z+/]{{4}})*([0-9A-Za-z+/]{{2,3}}={{1,2}})?"')
+          THEN CASE WHEN TRY_CAST({value} ->> '$' AS DOUBLE) IS NULL
+            THEN from_bytes({value}, {value} ->> '$', {column.type.scale})
+            ELSE json_object('{_DOUBT}', {value}) END
+        ELSE {value}
+      END
+    """
+
+
+_DOUBT = "digits or base64"
 
 
 _OBJECTS = ["$.before", "$.after", "$", "$.source"]  # in which a key must not stand twice
@@ -714,15 +859,31 @@ def _image(part: _Part, image: str) -> str:
 
 def _typed(part: _Part, column: Column, raw: str) -> str:
     """SQL for the value of a column, null if `raw` is not exactly of its type."""
-    if column.type == TEXT:
+    kind = column.kind
+    if kind.name in _PLAIN_TEXTS:
         return f"plain_text({raw})"
-    if column.type == DATE:
+    if kind.is_text:
+        said = part.declared(column)
+        printed = f"WHEN NOT is_unavailable({raw}) THEN printed({raw}::VARCHAR, {part.recipe(column)})"
+        is_plain = kind.name == "other" and not (said and said.type == "bytes")
+        return f"CASE {f'WHEN plain_text({raw}) IS NOT NULL THEN plain_text({raw})' if is_plain else ''} {printed} END"
+    if kind.type == BYTES:
+        return _bytes(part, column, raw)
+    if kind.type == BOOLEAN:
+        return f"truth({raw})"
+    if kind.type == DATE:
         return _day(part, column, raw)
-    if column.type == TIMESTAMP:
-        return f"CASE WHEN looks_iso({raw}) THEN iso_moment({raw}) {_counted(part, column, raw)} END"
+    if kind.type == TIME:
+        return f"""CASE WHEN starts_with({raw}::VARCHAR, '"') THEN iso_clock({raw}) {_counted(part, column, raw)} END"""
+    if kind.type == TIMESTAMP:
+        moment = "iso_moment" if kind.name == "timestamptz" else "local_moment"
+        return f"CASE WHEN looks_iso({raw}) THEN {moment}({raw}) {_counted(part, column, raw)} END"
+    if kind.is_decimal:
+        return f"TRY_CAST(decimal_text({raw}, {kind.type.scale}) AS DECIMAL({kind.type.precision}, {kind.type.scale}))"
     number = _number(part, column, raw)
     if pa.types.is_integer(column.type):
-        return f"TRY_CAST(whole({number}) AS {'BIGINT' if column.type == pa.int64() else 'INTEGER'})"
+        whole = f"TRY_CAST(whole({number}) AS {'BIGINT' if column.type == pa.int64() else 'INTEGER'})"
+        return f"CASE WHEN {whole} BETWEEN -32768 AND 32767 THEN {whole} END" if kind.name == "smallint" else whole
     if column.type == pa.float32():
         return (
             f"CASE WHEN isfinite(TRY_CAST(real_number({number}) AS FLOAT)) "
@@ -731,21 +892,46 @@ def _typed(part: _Part, column: Column, raw: str) -> str:
     return f"real_number({number})"
 
 
+def _bytes(part: _Part, column: Column, raw: str) -> str:
+    """SQL for bytes: in base64, or in hexadecimal digits where something says so."""
+    said = part.declared(column)
+    mode = "bytes" if said is not None and said.type == "bytes" else part.settings.binary
+    text = f"({raw} ->> '$')"
+    whens = [
+        f"WHEN NOT starts_with({raw}::VARCHAR, '\"') OR is_unavailable({raw}) THEN NULL",
+        f"WHEN starts_with({text}, '\\x') THEN TRY(unhex(substr({text}, 3)))",
+    ]
+    if mode == "hex":
+        whens.append(f"ELSE TRY(unhex({text}))")
+    else:
+        if mode is None:
+            whens.append(f"WHEN may_be_hex({raw}) THEN NULL")
+        whens.append(f"ELSE TRY(from_base64(translate({text}, '-_', '+/')))")
+    return f"CASE {' '.join(whens)} END"
+
+
 def _counted(part: _Part, column: Column, raw: str) -> str:
     """The WHEN that takes a number as a time in its unit; nothing where no unit is known."""
     unit, is_default = part.unit(column)
     if unit is None:
         return ""
-    largest = 253402300799999999 * unit.denominator // unit.numerator
-    is_sound = f"whole({raw}) BETWEEN -{largest} AND {largest} AND whole({raw}) % {unit.denominator} = 0"
+    is_time = column.type == TIME
+    most = 86_399_999_999 if is_time else 253_402_300_799_999_999
+    largest = most * unit.denominator // unit.numerator
+    is_sound = f"whole({raw}) BETWEEN {0 if is_time else -largest} AND {largest}"
+    is_sound += f" AND whole({raw}) % {unit.denominator} = 0"
     if is_default and unit == _MICROS:
-        is_sound += f" AND whole({raw}) NOT BETWEEN {_DOUBTFUL[0]} AND {_DOUBTFUL[1]}"
-    return f"WHEN {is_sound} THEN moment(whole({raw}) * {unit.numerator} // {unit.denominator})"
+        doubtful = _DOUBTFUL_TIMES if is_time else _DOUBTFUL
+        is_sound += f" AND whole({raw}) NOT BETWEEN {doubtful[0]} AND {doubtful[1]}"
+    micros = f"whole({raw}) * {unit.numerator} // {unit.denominator}"
+    return f"WHEN {is_sound} THEN {'clock' if is_time else 'moment'}({micros})"
 
 
 # These microseconds are of early 1970, and as milliseconds they are of 1990 to 2286. Where a mere default says
 # microseconds that decides nothing: better to ask than to land all of a connector's times in 1970.
 _DOUBTFUL = (631_152_000_000, 9_999_999_999_999)
+# These microseconds are of the first minute and a half of a day, and as milliseconds of any time of it.
+_DOUBTFUL_TIMES = (1, 86_399_999)
 
 
 def _day(part: _Part, column: Column, raw: str) -> str:
@@ -797,12 +983,13 @@ def _reason(part: _Part) -> str:
 
 def _not_one(part: _Part, column: Column, raw: str) -> str:
     """SQL for why a value is not one of its column's type."""
-    text = f", which is not {_meaning(column)}"
-    if column.type == TIMESTAMP:
+    kind = column.kind
+    text = f", which is not {meaning(kind)}"
+    if kind.type in (TIMESTAMP, TIME):
         unit, is_default = part.unit(column)
         precision = (
-            f"declare in source_schema.sql what its numbers are, {column.name} timestamptz(3) for milliseconds or "
-            "timestamptz(6) for microseconds"
+            f"declare in source_schema.sql what its numbers are, {column.name} {kind.name}(3) for milliseconds or "
+            f"{kind.name}(6) for microseconds"
         )
         if unit is None:
             number = f"{text}: nothing says its unit; {precision}"
@@ -811,23 +998,37 @@ def _not_one(part: _Part, column: Column, raw: str) -> str:
             if is_default:
                 number += f", the default of a {part.connector} connector; if that is not its unit, {precision}"
         digits = "; digits beyond microseconds cannot be kept, and are not rounded"
+        is_text = f"""starts_with({raw}::VARCHAR, '"')""" if kind.type == TIME else f"looks_iso({raw})"
         return (
-            f"CASE WHEN NOT looks_iso({raw}) AND whole({raw}) IS NOT NULL THEN {literal(number)} "
-            f"WHEN looks_iso({raw}) AND has_finer_digits({raw}) THEN {literal(text + digits)} ELSE {literal(text)} END"
+            f"CASE WHEN NOT {is_text} AND whole({raw}) IS NOT NULL THEN {literal(number)} "
+            f"WHEN {is_text} AND has_finer_digits({raw}) THEN {literal(text + digits)} ELSE {literal(text)} END"
+        )
+    doubt = f", which may be a number or the base64 of one; {_SCHEMAS}"
+    if kind.is_decimal:
+        number = f"; of a number that is not whole only 15 digits can be trusted, {_EXACT}"
+        return (
+            f"CASE WHEN starts_with({raw}::VARCHAR, '{{\"{_DOUBT}') THEN {literal(doubt)} "
+            f"WHEN regexp_full_match({raw}::VARCHAR, '-?[0-9]+[.eE].*') "
+            f"THEN {literal(text + number)} ELSE {literal(text)} END"
         )
     is_number = pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
     if is_number and part.declared(column) is None and part.settings.decimals != "string":
-        doubt = f", which may be a number or the base64 of one; {_SCHEMAS}"
         is_doubtful = f"TRY_CAST({raw} ->> '$' AS DOUBLE) IS NOT NULL AND may_be_base64({raw})"
         return f"CASE WHEN {is_doubtful} THEN {literal(doubt)} ELSE {literal(text)} END"
+    if kind.name == "numeric":
+        return (
+            f"CASE WHEN may_be_base64({raw}) THEN {literal(doubt)} WHEN starts_with({raw}::VARCHAR, '\"') "
+            f"THEN {literal(text)} ELSE {literal(f'{text} with all its digits: {_EXACT}')} END"
+        )
+    if kind.type == BYTES:
+        hexadecimal = f", which may be bytes in base64 or in hexadecimal digits; {_SCHEMAS}"
+        return f"CASE WHEN may_be_hex({raw}) THEN {literal(hexadecimal)} ELSE {literal(text)} END"
+    if kind.name == "interval":
+        return (
+            f"CASE WHEN whole({raw}) IS NOT NULL THEN {literal(f'{text}: a number cannot say its months and days; ')} "
+            f"|| 'interval.handling.mode=string has the connector say them' ELSE {literal(text)} END"
+        )
     return literal(text)
 
 
-def _meaning(column: Column) -> str:
-    if column.type == TEXT:
-        return "a text"
-    if column.type == DATE:
-        return "a date"
-    if column.type == TIMESTAMP:
-        return "a time"
-    return "a whole number in range" if pa.types.is_integer(column.type) else "a finite number"
+_EXACT = "decimal.handling.mode=string or precise has the connector send all of them"

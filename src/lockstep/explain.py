@@ -268,7 +268,7 @@ class _Diagnosis:
         """Keys on which a before image is not the after image of the change before."""
         findings = []
         for source, table in self._sources.items():
-            key = TABLES[source].key
+            key = TABLES[source].sql_key
             of_change = ", ".join(f"COALESCE(after.{k}, before.{k})" for k in key)
             keys = self._rows(
                 f"""WITH chain AS (
@@ -285,7 +285,7 @@ class _Diagnosis:
         names, key = TABLES[source].key, _plain(values)
         events = self._rows(
             f"SELECT * FROM {self._sources[source]} WHERE "
-            f"{' AND '.join(f'COALESCE(after.{k}, before.{k}) = ?' for k in names)} ORDER BY position",
+            f"{' AND '.join(f'COALESCE(after.{k}, before.{k}) = ?' for k in TABLES[source].sql_key)} ORDER BY position",
             *values,
         )
         at = next(i for i, e in enumerate(events) if e["before"] != (events[i - 1]["after"] if i else None))

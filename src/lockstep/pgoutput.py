@@ -181,7 +181,7 @@ class Decoder:
             return good, []
 
         def image(texts: list[pa.Array], is_there: bool, row: int) -> object:
-            return json_image(layout.columns, [text[row].as_py() for text in texts]) if is_there else None
+            return json_image(layout, [text[row].as_py() for text in texts]) if is_there else None
 
         bad: list[dict[str, object]] = []
         for row, reason in sorted(reasons.items()):

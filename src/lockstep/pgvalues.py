@@ -10,7 +10,6 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
-from decimal import Decimal
 from functools import cached_property
 from typing import Any
 
@@ -18,7 +17,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lockstep.schema import BIGINT, DATE, DOUBLE, INT, REAL, TEXT, TIMESTAMP, Column, Table
+from lockstep.kinds import BOOLEAN, BYTES, TEXT, TIME, TIMESTAMP, Kind, meaning
+from lockstep.schema import Column, Table
+from lockstep.texts import converted, float_json, landed, quoted_json
 
 # Session settings under which PostgreSQL's text output is what `typed` reads.
 SESSION = {
@@ -27,30 +28,44 @@ SESSION = {
     "IntervalStyle": "postgres",
     "extra_float_digits": "1",
     "bytea_output": "hex",
+    "lc_monetary": "C",
 }
 
-_BOOL, _INT8, _INT2, _INT4, _TEXT, _OID = 16, 20, 21, 23, 25, 26
-_FLOAT4, _FLOAT8, _BPCHAR, _VARCHAR, _DATE, _TIMESTAMP, _TIMESTAMPTZ = 700, 701, 1042, 1043, 1082, 1114, 1184
+_BOOL, _BYTEA, _INT8, _INT2, _INT4, _TEXT, _OID, _JSON, _NAME = 16, 17, 20, 21, 23, 25, 26, 114, 19
+_FLOAT4, _FLOAT8, _MONEY, _BPCHAR, _VARCHAR, _DATE, _TIME = 700, 701, 790, 1042, 1043, 1082, 1083
+_TIMESTAMP, _TIMESTAMPTZ, _INTERVAL, _TIMETZ, _BIT, _VARBIT = 1114, 1184, 1186, 1266, 1560, 1562
+_NUMERIC, _UUID, _JSONB = 1700, 2950, 3802
 
-# The source types every value of which a landing column holds exactly, by type OID; the first is the one asked for.
-_ACCEPTED: dict[pa.DataType, tuple[int, ...]] = {
-    BIGINT: (_INT8, _INT4, _INT2),
-    INT: (_INT4, _INT2),
-    TEXT: (_TEXT, _VARCHAR, _BPCHAR),
-    DOUBLE: (_FLOAT8,),
-    REAL: (_FLOAT4,),
-    DATE: (_DATE,),
-    TIMESTAMP: (_TIMESTAMPTZ,),
+_TEXTS = (_TEXT, _VARCHAR, _BPCHAR, _NAME)
+# The source types every value of which a landing column holds, but for what goes to quarantine, by type OID. Kinds that
+# are not here (arrays, and all that lands as text) take whatever the source prints.
+_ACCEPTED: dict[str, tuple[int, ...]] = {
+    "bigint": (_INT8, _INT4, _INT2),
+    "integer": (_INT4, _INT2),
+    "smallint": (_INT2,),
+    "boolean": (_BOOL,),
+    "double precision": (_FLOAT8,),
+    "real": (_FLOAT4,),
+    "numeric": (_NUMERIC,),
+    "money": (_MONEY,),
+    "text": _TEXTS,
+    "uuid": (_UUID, *_TEXTS),
+    "json": (_JSON, _JSONB, *_TEXTS),
+    "date": (_DATE,),
+    "time": (_TIME,),
+    "timetz": (_TIMETZ,),
+    "timestamp": (_TIMESTAMP,),
+    "timestamptz": (_TIMESTAMPTZ,),
+    "interval": (_INTERVAL,),
+    "bytea": (_BYTEA,),
+    "bit": (_BIT, _VARBIT),
+    "varbit": (_BIT, _VARBIT),
 }
-_SQL_NAME: dict[pa.DataType, str] = {
-    BIGINT: "bigint",
-    INT: "integer",
-    TEXT: "text",
-    DOUBLE: "double precision",
-    REAL: "real",
-    DATE: "date",
-    TIMESTAMP: "timestamptz",
-}
+_FIRST_OWN = 16384  # OIDs from here on are of the database's own types: domains, enums, those of extensions
+
+
+def _accepts(kind: Kind, type_oid: int) -> bool:
+    return type_oid >= _FIRST_OWN or type_oid in _ACCEPTED.get(kind.name, (type_oid,))
 
 
 @dataclass(frozen=True)
@@ -75,9 +90,9 @@ class Layout:
         for column in self.table.columns:
             if column.name not in found:
                 return f"column {column.name} is gone from the source table"
-            if found[column.name] not in _ACCEPTED[column.type]:
+            if not _accepts(column.kind, found[column.name]):
                 return (
-                    f"column {column.name} is no longer {_SQL_NAME[column.type]} in the source table "
+                    f"column {column.name} is no longer {column.kind.source_type} in the source table "
                     f"(its type has OID {found[column.name]})"
                 )
         return None
@@ -87,10 +102,10 @@ class Layout:
         found = {c.name: c.type_oid for c in self.columns}
         statements = []
         for column in self.table.columns:
-            sql_type = _SQL_NAME[column.type]
+            sql_type = column.kind.source_type
             if column.name not in found:
                 statements.append(f"ALTER TABLE {qualified} ADD COLUMN {column.sql} {sql_type};")
-            elif found[column.name] not in _ACCEPTED[column.type]:
+            elif not _accepts(column.kind, found[column.name]):
                 statements.append(
                     f"ALTER TABLE {qualified} ALTER COLUMN {column.sql} TYPE {sql_type} USING {column.sql}::{sql_type};"
                 )
@@ -110,7 +125,7 @@ def images(
     arrays = []
     for column in layout.table.columns:
         text = by_name[column.name]
-        values = typed(text, column.type)
+        values = typed(text, column.kind)
         if values.null_count > (text.null_count if column.nullable else _count(absent)):
             _explain(reasons, column, text, values, absent, which)
         arrays.append(values)
@@ -119,27 +134,71 @@ def images(
     return pa.StructArray.from_arrays(arrays, fields=list(layout.table.image), mask=mask), reasons
 
 
-def typed(text: pa.Array, to: pa.DataType) -> pa.Array:
-    """The values as type `to`; null where a value is not exactly one: infinities, NaN, years beyond 1 to 9999."""
-    if to == TEXT:
-        return text
-    try:
+def typed(text: pa.Array, kind: Kind) -> pa.Array:
+    """The values as the kind is stored; null where a value is not exactly one: infinities, NaN, years beyond 1 to 9999.
+
+    An array of text goes in, as PostgreSQL prints values of the kind.
+    """
+    if kind.type == TEXT:
+        convert = landed(kind)
+        return text if convert is None else pa.array(converted(text.to_pylist(), convert), TEXT)
+    if kind.type == BOOLEAN:
+        return pc.if_else(pc.is_in(text, value_set=_BOOLEANS), pc.equal(text, "t"), pa.scalar(None, BOOLEAN))
+    if kind.type == BYTES:
+        return _bytes(text)
+    if kind.type == TIME:
+        moments = _cast(pc.binary_join_element_wise("1970-01-01", text, " "), TIMESTAMP)
+        return moments.cast(pa.int64()).cast(TIME)
+    if kind.name == "timestamptz":
         # Timestamps always carry their offset under SESSION, and the log keeps them in UTC without it.
-        values = text.cast(pa.timestamp("us", "UTC")).cast(TIMESTAMP) if to == TIMESTAMP else text.cast(to)
+        return _cast(text, pa.timestamp("us", "UTC")).cast(TIMESTAMP)
+    if kind.name == "money":
+        text = pc.replace_substring_regex(text, "[$,]", "")
+    values = _cast(text, kind.type)
+    if pa.types.is_floating(kind.type) and not pc.all(pc.is_finite(values), skip_nulls=True).as_py():
+        return pc.if_else(pc.is_finite(values), values, pa.scalar(None, kind.type))
+    return values
+
+
+_BOOLEANS = pa.array(["t", "f"])
+
+
+def _cast(text: pa.Array, to: pa.DataType) -> pa.Array:
+    """Values cast; null where one cannot be."""
+    try:
+        return text.cast(to)
     except pa.ArrowInvalid:
         if len(text) == 1:
             return pa.nulls(1, to)
         half = len(text) // 2
-        return pa.concat_arrays([typed(text[:half], to), typed(text[half:], to)])
-    if pa.types.is_floating(to) and not pc.all(pc.is_finite(values), skip_nulls=True).as_py():
-        return pc.if_else(pc.is_finite(values), values, pa.scalar(None, to))
-    return values
+        return pa.concat_arrays([_cast(text[:half], to), _cast(text[half:], to)])
 
 
-def json_image(columns: Sequence[SourceColumn], values: Sequence[str | None]) -> dict[str, Any]:
-    """One row as Debezium's JSON has it: numbers, booleans and null as such, times in ISO format, dates in days."""
-    encoded = zip(columns, values, strict=True)
-    return {c.name: json.loads(_encoder(c.type_oid)(v)) if v is not None else None for c, v in encoded}
+def _bytes(text: pa.Array) -> pa.Array:
+    """Bytes from hexadecimal digits as PostgreSQL prints them: all values' digits are decoded at once."""
+    text = pc.if_else(pc.match_substring_regex(text, r"^\\x([0-9a-f]{2})*$"), text, pa.scalar(None, TEXT))
+    digits = pc.fill_null(pc.utf8_slice_codeunits(text, 2), "")
+    ends = np.concatenate(([0], np.cumsum(pc.binary_length(digits).to_numpy() // 2))).astype(np.int32)
+    valid = np.packbits(text.is_valid().to_numpy(zero_copy_only=False), bitorder="little")
+    data = bytes.fromhex("".join(digits.to_pylist()))
+    buffers = [pa.py_buffer(valid), pa.py_buffer(ends), pa.py_buffer(data)]
+    return pa.Array.from_buffers(BYTES, len(text), buffers)
+
+
+def json_image(layout: Layout, values: Sequence[str | None]) -> dict[str, Any]:
+    """One row as JSON that `lockstep ingest` reads as this module reads what PostgreSQL prints.
+
+    Columns that the project does not know are as Debezium has them: dates in days, say. Of those that it knows, none
+    has a number whose unit would have to be known: times are in ISO format, decimals and all else as PostgreSQL prints
+    them.
+    """
+    known = {c.name for c in layout.table.columns}
+    image: dict[str, Any] = {}
+    for column, value in zip(layout.columns, values, strict=True):
+        is_printed = column.name in known and column.type_oid == _TIMESTAMP
+        encode = quoted_json if is_printed else _encoder(column.type_oid)
+        image[column.name] = None if value is None else json.loads(encode(value))
+    return image
 
 
 def _count(absent: np.ndarray | None) -> int:
@@ -160,20 +219,12 @@ def _explain(
     for row in np.flatnonzero(wrong).tolist():
         value = text[row].as_py()
         if value is not None:
-            reason = f"column {column.name} of the {which} image is {value[:80]!r}, which is not {_meaning(column)}"
+            reason = f"column {column.name} of the {which} image is {value[:80]!r}, which is not {meaning(column.kind)}"
         elif not column.nullable:
             reason = f"column {column.name} of the {which} image is null, but must not be"
         else:
             continue
         reasons.setdefault(row, reason)
-
-
-def _meaning(column: Column) -> str:
-    if column.type == DATE:
-        return "a date"
-    if column.type == TIMESTAMP:
-        return "a time"
-    return "a whole number in range" if pa.types.is_integer(column.type) else "a finite number"
 
 
 def _extra(layout: Layout, by_name: dict[str, pa.Array], absent: np.ndarray | None) -> pa.Array:
@@ -185,47 +236,14 @@ def _extra(layout: Layout, by_name: dict[str, pa.Array], absent: np.ndarray | No
         return pa.nulls(rows, TEXT)
     members = []
     for column in unknown:
-        name, encode = _quoted(column.name), _encoder(column.type_oid)
+        name, encode = quoted_json(column.name), _encoder(column.type_oid)
         members.append([f"{name}:{'null' if v is None else encode(v)}" for v in by_name[column.name].to_pylist()])
     objects = pa.array(["{" + ",".join(row) + "}" for row in zip(*members, strict=True)], TEXT)
     return objects if absent is None else pc.if_else(pa.array(absent), pa.scalar(None, TEXT), objects)
 
 
-# JSON's escapes as DuckDB writes them, which is what `ingest` stores; everything else stays as it is, in UTF-8.
-_ESCAPES = {i: f"\\u{i:04X}" for i in range(32)} | {
-    ord(plain): escaped
-    for plain, escaped in (
-        ('"', '\\"'),
-        ("\\", "\\\\"),
-        ("\b", "\\b"),
-        ("\f", "\\f"),
-        ("\n", "\\n"),
-        ("\r", "\\r"),
-        ("\t", "\\t"),
-    )
-}
-
-
-def _quoted(text: str) -> str:
-    return f'"{text.translate(_ESCAPES)}"'
-
-
 def _boolean(text: str) -> str:
     return "true" if text == "t" else "false"
-
-
-def _float(text: str) -> str:
-    """The shortest number that reads back the same, spelled as DuckDB spells it in JSON: as JavaScript does."""
-    if text in ("NaN", "Infinity", "-Infinity"):
-        return f'"{text}"'
-    shortest = repr(float(text))
-    digits, _, exponent = shortest.partition("e")
-    if not exponent:
-        return shortest
-    if -7 < int(exponent) < 21:
-        plain = f"{Decimal(shortest):f}"
-        return plain if "." in plain else f"{plain}.0"
-    return f"{digits}e{int(exponent)}"
 
 
 def _timestamptz(text: str) -> str:
@@ -233,7 +251,7 @@ def _timestamptz(text: str) -> str:
     try:
         at = datetime.fromisoformat(text)
     except ValueError:  # infinity, or a year Python has not
-        return _quoted(text)
+        return quoted_json(text)
     return f'"{at.astimezone(UTC):%Y-%m-%dT%H:%M:%S.%f}Z"'
 
 
@@ -242,7 +260,7 @@ def _timestamp(text: str) -> str:
     try:
         at = datetime.fromisoformat(text).replace(tzinfo=UTC)
     except ValueError:
-        return _quoted(text)
+        return quoted_json(text)
     since = at - datetime(1970, 1, 1, tzinfo=UTC)
     return str((since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds)
 
@@ -252,12 +270,12 @@ def _date(text: str) -> str:
     try:
         return str((date.fromisoformat(text) - date(1970, 1, 1)).days)
     except ValueError:
-        return _quoted(text)
+        return quoted_json(text)
 
 
 _ENCODERS: dict[int, Callable[[str], str]] = {
     **dict.fromkeys((_INT8, _INT4, _INT2, _OID), str),
-    **dict.fromkeys((_FLOAT4, _FLOAT8), _float),
+    **dict.fromkeys((_FLOAT4, _FLOAT8), float_json),
     _BOOL: _boolean,
     _TIMESTAMPTZ: _timestamptz,
     _TIMESTAMP: _timestamp,
@@ -267,4 +285,4 @@ _ENCODERS: dict[int, Callable[[str], str]] = {
 
 def _encoder(type_oid: int) -> Callable[[str], str]:
     """From PostgreSQL's text to JSON; a type without its own (numeric among them: it stays exact) becomes a string."""
-    return _ENCODERS.get(type_oid, _quoted)
+    return _ENCODERS.get(type_oid, quoted_json)

@@ -15,42 +15,27 @@ from typing import Any
 import pyarrow as pa
 
 from lockstep.errors import LockstepError
+from lockstep.kinds import TEXT as TEXT
+from lockstep.kinds import TIMESTAMP as TIMESTAMP
+from lockstep.kinds import Kind, kind, readable
 from lockstep.project import project
-
-TIMESTAMP = pa.timestamp("us")  # always UTC; naive on disk so that no session time zone can shift an hour
-BIGINT, INT, TEXT, DOUBLE, REAL, DATE = pa.int64(), pa.int32(), pa.string(), pa.float64(), pa.float32(), pa.date32()
 
 SCHEMA_FILE = "source_schema.sql"
 APPEND_ONLY = "append-only"  # the comment at the head of a CREATE TABLE that declares it so
-_TYPES = {
-    "BIGINT": BIGINT,
-    "BIGSERIAL": BIGINT,
-    "INT": INT,
-    "SERIAL": INT,
-    "SMALLINT": INT,
-    "SMALLSERIAL": INT,
-    "TEXT": TEXT,
-    "VARCHAR": TEXT,
-    "CHAR": TEXT,
-    "UUID": TEXT,
-    "DATE": DATE,
-    "DOUBLE": DOUBLE,
-    "FLOAT": REAL,
-    "TIMESTAMPTZ": TIMESTAMP,
-}
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column a model may name. `type` is its Arrow type in the change log; `nullable` as in the source.
-
-    `precision` is how many digits of a second a timestamptz is declared with, None if it does not say.
-    """
+    """A column a model may name. `kind` says its type in the source and in the log; `nullable` as in the source."""
 
     name: str
-    type: pa.DataType
+    kind: Kind
     nullable: bool = False
-    precision: int | None = None
+
+    @property
+    def type(self) -> pa.DataType:
+        """Its Arrow type in the change log."""
+        return self.kind.type
 
     @property
     def sql(self) -> str:
@@ -84,9 +69,15 @@ class Table:
         return self.schema or default
 
     @property
+    def key_columns(self) -> tuple[Column, ...]:
+        """The columns by which rows are told apart: the key's in its order, or all of a table without a key."""
+        by_name = {c.name: c for c in self.columns}
+        return tuple(by_name[name] for name in self.key) or self.columns
+
+    @property
     def sql_key(self) -> tuple[str, ...]:
-        """The columns by which rows are told apart, quoted for SQL: the key's, or all of a table without a key."""
-        return tuple(map(quoted, self.key or (c.name for c in self.columns)))
+        """`key_columns`, quoted for SQL."""
+        return tuple(c.sql for c in self.key_columns)
 
 
 def quoted(name: str) -> str:
@@ -128,7 +119,7 @@ def parsed(ddl: str, path: Path) -> tuple[dict[str, Table], list[str]]:
     from sqlglot.errors import ParseError, SqlglotError
 
     try:
-        definitions = list(_definitions(ddl))
+        definitions, domains = list(_definitions(ddl, "TABLE")), _domains(ddl)
     except SqlglotError as e:
         return {}, [f"{path} is not SQL that can be read: {e}"]
     problems: list[str] = []
@@ -138,7 +129,7 @@ def parsed(ddl: str, path: Path) -> tuple[dict[str, Table], list[str]]:
     append_only: set[str] = set()
     for line, text, is_append_only in definitions:
         try:
-            statement = parse_one(text, dialect="postgres")
+            statement = parse_one(readable(text), dialect="postgres")
         except ParseError as e:
             why = e.errors[0]
             problems.append(
@@ -166,7 +157,7 @@ def parsed(ddl: str, path: Path) -> tuple[dict[str, Table], list[str]]:
             columns[name] = []
             for definition in found:
                 try:
-                    columns[name].append(_column(path, name, definition, is_key=definition.name in keys[name]))
+                    columns[name].append(_column(path, name, definition, domains, definition.name in keys[name]))
                 except LockstepError as e:
                     problems.append(str(e))
             problems += _column_problems(path, name, [d.name for d in found])
@@ -212,8 +203,10 @@ def _column_problems(path: Path, table: str, names: list[str]) -> list[str]:
     return problems
 
 
-def _definitions(text: str) -> Iterator[tuple[int, str, bool]]:
-    """The statements that define a table or a key, each with its first line and whether it is declared append-only.
+def _definitions(text: str, what: str) -> Iterator[tuple[int, str, bool]]:
+    """The statements that create a `what` (TABLE, with keys; DOMAIN).
+
+    Each comes with its first line and whether it is declared append-only.
 
     Others are not parsed: much of a dump is beyond any parser.
     """
@@ -225,7 +218,8 @@ def _definitions(text: str) -> Iterator[tuple[int, str, bool]]:
         if token.token_type == TokenType.SEMICOLON or n == len(tokens) - 1:
             statement = tokens[begin : n + (token.token_type != TokenType.SEMICOLON)]
             kinds = [t.token_type for t in statement]
-            if kinds[:2] == [TokenType.CREATE, TokenType.TABLE] or TokenType.PRIMARY_KEY in kinds:
+            is_key = what == "TABLE" and TokenType.PRIMARY_KEY in kinds
+            if is_key or [t.text.upper() for t in statement[:2]] == ["CREATE", what]:
                 head = kinds.index(TokenType.L_PAREN) if TokenType.L_PAREN in kinds else 0
                 comments = {comment.strip() for t in statement[: head + 1] for comment in t.comments}
                 yield (
@@ -243,20 +237,37 @@ def _primary_key(statement: Any) -> tuple[str, ...]:
     return tuple(column.name for column in found.expressions) if found else ()
 
 
-def _column(path: Path, table: str, definition: Any, is_key: bool) -> Column:
+def _column(path: Path, table: str, definition: Any, domains: Mapping[str, Kind], is_key: bool) -> Column:
     from sqlglot import exp
 
-    kind = definition.args.get("kind")
-    name = kind.this.name if kind and isinstance(kind.this, exp.DataType.Type) else str(kind)
-    if name not in _TYPES:
-        raise LockstepError(
-            f"{path}: column {definition.name} of {table} is {kind.sql('postgres') if kind else 'without a type'}, "
-            "which the change log has no type for. It knows bigint, integer, smallint, text, varchar, char, uuid, "
-            "date, real, double precision and timestamptz. Leave the column out of the file: it travels in `extra`."
-        )
+    type_ = definition.args.get("kind")
+    if type_ is None:
+        raise LockstepError(f"{path}: column {definition.name} of {table} is without a type. Give it its type.")
     is_nullable = not (is_key or definition.find(exp.NotNullColumnConstraint))
-    precision = int(kind.expressions[0].name) if name == "TIMESTAMPTZ" and kind.expressions else None
-    return Column(definition.name, _TYPES[name], is_nullable, precision)
+    return Column(definition.name, kind(type_, domains), is_nullable)
+
+
+def _domains(text: str) -> dict[str, Kind]:
+    """The domains that the file creates, by name: a column of one holds values of the domain's base type.
+
+    A definition that cannot be read is passed over: columns of that domain then land as text.
+    """
+    from sqlglot import exp, parse_one, tokenize
+    from sqlglot.errors import ParseError
+
+    domains: dict[str, Kind] = {}
+    for _, statement, _ in _definitions(text, "DOMAIN"):
+        tokens = tokenize(statement, dialect="postgres")
+        at = 4 if len(tokens) > 4 and tokens[3].text == "." else 2
+        rest = tokens[at + 1 + (tokens[at + 1].text.upper() == "AS") :]
+        try:
+            table = parse_one(f"CREATE TABLE d (c {readable(statement[rest[0].start :])})", dialect="postgres")
+        except ParseError:
+            continue
+        definition = table.find(exp.ColumnDef)
+        if definition is not None and (type_ := definition.args.get("kind")) is not None:
+            domains[tokens[at].text] = kind(type_, domains)
+    return domains
 
 
 class _Tables(Mapping[str, Table]):

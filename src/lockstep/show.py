@@ -45,6 +45,8 @@ def json(value: Any) -> None:
 
 
 def _plain(value: Any) -> str:
+    if isinstance(value, bytes):
+        return f"\\x{value.hex()}"
     return value.isoformat() if isinstance(value, (datetime, date)) else str(value)
 
 

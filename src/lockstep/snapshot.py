@@ -322,7 +322,7 @@ class _Stage:
         at_us = (self._at - datetime(1970, 1, 1)).total_seconds() * 1e6
         rejected = []
         for row, reason in sorted(reasons.items()):
-            image = json_image(layout.columns, [text[row].as_py() for text in texts])
+            image = json_image(layout, [text[row].as_py() for text in texts])
             name = layout.table.name
             schema = layout.table.schema_or(self._schema)
             text = event(self._database, schema, name, "r", None, image, self._xid, self._lsn, round(at_us))
