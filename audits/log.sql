@@ -72,7 +72,7 @@ WITH positions AS (
   WHERE
     logged_at < (
       SELECT
-        cut
+        MAX(cut)
       FROM @this_model
     )
   GROUP BY
@@ -84,7 +84,7 @@ WITH positions AS (
   WHERE
     log_hour < (
       SELECT
-        cut
+        MAX(cut)
       FROM @this_model
     )
 )
@@ -106,20 +106,20 @@ SELECT
   MAX(position) AS changes,
   (
     SELECT
-      position
+      MAX(position)
     FROM @this_model
   ) AS folded_changes
 FROM changes.all_positions
 WHERE
   position <= (
     SELECT
-      position
+      MAX(position)
     FROM @this_model
   )
 HAVING
   MAX(position) IS DISTINCT FROM (
     SELECT
-      position
+      MAX(position)
     FROM @this_model
   );
 
@@ -139,11 +139,7 @@ WITH chain AS (
     ) AS previous_image
   FROM @source_table
   WHERE
-    logged_at < (
-      SELECT
-        cut
-      FROM rebuild.cut
-    )
+    logged_at < @cut_of(@domain)
 )
 SELECT
   *
@@ -164,9 +160,4 @@ FROM @source_table
 WHERE
   (
     NOT op IN ('c', 'r') OR NOT before IS NULL
-  )
-  AND logged_at < (
-    SELECT
-      cut
-    FROM rebuild.cut
-  )
+  ) AND logged_at < @cut_of(@domain)

@@ -126,7 +126,7 @@ def _paths(home: Path, runs: int) -> list[tuple[str, ...]]:
     )
 
     with warehouse.reader(home) as connection:
-        [cut] = connection.execute("SELECT cut FROM rebuild.cut").fetchone() or [None]
+        [cut] = connection.execute("SELECT MIN(cut) FROM rebuild.cut").fetchone() or [None]
         body = _query_of(connection)
         ours, bare = _in_turn(
             lambda: connection.execute(f"CREATE OR REPLACE TEMP TABLE rebuilt AS {body}"),

@@ -25,11 +25,30 @@ def source_tables(evaluator):
 
 
 @macro()
-def contract_sources(evaluator):
-    """The tables that any domain's numbers need, as texts: `source_table IN (@contract_sources())`."""
+def sources_of_domains(evaluator):
+    """Domain and source_table of each table that its rebuild waits for: `FROM (@sources_of_domains()) AS needs`.
+
+    Domains of the same rows share models below `rebuild`: each waits for the tables of all of them.
+    """
     from lockstep.contracts import load
 
-    return [exp.Literal.string(name) for name in sorted({name for c in load().values() for name in c.sources})]
+    tables = {}
+    for contract in load().values():
+        tables.setdefault(contract.source_table, set()).update(contract.sources)
+    rows = [(c.domain, table) for c in load().values() for table in sorted(tables[c.source_table])]
+    return exp.union(
+        *(
+            exp.select(exp.convert(domain).as_("domain"), exp.convert(table).as_("source_table"))
+            for domain, table in rows
+        ),
+        distinct=False,
+    )
+
+
+@macro()
+def cut_of(evaluator, domain: exp.Expression):
+    """The cut of a domain's rebuild: `WHERE logged_at < @cut_of('orders')`."""
+    return exp.select("cut").from_("rebuild.cut").where(exp.column("domain").eq(domain.name)).subquery()
 
 
 @macro()

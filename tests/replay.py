@@ -193,7 +193,7 @@ class Replay:
         oracle = self.oracle
         assert self._connection
         all_receipts = warehouse.rows(self._connection, "SELECT * FROM reconcile.receipts ORDER BY sequence")
-        [(cut,)] = self.query("SELECT cut FROM rebuild.cut")
+        [(cut,)] = self.query("SELECT DISTINCT cut FROM rebuild.cut")
         assert cut == self.cuts[-1]
         for domain, contract in DOMAINS.items():
             known = self.receipts[domain]

@@ -196,6 +196,14 @@ def land(home: Path, changes: Sequence[Change], *, reached: datetime | None = No
         return writer.land(batch_of(changes), reached=reached)
 
 
+def reject(home: Path, table: str, committed_at: datetime) -> None:
+    """Quarantine an event of a table that breaks the landing contract: from its position on it holds the table."""
+    event = {"ordinal": 0, "committed_at": committed_at, "table": table, "reason": "no key", "event": "{}"}
+    rejected = pa.Table.from_pylist([event]).set_column(1, "committed_at", pa.array([committed_at], pa.timestamp("us")))
+    with ChangeLog(home).writer(SOURCE) as writer:
+        writer.land({}, rejected)
+
+
 def batch_of(changes: Sequence[Change]) -> dict[str, pa.Table]:
     """The changes as a batch for `Writer.land`."""
     tables = {}

@@ -75,7 +75,8 @@ WITH generations AS (
       END
     ) AS cuts_passed
   FROM receipts
-  CROSS JOIN rebuild.cut AS rebuild_cut
+  LEFT JOIN rebuild.cut AS rebuild_cut
+    ON rebuild_cut.domain = receipts.domain
   LEFT JOIN promotions
     ON promotions.domain = receipts.domain
   GROUP BY
@@ -169,10 +170,16 @@ WITH generations AS (
       WHEN evidence.cut_reconciled_at IS NULL
       OR (
         SELECT
-          MAX(rebuilt_at)
-        FROM rebuild.cut
+          MAX(rebuild_cut.rebuilt_at)
+        FROM rebuild.cut AS rebuild_cut
+        WHERE
+          rebuild_cut.domain = contracts.domain
       ) > evidence.cut_reconciled_at
-      THEN 'an audit stopped the last rebuild before its receipt'
+      THEN CASE
+        WHEN readable.held IS NULL
+        THEN 'an audit stopped the last rebuild before its receipt'
+        ELSE 'no receipt since the last rebuild: `lockstep run` takes it while quarantine holds a table'
+      END
       WHEN (
         SELECT
           SUM(changes) <> MAX(last_position) - MIN(first_position) + 1

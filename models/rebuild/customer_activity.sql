@@ -10,9 +10,13 @@ MODEL (
   audits (
     UNIQUE_COMBINATION_OF_COLUMNS(columns := (customer_id, ordered_bucket)),
     NOT_NULL(columns := (customer_id, ordered_bucket)),
-    image_chain_unbroken(source_table := changes.orders, keys := (
-      'order_id'
-    ))
+    image_chain_unbroken(
+      domain := 'customer_activity',
+      source_table := changes.orders,
+      keys := (
+        'order_id'
+      )
+    )
   )
 );
 

@@ -57,11 +57,7 @@ SELECT
   RANK() OVER (ORDER BY customers.lifetime_spend_cents DESC)::BIGINT AS spend_rank, /* Rank by that amount; equal amounts share one */
   FLOOR(
     (
-      EPOCH((
-        SELECT
-          cut
-        FROM rebuild.cut
-      )) - EPOCH(customers.first_ordered_at)
+      EPOCH(@cut_of('customer_activity')) - EPOCH(customers.first_ordered_at)
     ) / 86400
   )::BIGINT AS days_since_first_order /* Whole days from the first of these orders to the cut */
 FROM customers

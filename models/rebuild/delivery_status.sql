@@ -10,9 +10,13 @@ MODEL (
   audits (
     UNIQUE_COMBINATION_OF_COLUMNS(columns := (window_hour, region, status, exception_code)),
     NOT_NULL(columns := (window_hour, region, status, exception_code)),
-    image_chain_unbroken(source_table := changes.shipments, keys := (
-      'shipment_id'
-    ))
+    image_chain_unbroken(
+      domain := 'delivery_status',
+      source_table := changes.shipments,
+      keys := (
+        'shipment_id'
+      )
+    )
   )
 );
 

@@ -15,11 +15,7 @@ WITH changes AS (
     ) AS recency
   FROM changes.shipments
   WHERE
-    logged_at < (
-      SELECT
-        cut
-      FROM rebuild.cut
-    )
+    logged_at < @cut_of('delivery_status')
 ), shipments AS (
   SELECT
     STRUCT_EXTRACT(after, 'shipment_id') AS shipment_id,

@@ -16,11 +16,7 @@ WITH changes AS (
     ) AS recency
   FROM changes.orders
   WHERE
-    logged_at < (
-      SELECT
-        cut
-      FROM rebuild.cut
-    )
+    logged_at < @cut_of('orders')
 ), orders AS (
   SELECT
     STRUCT_EXTRACT(after, 'order_id') AS order_id,

@@ -15,11 +15,7 @@ WITH routes_changes AS (
     ) AS recency
   FROM changes.routes
   WHERE
-    logged_at < (
-      SELECT
-        cut
-      FROM rebuild.cut
-    )
+    logged_at < @cut_of('route_performance')
 ), routes AS (
   SELECT
     STRUCT_EXTRACT(after, 'route_id') AS route_id,
@@ -37,11 +33,7 @@ WITH routes_changes AS (
     ) AS recency
   FROM changes.route_stops
   WHERE
-    logged_at < (
-      SELECT
-        cut
-      FROM rebuild.cut
-    )
+    logged_at < @cut_of('route_performance')
 ), route_stops AS (
   SELECT
     STRUCT_EXTRACT(after, 'route_id') AS route_id,
@@ -63,11 +55,7 @@ WITH routes_changes AS (
     ) AS recency
   FROM changes.shipments
   WHERE
-    logged_at < (
-      SELECT
-        cut
-      FROM rebuild.cut
-    )
+    logged_at < @cut_of('route_performance')
 ), shipments AS (
   SELECT
     STRUCT_EXTRACT(after, 'shipment_id') AS shipment_id,

@@ -18,11 +18,7 @@ WITH pings AS (
     STRUCT_EXTRACT(after, 'recorded_at') AS recorded_at
   FROM changes.gps_pings
   WHERE
-    NOT after IS NULL AND logged_at < (
-      SELECT
-        cut
-      FROM rebuild.cut
-    )
+    NOT after IS NULL AND logged_at < @cut_of('vehicle_positions')
 )
 SELECT
   ping_id::BIGINT AS ping_id, /* Key of the ping */

@@ -13,7 +13,7 @@ MODEL (
     NOT_NULL(
       columns := (ordered_hour, product_id, region, status, orders, units, revenue_cents)
     ),
-    image_chain_unbroken(source_table := changes.orders, keys := (
+    image_chain_unbroken(domain := 'orders', source_table := changes.orders, keys := (
       'order_id'
     ))
   )

@@ -36,13 +36,25 @@ MODEL (
       )
     ),
     NOT_NULL(columns := (route_id, part)),
-    image_chain_unbroken(source_table := changes.route_stops, keys := ('route_id', 'stop_number')),
-    image_chain_unbroken(source_table := changes.routes, keys := (
-      'route_id'
-    )),
-    image_chain_unbroken(source_table := changes.shipments, keys := (
-      'shipment_id'
-    ))
+    image_chain_unbroken(
+      domain := 'route_performance',
+      source_table := changes.route_stops,
+      keys := ('route_id', 'stop_number')
+    ),
+    image_chain_unbroken(
+      domain := 'route_performance',
+      source_table := changes.routes,
+      keys := (
+        'route_id'
+      )
+    ),
+    image_chain_unbroken(
+      domain := 'route_performance',
+      source_table := changes.shipments,
+      keys := (
+        'shipment_id'
+      )
+    )
   )
 );
 

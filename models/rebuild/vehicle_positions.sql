@@ -12,10 +12,14 @@ MODEL (
       driver_id
     )),
     NOT_NULL(columns := (driver_id, latest_at, latitude, longitude, recorded_at)),
-    source_is_append_only(source_table := changes.gps_pings),
-    image_chain_unbroken(source_table := changes.gps_pings, keys := (
-      'ping_id'
-    ))
+    source_is_append_only(domain := 'vehicle_positions', source_table := changes.gps_pings),
+    image_chain_unbroken(
+      domain := 'vehicle_positions',
+      source_table := changes.gps_pings,
+      keys := (
+        'ping_id'
+      )
+    )
   )
 );
 

@@ -22,11 +22,7 @@ WITH sides AS (
     0 AS rebuilt
   FROM hourly.@{domain}
   WHERE
-    log_hour < (
-      SELECT
-        cut
-      FROM rebuild.cut
-    )
+    log_hour < @cut_of(@domain_name)
 ), cells AS (
   SELECT
     @EACH(@grain, g -> g),
@@ -38,11 +34,7 @@ WITH sides AS (
     @EACH(@grain, g -> g)
 )
 SELECT
-  (
-    SELECT
-      cut
-    FROM rebuild.cut
-  )::TIMESTAMP AS cut, /* Cut at which the two paths are compared */
+  @cut_of(@domain_name)::TIMESTAMP AS cut, /* Cut at which the two paths are compared */
   @EACH(@grain, g -> g),
   CASE
     WHEN copies > 1

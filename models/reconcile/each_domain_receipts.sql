@@ -35,22 +35,14 @@ WITH cells AS (
 SELECT
   0::BIGINT AS sequence, /* The receipts of a domain in the order in which they were stored, whatever the clock said */
   @domain_name::TEXT AS domain, /* Domain reconciled */
-  (
-    SELECT
-      cut
-    FROM rebuild.cut
-  )::TIMESTAMP AS cut, /* Cut at which the paths were compared */
+  @cut_of(@domain_name)::TIMESTAMP AS cut, /* Cut at which the paths were compared */
   CURRENT_TIMESTAMP::TIMESTAMP AS reconciled_at, /* When they were compared */
   (
     SELECT
       MAX(last_position)
     FROM hourly.log
     WHERE
-      log_hour < (
-        SELECT
-          cut
-        FROM rebuild.cut
-      )
+      log_hour < @cut_of(@domain_name)
   )::BIGINT AS position, /* Last position of the log before the cut */
   cells_compared::BIGINT AS cells_compared, /* Cells that either path knows */
   cells_differing::BIGINT AS cells_differing, /* Cells that are not identical */
@@ -75,11 +67,7 @@ SELECT
         1
       FROM hourly.@{domain}
       WHERE
-        log_hour < (
-          SELECT
-            cut
-          FROM rebuild.cut
-        )
+        log_hour < @cut_of(@domain_name)
     )
     THEN 'passed'
     ELSE 'empty'

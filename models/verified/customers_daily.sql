@@ -22,7 +22,8 @@ SELECT
 FROM rebuild.customers_daily AS daily
 CROSS JOIN rebuild.cut AS rebuild_cut
 WHERE
-  (
+  rebuild_cut.domain = 'customer_activity'
+  AND (
     SELECT
       ARG_MAX(verdict, sequence)
     FROM reconcile.customer_activity_receipts AS receipts

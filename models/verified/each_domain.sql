@@ -33,7 +33,8 @@ FROM rebuild.@{domain} AS rebuilt
 CROSS JOIN rebuild.cut AS rebuild_cut
 CROSS JOIN reconcile.@{domain}_in_use AS in_use
 WHERE
-  (
+  rebuild_cut.domain = @domain_name
+  AND (
     SELECT
       ARG_MAX(
         receipts.verdict = 'passed'

@@ -23,7 +23,8 @@ SELECT
 FROM rebuild.orders_daily AS daily
 CROSS JOIN rebuild.cut AS rebuild_cut
 WHERE
-  (
+  rebuild_cut.domain = 'orders'
+  AND (
     SELECT
       ARG_MAX(verdict, sequence)
     FROM reconcile.orders_receipts AS receipts

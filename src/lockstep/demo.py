@@ -35,7 +35,7 @@ _SUMS = "SUM(orders) AS orders, SUM(revenue_cents) AS revenue_cents"
 
 # What each path says now, and at a cut.
 NOW = {
-    "rebuild": f"SELECT {_SUMS}, (SELECT cut FROM rebuild.cut) AS as_of FROM rebuild.orders",
+    "rebuild": f"SELECT {_SUMS}, (SELECT cut FROM rebuild.cut WHERE domain = 'orders') AS as_of FROM rebuild.orders",
     "hourly": f"SELECT {_SUMS}, (SELECT MAX(log_hour) + INTERVAL '1' HOUR FROM hourly.log) AS as_of FROM hourly.orders",
     "live": f"SELECT {_SUMS}, MAX(as_of) AS as_of FROM mart.orders_hourly",
 }
@@ -214,7 +214,7 @@ def _diverge_and_return(home: Path) -> None:
         [definition] = connection.execute(view, [FAULTY]).fetchone() or [""]
         [table] = [t for t in parse_one(definition, dialect="duckdb").find_all(exp.Table) if "__" in t.db]
         physical = f'"{table.db}"."{table.name}"'
-        [cut] = connection.execute("SELECT cut FROM rebuild.cut").fetchone() or [None]
+        [cut] = connection.execute("SELECT cut FROM rebuild.cut WHERE domain = ?", [FAULTY]).fetchone() or [None]
         first = f"(SELECT MIN(log_hour) FROM {physical})"  # the snapshot, in which everything lies
         busiest = f"SELECT log_hour FROM {physical} WHERE log_hour < ? AND log_hour > {first}"
         busiest += " GROUP BY 1 ORDER BY COUNT(*) DESC, 1 LIMIT 1"
@@ -274,7 +274,7 @@ def _prove(home: Path) -> bool:
         table.add_column(name, justify="right")
     agree = True
     with warehouse.reader(home) as connection:
-        [cut] = connection.execute("SELECT cut FROM rebuild.cut").fetchone() or [None]
+        [cut] = connection.execute("SELECT MIN(cut) FROM rebuild.cut").fetchone() or [None]
         [now] = connection.execute("SELECT MIN(readable_until) FROM changes.watermark").fetchone() or [None]
         for domain, witness in WITNESSES.items():
             key = ", ".join(f"COALESCE(after.{k}, before.{k})" for k in witness.keys)

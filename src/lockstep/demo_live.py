@@ -123,7 +123,7 @@ _SUMS = "SUM(orders) AS orders, SUM(revenue_cents) AS revenue_cents"
 _PATHS = {
     "recount of the log": RECOUNT,
     "hourly, summed": f"SELECT {_SUMS} FROM hourly.orders WHERE log_hour < $until",
-    "rebuild": f"SELECT {_SUMS} FROM rebuild.orders, rebuild.cut WHERE cut = $until",
+    "rebuild": f"SELECT {_SUMS} FROM rebuild.orders, rebuild.cut WHERE domain = 'orders' AND cut = $until",
     "verified": f"SELECT {_SUMS} FROM verified.orders WHERE cut = $until",
 }
 

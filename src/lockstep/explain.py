@@ -184,7 +184,10 @@ def _models(contracts: Sequence[Contract], at: datetime | None) -> list[_Models]
                     )
                 models = Models({s.name: s for s in context.snapshots.values()})
                 at_cut = {name: f"({models.query(name, at).sql('duckdb', comments=False)})" for name in (latest, cells)}
-                at_cut["rebuild.cut"] = f"(SELECT TIMESTAMP '{at}' AS cut, position FROM {tables['rebuild.cut']})"
+                rebuilt = f"SELECT TIMESTAMP '{at}' AS cut, position FROM {tables['rebuild.cut']}"
+            else:
+                rebuilt = f"SELECT cut, position FROM {tables['rebuild.cut']}"
+            at_cut["rebuild.cut"] = f"({rebuilt} WHERE domain = '{domain}')"
             found.append(_Models(contract, tables, folded_until, row, sources, at_cut))
         return found
     finally:

@@ -139,12 +139,13 @@ def evidence(home: Path, contracts: Iterable[Contract]) -> dict[str, Evidence]:
     with warehouse.reader(home) as connection:
         receipts = warehouse.rows(connection, "SELECT * FROM reconcile.receipts ORDER BY sequence")
         serving = {r["domain"]: r for r in warehouse.rows(connection, "SELECT * FROM ops.serving")}
-        [cut] = warehouse.rows(connection, "SELECT MAX(cut) AS cut, MAX(rebuilt_at) AS rebuilt_at FROM rebuild.cut")
+        cuts = {r["domain"]: r for r in warehouse.rows(connection, "SELECT domain, cut, rebuilt_at FROM rebuild.cut")}
     found = {}
     for contract in contracts:
         own = [r for r in receipts if r["domain"] == contract.domain]
         current = _of_last_mode(own)
-        at_cut = [r["reconciled_at"] for r in own if r["cut"] == cut["cut"]]
+        rebuilt = cuts.get(contract.domain)
+        at_cut = [r["reconciled_at"] for r in own if rebuilt and r["cut"] == rebuilt["cut"]]
         found[contract.domain] = Evidence(
             current,
             _shadow_days(own),
@@ -152,7 +153,7 @@ def evidence(home: Path, contracts: Iterable[Contract]) -> dict[str, Evidence]:
             until[contract.domain],
             _age(until[contract.domain]),
             serving.get(contract.domain),
-            bool(cut["rebuilt_at"]) and max(at_cut, default=datetime.min) < cut["rebuilt_at"],
+            rebuilt is not None and max(at_cut, default=datetime.min) < rebuilt["rebuilt_at"],
         )
     return found
 

@@ -63,10 +63,8 @@ def run(home: Path, at: datetime | None = None, verbose: bool = False) -> Run:
         receipts: list[Row] = []
         published = None
         if warehouse.is_planned(home):
+            failures += _prove_what_the_night_could_not(home)
             receipts = last_receipts(home)
-            if any(r["verdict"] == "empty" for r in receipts):
-                failures += _prove_what_has_come_in(home, [r["domain"] for r in receipts if r["verdict"] == "empty"])
-                receipts = last_receipts(home)
             with warehouse.reader(home) as connection:
                 notes += _unplanned(connection)
             try:
@@ -96,20 +94,32 @@ def _mend_files(home: Path) -> list[str]:
     return [f"{reason}. What there was of both is in {aside}; all figures were computed anew from the change log."]
 
 
-def _prove_what_has_come_in(home: Path, domains: list[str]) -> list[str]:
-    """Take a receipt at the last folded hour of domains that had nothing to compare yet and now have increments.
+def _prove_what_the_night_could_not(home: Path) -> list[str]:
+    """Take receipts that no daily model takes. Returns what failed.
 
-    Else a new home, or a table's first rows, would wait for the next midnight. Returns what failed.
+    Of a domain that had nothing to compare yet and now has increments, at the last folded hour: else a new home, or a
+    table's first rows, would wait for the next midnight. And of a domain that quarantine holds, at the cut of its
+    rebuild: SQLMesh takes no daily receipt of a day that has hours which are not sealed.
     """
     from lockstep import reconcile
 
+    watermark, due = ChangeLog(home).watermark(), dict[str, datetime | None]()
+    newest = {receipt["domain"]: receipt for receipt in last_receipts(home)}
     with warehouse.reader(home) as connection:
-        due = [d for d in domains if connection.execute(f"SELECT 1 FROM hourly.{d} LIMIT 1").fetchone()]
+        cuts = {row["domain"]: row for row in warehouse.rows(connection, "SELECT * FROM rebuild.cut")}
+        for domain, contract in load().items():
+            receipt, rebuilt = newest.get(domain), cuts.get(domain)
+            held = watermark.sealed_until(contract.sources) != watermark.closed_until()
+            if receipt and receipt["verdict"] == "empty":
+                if connection.execute(f"SELECT 1 FROM hourly.{domain} LIMIT 1").fetchone():
+                    due[domain] = None
+            elif held and rebuilt and not (receipt and receipt["reconciled_at"] >= rebuilt["rebuilt_at"]):
+                due[domain] = rebuilt["cut"]
     failures = []
-    for domain in due:
+    for domain, cut in due.items():
         try:
-            [taken] = reconcile.take(home, [load()[domain]])
-        except LockstepError:  # its audits have failed, which SQLMesh has said
+            [taken] = reconcile.take(home, [load()[domain]], cut)
+        except LockstepError:  # its audits have failed, which SQLMesh has said; or nothing is folded yet
             continue
         if taken.receipt["verdict"] == "failed":
             found = taken.receipt["cells_beyond"]

@@ -73,8 +73,7 @@ def take(home: Path, contracts: Iterable[Contract], at: datetime | None = None, 
             cuts[contract.domain] = _cut(contract.domain, at, watermark.started_at, sealed, folded)
         with warehouse.writer(home) as connection:
             for domain, cut in cuts.items():
-                [stopped] = warehouse.rows(connection, *_stopped(domain, cut))
-                if stopped["rebuilt_at"]:
+                if _is_stopped(connection, models, domain, cut):
                     raise LockstepError(
                         f"{domain}: an audit stopped the rebuild at the cut {cut} before its receipt. `lockstep run` "
                         "names the audit, and takes the receipt once it passes."
@@ -123,13 +122,11 @@ def _cut(
     return at
 
 
-def _stopped(domain: str, cut: datetime) -> tuple[str, list[Any]]:
-    return (
-        f"""SELECT MAX(rebuilt_at) AS rebuilt_at FROM rebuild.cut AS rebuild_cut WHERE cut = ? AND NOT EXISTS (
-            SELECT 1 FROM reconcile.{domain}_receipts AS receipts
-            WHERE receipts.cut = rebuild_cut.cut AND receipts.reconciled_at >= rebuild_cut.rebuilt_at)""",
-        [cut],
-    )
+def _is_stopped(connection: Any, models: Models, domain: str, cut: datetime) -> bool:
+    """Whether an audit has stopped the rebuild of this very cut: only what passes its audits counts as done."""
+    rebuilt = connection.execute(f"SELECT 1 FROM {_CUT} WHERE domain = ? AND cut = ?", [domain, cut]).fetchone()
+    due, *done = (models.folded_until(name) for name in ("changes.watermark", _CUT, f"rebuild.{domain}"))
+    return rebuilt is not None and due is not None and any(end is None or end < due for end in done)
 
 
 @contextmanager
@@ -194,7 +191,10 @@ class Models:
             deployability_index=DeployabilityIndex.all_deployable(),
         )
         table = exp.to_table(self.table(_CUT), dialect="duckdb")
-        wanted = exp.select(exp.cast(exp.Literal.string(str(cut)), "timestamp").as_("cut"))
+        wanted = exp.select(
+            exp.func("UNNEST", exp.array(*map(exp.convert, load()))).as_("domain"),
+            exp.cast(exp.Literal.string(str(cut)), "timestamp").as_("cut"),
+        )
         for found in list(query.find_all(exp.Table)):
             if (found.db, found.name) == (table.db, table.name):
                 found.replace(wanted.subquery(found.alias_or_name))

@@ -99,7 +99,7 @@ def test_log_is_complete(models, landed, folded, named):
     """The rebuild's cut is made when positions 1 to 7 have landed."""
     models.table("changes.all_positions", *({"position": p, "logged_at": logged_at} for p, logged_at in landed))
     models.table("hourly.log", *folded)
-    models.table("rebuild.cut", {"cut": CUT, "position": 7})
+    models.table("rebuild.cut", {"cut": CUT, "position": 7}, {"cut": at(9), "position": 7})  # one domain is held
     found = found_hours(models, "rebuild.cut", "log_is_complete")
     assert sorted(set(found)) == named
 
@@ -122,7 +122,7 @@ def chain(models, model, table, kind, *changes):
         for position, (before, after) in enumerate(changes, 1)
     ]
     models.table(table, *rows, before=kind, after=kind)
-    models.table("rebuild.cut", {"cut": CUT})
+    models.table("rebuild.cut", {"domain": model.partition(".")[2], "cut": CUT}, {"domain": "another", "cut": at(9)})
     return sorted(row["position"] for row in models.audit(model, "image_chain_unbroken", source_table=table))
 
 
@@ -162,7 +162,7 @@ def test_image_chain_unbroken_ends_at_the_cut(models):
         {"position": 2, "logged_at": CUT, "before": order(2, 1)},
     ]
     models.table("changes.orders", *rows, before=ORDER, after=ORDER)
-    models.table("rebuild.cut", {"cut": CUT})
+    models.table("rebuild.cut", {"domain": "orders", "cut": CUT}, {"domain": "another", "cut": at(12)})
     assert [row["position"] for row in models.audit("rebuild.orders", "image_chain_unbroken")] == [1]
 
 
@@ -177,7 +177,7 @@ def test_source_is_append_only(models):
         {"position": 6, "logged_at": CUT, "op": "d", "before": ping},
     ]
     models.table("changes.gps_pings", *rows, before="STRUCT(ping_id BIGINT)", after="STRUCT(ping_id BIGINT)")
-    models.table("rebuild.cut", {"cut": CUT})
+    models.table("rebuild.cut", {"domain": "vehicle_positions", "cut": CUT}, {"domain": "another", "cut": at(12)})
     found = models.audit("rebuild.vehicle_positions", "source_is_append_only")
     assert sorted(row["position"] for row in found) == [3, 4, 5]
 

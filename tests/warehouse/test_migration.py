@@ -220,7 +220,7 @@ def test_no_receipt_vouches_for_a_rebuild_that_an_audit_stopped(place: Place) ->
     ChangeLog(place.home).files("orders")[-1].unlink()  # the last change, folded at 02:00
     result = operate.run(place.home, datetime(2026, 3, 4, 5))
     assert any("log_is_complete" in failure for failure in result.failures), result
-    [cut] = place.query("SELECT cut FROM rebuild.cut")
+    [cut] = place.query("SELECT DISTINCT cut FROM rebuild.cut")
     with pytest.raises(LockstepError, match="an audit stopped the rebuild"):
         reconcile(place.home, ["orders"], cut["cut"])
 

@@ -63,7 +63,7 @@ def test_every_spelling_means_what_the_company_says_at_the_time_of_the_order(mod
     logged_at = datetime(2026, 1, 5)
     rows = [{"position": i, "logged_at": logged_at, "op": "c", "after": image} for i, image in enumerate(images)]
     models.table("changes.orders", *rows, before=order, after=order)
-    models.table("rebuild.cut", {"cut": datetime(2026, 1, 6)})
+    models.table("rebuild.cut", {"domain": "orders", "cut": datetime(2026, 1, 6)})
     models.view("rebuild.latest_orders")
     found = models.rows("SELECT order_id, status FROM rebuild.latest_orders")
     assert {keys[row["order_id"]]: row["status"] for row in found} == EXPECTED

@@ -32,7 +32,7 @@ from lockstep import contracts, explain, operate, warehouse
 from lockstep.changelog import ChangeLog, begins_at
 from lockstep.errors import LockstepError
 from replay import Replay
-from shop import SOURCE, Shop, land
+from shop import Shop, land, reject
 
 ROOT = Path(__file__).parents[2]
 LAST_RUN, LAST_CUT = datetime(2026, 3, 4, 5), datetime(2026, 3, 4)
@@ -568,7 +568,7 @@ def test_hour_folded_while_an_event_of_it_is_in_quarantine(empty_home: Home, pro
     shop.order(1)
     shop.change(1, status="paid")
     land(empty_home.path, shop.changes[:1])
-    reject(empty_home.path, shop.changes[1].committed_at)
+    reject(empty_home.path, "orders", shop.changes[1].committed_at)
     land(empty_home.path, [], reached=datetime(2026, 3, 1, 12, 30))
     remove_signals(project / "models" / "hourly" / "each_domain.sql")
     plan = command("sqlmesh", "plan", "--auto-apply", "--no-prompts", cwd=project)
@@ -598,14 +598,6 @@ def remove_signals(model: Path) -> None:
     without = re.sub(r"  signals \(.*?\n  \),\n", "", text, flags=re.DOTALL)
     assert without != text
     model.write_text(without, encoding="utf-8")
-
-
-def reject(home: Path, committed_at: datetime) -> None:
-    """An event of `orders` that breaks the landing contract: it holds its table's hours."""
-    event = {"ordinal": 0, "committed_at": committed_at, "table": "orders", "reason": "no key", "event": "{}"}
-    rejected = pa.Table.from_pylist([event]).set_column(1, "committed_at", pa.array([committed_at], pa.timestamp("us")))
-    with ChangeLog(home).writer(SOURCE) as writer:
-        writer.land({}, rejected)
 
 
 # a rule in one path only
