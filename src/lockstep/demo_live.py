@@ -28,6 +28,7 @@ from lockstep import warehouse
 from lockstep.changelog import ChangeLog
 from lockstep.demo import NOW, RECOUNT, command, end, figure, lockstep, new_home, run, say, show_proof, watch
 from lockstep.errors import LockstepError
+from lockstep.leash import Leash
 from lockstep.private_postgres import INSTALL, PrivateServer, private_directory, server_programs
 from lockstep.show import console
 from lockstep.warehouse import Row
@@ -171,6 +172,7 @@ class _Process:
         self._name, self._log = arguments[0], log
         with log.open("w") as output:
             self._process = subprocess.Popen(command(*arguments), stdout=output, stderr=output)
+        self._leash = Leash('kill "$1"', str(self._process.pid))
 
     def check(self) -> None:
         """Raise LockstepError with its last words if it has ended by itself."""
@@ -191,6 +193,7 @@ class _Process:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self._leash.drop()
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lockstep.errors import LockstepError
+from lockstep.leash import Leash
 
 INSTALL = "apt-get install postgresql"
 ACCOUNT = "postgres" if os.geteuid() == 0 else None
@@ -31,12 +32,17 @@ _SETTINGS = {
 
 
 class PrivateServer:
-    """Reached by whoever may enter `directory`, through a socket in it; no password is asked."""
+    """Reached by whoever may enter `directory`, through a socket in it; no password is asked.
+
+    If this process is killed, the server is stopped and its directory removed.
+    """
 
     def __init__(self, programs: Path, directory: Path, settings: Mapping[str, str] | None = None) -> None:
         """Make the cluster in `directory`, which belongs to ACCOUNT, without starting it."""
         self._programs = programs
         self._directory = directory
+        end = '"$1" -D "$2/data" -m immediate -w stop; rm -rf "$2"'
+        self._leash = Leash(end, str(programs / "pg_ctl"), str(directory), user=ACCOUNT)
         self._run("initdb", "-D", self._data, "-U", "postgres", "--auth=trust", "-E", "UTF8", "--no-sync")
         local = {"listen_addresses": "", "unix_socket_directories": str(directory)}
         with (directory / "data" / "postgresql.conf").open("a") as file:
@@ -62,6 +68,7 @@ class PrivateServer:
         """Stop the server at once if it runs, also where a start or a stop was interrupted."""
         if (self._directory / "data" / "postmaster.pid").exists():
             self.stop("immediate")
+        self._leash.drop()
 
     def _run(self, program: str, *arguments: str) -> None:
         # A server that inherits a pipe would keep its reader waiting for ever: only initdb, which ends, gets one.
