@@ -35,14 +35,12 @@ def sources_of_domains(evaluator):
     tables = {}
     for contract in load().values():
         tables.setdefault(contract.source_table, set()).update(contract.sources)
-    rows = [(c.domain, table) for c in load().values() for table in sorted(tables[c.source_table])]
-    return exp.union(
-        *(
-            exp.select(exp.convert(domain).as_("domain"), exp.convert(table).as_("source_table"))
-            for domain, table in rows
-        ),
-        distinct=False,
-    )
+    rows = [
+        exp.select(exp.convert(c.domain).as_("domain"), exp.convert(table).as_("source_table"))
+        for c in load().values()
+        for table in sorted(tables[c.source_table])
+    ]
+    return exp.union(*rows, distinct=False) if len(rows) > 1 else rows[0]
 
 
 @macro()

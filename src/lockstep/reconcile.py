@@ -123,10 +123,17 @@ def _cut(
 
 
 def _is_stopped(connection: Any, models: Models, domain: str, cut: datetime) -> bool:
-    """Whether an audit has stopped the rebuild of this very cut: only what passes its audits counts as done."""
-    rebuilt = connection.execute(f"SELECT 1 FROM {_CUT} WHERE domain = ? AND cut = ?", [domain, cut]).fetchone()
-    due, *done = (models.folded_until(name) for name in ("changes.watermark", _CUT, f"rebuild.{domain}"))
-    return rebuilt is not None and due is not None and any(end is None or end < due for end in done)
+    """Whether an audit has stopped the rebuild of this very cut: only what passes its audits counts as done.
+
+    A day's rebuild is due with the first run after midnight once the log's hours are folded up to there.
+    """
+    if not connection.execute(f"SELECT 1 FROM {_CUT} WHERE domain = ? AND cut = ?", [domain, cut]).fetchone():
+        return False
+    *due, cuts, rebuild = (
+        models.folded_until(name) or datetime.min
+        for name in ("changes.watermark", "hourly.log", _CUT, f"rebuild.{domain}")
+    )
+    return min(cuts, rebuild) < min(due).replace(hour=0)
 
 
 @contextmanager
