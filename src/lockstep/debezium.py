@@ -882,8 +882,7 @@ def _typed(part: _Part, column: Column, raw: str) -> str:
         return f"TRY_CAST(decimal_text({raw}, {kind.type.scale}) AS DECIMAL({kind.type.precision}, {kind.type.scale}))"
     number = _number(part, column, raw)
     if pa.types.is_integer(column.type):
-        whole = f"TRY_CAST(whole({number}) AS {'BIGINT' if column.type == pa.int64() else 'INTEGER'})"
-        return f"CASE WHEN {whole} BETWEEN -32768 AND 32767 THEN {whole} END" if kind.name == "smallint" else whole
+        return f"TRY_CAST(whole({number}) AS {'BIGINT' if column.type == pa.int64() else 'INTEGER'})"
     if column.type == pa.float32():
         return (
             f"CASE WHEN isfinite(TRY_CAST(real_number({number}) AS FLOAT)) "

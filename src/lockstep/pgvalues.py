@@ -42,7 +42,7 @@ _TEXTS = (_TEXT, _VARCHAR, _BPCHAR, _NAME)
 _ACCEPTED: dict[str, tuple[int, ...]] = {
     "bigint": (_INT8, _INT4, _INT2),
     "integer": (_INT4, _INT2),
-    "smallint": (_INT2,),
+    "smallint": (_INT4, _INT2),  # stored as an integer, like before there was a difference
     "boolean": (_BOOL,),
     "double precision": (_FLOAT8,),
     "real": (_FLOAT4,),

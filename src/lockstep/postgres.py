@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -132,9 +132,10 @@ class Source:
         )
         return connection
 
-    def _arguments(self) -> dict[str, Any]:
+    def _arguments(self, without: str = "") -> dict[str, Any]:
         given = parse_dsn(self.dsn)
-        settings = "".join(f" -c {name}={value}" for name, value in {**SESSION, **_UNLIMITED}.items())
+        wanted = {name: value for name, value in {**SESSION, **_UNLIMITED}.items() if name != without}
+        settings = "".join(f" -c {name}={value}" for name, value in wanted.items())
         ours = {
             "application_name": self.application,
             "client_encoding": "UTF8",
@@ -471,7 +472,22 @@ class Source:
         problems = self._check_server(connection)
         for table in tables:
             problems += self._check_table(connection, layouts[table.name], found.get(table.name))
+        if any(column.kind.name == "money" for table in tables for column in table.columns):
+            problems += self._check_money()
         return problems + self._check_publication(connection, layouts, found)
+
+    def _check_money(self) -> list[Problem]:
+        """Money is a whole number that the database's own locale divides: we read it by a locale that means cents."""
+        with closing(psycopg2.connect(**self._arguments(without="lc_monetary"))) as connection:
+            [[digits, locale]] = query(connection, "SELECT scale('0'::money::numeric), current_setting('lc_monetary')")
+        if digits == 2:
+            return []
+        return [
+            Problem(
+                f"money has {digits} digits after the point here (lc_monetary is {locale}), and two in the change log",
+                f"-- make its columns numeric(19, {digits}), or leave them out of source_schema.sql",
+            )
+        ]
 
     def _check_server(self, connection: Connection) -> list[Problem]:
         problems = []
