@@ -180,9 +180,13 @@ def test_a_running_capture_warns_of_partitions_that_come_and_go(
     home = tmp_path / "home"
     capture(partitioned, home)
 
+    end = time.monotonic() + 120
+    is_read = "SELECT 1 FROM pg_replication_slots WHERE active"
+    while time.monotonic() < end and partitioned.execute(is_read):  # the server's process outlives the connection
+        time.sleep(0.05)
+
     def come_and_go() -> None:
-        end = time.monotonic() + 120
-        while time.monotonic() < end and not partitioned.execute("SELECT FROM pg_replication_slots WHERE active"):
+        while time.monotonic() < end and not partitioned.execute(is_read):
             time.sleep(0.05)
         partitioned.execute(
             "CREATE TABLE payment_june PARTITION OF payment FOR VALUES FROM ('2026-06-01') TO ('2026-07-01');"
