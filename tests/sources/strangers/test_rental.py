@@ -1,4 +1,4 @@
-"""A rental shop: two schemas, composite keys, partitioned payments, types of every kind, killed under load."""
+"""A rental shop: two schemas, keys of any type, partitioned payments, types of every kind, killed under load."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ CREATE TABLE film_actor (
   actor_id smallint, film_id integer REFERENCES film, noted_at timestamptz DEFAULT now(),
   PRIMARY KEY (actor_id, film_id));
 CREATE TABLE payment (
-  payment_id bigint, year integer, film_id integer, amount numeric(10,2), PRIMARY KEY (year, payment_id))
-  PARTITION BY LIST (year);
-CREATE TABLE payment_2025 PARTITION OF payment FOR VALUES IN (2025);
+  payment_id uuid, paid_on date, film_id integer, amount numeric(10,2), PRIMARY KEY (paid_on, payment_id))
+  PARTITION BY RANGE (paid_on);
+CREATE TABLE payment_2025 PARTITION OF payment FOR VALUES FROM ('2025-01-01') TO ('2026-01-01');
 CREATE TABLE payment_rest PARTITION OF payment DEFAULT;
 CREATE TABLE staff.clerk (clerk_id bigint PRIMARY KEY, name char(20), salary money);
 CREATE TABLE staff.visit (noted_at timestamptz, ip inet);
@@ -39,7 +39,7 @@ INSERT INTO film (title, rate, features, details, length, cover)
   jsonb_build_object('n', n, 'nested', ARRAY[1, 2]), n * interval '1 minute', decode(md5(n::text), 'hex')
   FROM generate_series(1, 500) AS n;
 INSERT INTO film_actor SELECT n % 20, n FROM generate_series(1, 500) AS n;
-INSERT INTO payment SELECT n, 2025 + n % 2, n, n / 10.0 FROM generate_series(1, 500) AS n;
+INSERT INTO payment SELECT md5(n::text)::uuid, '2025-06-01'::date + n, n, n / 10.0 FROM generate_series(1, 500) AS n;
 INSERT INTO staff.clerk SELECT n, 'Clerk ' || n, n * 100 FROM generate_series(1, 50) AS n;
 INSERT INTO staff.visit SELECT now(), '10.0.0.1' FROM generate_series(1, 50);
 """
@@ -49,7 +49,7 @@ UPDATE film SET rate = rate + 0.01, features = features || ARRAY['x'], details =
   WHERE film_id = {n};
 DELETE FROM film_actor WHERE film_id = {n};
 INSERT INTO film_actor VALUES (21, {n}), (22, {n});
-UPDATE payment SET year = year + 1, amount = amount * 2 WHERE payment_id = {n};
+UPDATE payment SET paid_on = paid_on + 300, amount = amount * 2 WHERE film_id = {n};
 UPDATE staff.clerk SET clerk_id = clerk_id + 1000 WHERE clerk_id = {n};
 INSERT INTO staff.visit VALUES ('2026-01-01', '::1'), ('2026-01-01', '::1');
 """
