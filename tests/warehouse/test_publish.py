@@ -18,6 +18,8 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -60,11 +62,18 @@ def home(two_days: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     return home
 
 
-def read(home: Path, query: str) -> list[tuple[Any, ...]]:
-    """Of the newest publication. By its own name: DuckDB gives a process the file again that it has open by a name."""
+@contextmanager
+def newest(home: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+    """The newest publication. By its own name: DuckDB gives a process the file again that it has open by a name."""
     newest = home / "published" / f"{publish._numbers(home / 'published')[-1]}.duckdb"
     assert newest.samefile(home / "analytics.duckdb")
     with duckdb.connect(str(newest), read_only=True) as connection:
+        yield connection
+
+
+def read(home: Path, query: str) -> list[tuple[Any, ...]]:
+    """What the newest publication answers."""
+    with newest(home) as connection:
         return connection.execute(query).fetchall()
 
 
@@ -396,13 +405,14 @@ def test_what_is_sealed_is_carried_over_and_not_read_again(home: Path) -> None:
 def contents(home: Path) -> dict[str, Counter[str]]:
     """All that is in the newest publication but when it was made."""
     names = "SELECT schema_name || '.' || {0}_name FROM duckdb_{0}s() WHERE NOT internal"
-    found = read(home, f"{names.format('table')} UNION ALL {names.format('view')} ORDER BY 1")
     times = {"main.about": "EXCLUDE (published_at)", "ops.publication": "EXCLUDE (published_at)"}
-    return {
-        name: Counter(map(repr, read(home, f"SELECT * {times.get(name, '')} FROM {name}")))
-        for (name,) in found
-        if name != "ops.stored"  # tells from when on a table was grown
-    }
+    with newest(home) as connection:
+        found = connection.execute(f"{names.format('table')} UNION ALL {names.format('view')} ORDER BY 1").fetchall()
+        return {
+            name: Counter(map(repr, connection.execute(f"SELECT * {times.get(name, '')} FROM {name}").fetchall()))
+            for (name,) in found
+            if name != "ops.stored"  # tells from when on a table was grown
+        }
 
 
 def made_anew(home: Path) -> dict[str, Counter[str]]:
