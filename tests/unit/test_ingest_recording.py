@@ -19,7 +19,8 @@ import pytest
 from debezium_events import log_tables
 from lockstep.changelog import ChangeLog
 from lockstep.ingest import ingest
-from lockstep.schema import DATE, TABLES, TIMESTAMP
+from lockstep.kinds import DATE, TIMESTAMP
+from lockstep.schema import TABLES
 
 RECORDING = Path(__file__).parents[2].parent / "shared" / "debezium_shop.jsonl.gz"
 SOME = 8_000  # records of it that the variants take: the whole snapshot and the first hours of changes
