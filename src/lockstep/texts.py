@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -498,15 +499,32 @@ def _bits(kind: Kind, said: Said, value: Any) -> str | None:
 
 
 def _float_text(value: float) -> str:
-    """A double precision as PostgreSQL prints it: the shortest digits that read back the same."""
-    text = repr(float(value))
-    if abs(value) >= 1e15 and "e" not in text:
-        digits = Decimal(text).normalize().as_tuple().digits
-        mantissa = "".join(map(str, digits))
-        exponent = Decimal(text).adjusted()
-        point = f".{mantissa[1:]}" if mantissa[1:] else ""
-        return f"{'-' if value < 0 else ''}{mantissa[0]}{point}e+{exponent:02}"
-    return text.removesuffix(".0") if "e" not in text else text
+    """A double precision as PostgreSQL prints it: the shortest digits that can mean no other double.
+
+    Digits exactly between two doubles read back as one of them, and Python prints these; PostgreSQL prints more.
+    """
+    number = float(value)
+    if number == 0:
+        return "-0" if math.copysign(1, number) < 0 else "0"
+    shortest = Decimal(repr(number)).normalize()
+    for digits in range(len(shortest.as_tuple().digits) + 1, 18):
+        if not _is_between(number, shortest):
+            break
+        shortest = Decimal(f"{number:.{digits - 1}e}").normalize()
+    if -5 < shortest.adjusted() < 15:
+        return f"{shortest:f}"
+    mantissa = "".join(map(str, shortest.as_tuple().digits))
+    point = f".{mantissa[1:]}" if mantissa[1:] else ""
+    return f"{'-' if number < 0 else ''}{mantissa[0]}{point}e{shortest.adjusted():+03}"
+
+
+def _is_between(number: float, decimal: Decimal) -> bool:
+    """Whether a decimal lies exactly between a double and the next one."""
+    off = Fraction(decimal) - Fraction(number)
+    if not off:
+        return False
+    neighbour = math.nextafter(number, math.inf if off > 0 else -math.inf)
+    return math.isfinite(neighbour) and 2 * abs(off) == abs(Fraction(neighbour) - Fraction(number))
 
 
 def converted(texts: Sequence[str | None], convert: Callable[[str], str | None]) -> list[str | None]:

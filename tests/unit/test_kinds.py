@@ -15,7 +15,7 @@ import pyarrow as pa
 import pytest
 
 from debezium_events import deliver, event, log_rows
-from lockstep import quarantine
+from lockstep import quarantine, texts
 from lockstep.changelog import ChangeLog
 from lockstep.kinds import Kind
 from lockstep.pgvalues import typed
@@ -161,3 +161,26 @@ def test_what_cannot_be_decided_is_quarantined_by_itself(tmp_path, declare):
     }
     declare("n numeric(20, 2), any_n numeric, b bytea, i interval, t time(3), f boolean")
     assert quarantine.retry(home, [8]).landed == [8]  # the declaration says milliseconds now
+
+
+@pytest.mark.parametrize(
+    ("value", "printed"),
+    [
+        (0.0, "0"),
+        (-0.0, "-0"),
+        (1.0, "1"),
+        (0.1, "0.1"),
+        (-2.5e-5, "-2.5e-05"),
+        (0.0001, "0.0001"),
+        (1e15, "1e+15"),
+        (123456789012345.0, "123456789012345"),
+        (1.5e300, "1.5e+300"),
+        (5e-324, "5e-324"),
+        (1.7976931348623157e308, "1.7976931348623157e+308"),
+        (50006497070728976.0, "5.0006497070728976e+16"),  # ...898 lies exactly between this double and the next
+    ],
+)
+def test_a_double_in_a_point_is_printed_as_postgresql_does(value: float, printed: str) -> None:
+    """Without it one point would be two texts, by the stream and by Debezium."""
+    kind = Kind("other", sql="point")
+    assert texts.printed(kind, texts.Said("struct"), {"x": value, "y": 1}) == f"({printed},1)"
