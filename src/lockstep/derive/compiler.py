@@ -1,0 +1,276 @@
+"""The compiler: which part of a query is a core, and what is left to the finish."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlglot import exp
+
+from lockstep.derive.catalog import PREFIX, Catalog, Types
+from lockstep.derive.cores import ROWS, Core, Measure, Term
+from lockstep.derive.normal import name_of, normal, own, own_columns, sources, subqueries
+from lockstep.derive.products import Flattener, Product, is_row_level, substituted
+from lockstep.derive.refusals import NotLinear, Refused
+
+_LINEAR = (exp.Sum, exp.Count, exp.Avg)
+# These ask which values there are, and not how often, so that a cell need not be repeated for each of its rows.
+_OF_VALUES = (exp.Min, exp.Max, exp.LogicalAnd, exp.LogicalOr)
+
+
+@dataclass(frozen=True)
+class Derivation:
+    """`finish` reads the cells of each core as a table of its name, and gives the rows of the query as written."""
+
+    cores: tuple[Core, ...]
+    finish: exp.Query
+
+
+def derive(query: str | exp.Query, catalog: Catalog) -> Derivation:
+    """Compile a query over the tables of `catalog`. Raises Refused, naming the construct and what to write instead."""
+    for name, table in catalog.items():
+        reserved = [column for column in table.columns if column.startswith(PREFIX)]
+        if reserved:
+            raise Refused(f"{name} has a column {reserved[0]}", None, f"Names that begin with {PREFIX} are generated.")
+    compiler = _Compiler(catalog)
+    finish = compiler.query(normal(query, catalog))
+    return Derivation(tuple(compiler.cores), finish)
+
+
+class _Compiler:
+    def __init__(self, catalog: Catalog) -> None:
+        self.cores: list[Core] = []
+        self._catalog = catalog
+        self._types = Types(catalog)
+        self._flattener = Flattener(catalog)
+        self._numbers = itertools.count(1)
+
+    def query(self, query: exp.Query) -> exp.Query:
+        """The finish of a query; its cores are added to `cores`."""
+        if isinstance(query, exp.Subquery | exp.SetOperation):
+            copy = query.copy()
+            copy.set("this", self.query(query.this))
+            if isinstance(query, exp.SetOperation):
+                copy.set("expression", self.query(query.expression))
+            return copy
+        assert isinstance(query, exp.Select)
+        known = len(self.cores)
+        try:
+            return self._rows(query) if is_row_level(query) else self._groups(query)
+        except NotLinear:
+            del self.cores[known:]
+            return self._as_written(query)
+
+    def _rows(self, select: exp.Select) -> exp.Query:
+        """A row-level query: its rows are the keys of its cells, repeated as often as they are there."""
+        products, later = self._flattener.rows(select)
+        if later:
+            raise NotLinear(later[0].sql("duckdb"))
+        cells = self._cells(products)
+        columns = [cells.key(s.unalias()).as_(s.alias_or_name) for s in select.selects]
+        self.cores.append(cells.core())
+        return cells.repeated(columns)
+
+    def _groups(self, select: exp.Select) -> exp.Query:
+        """An aggregated query: sums by its keys, and by whatever else its finish needs to see."""
+        group = select.args.get("group")
+        if group is None and not any(any(own(s, exp.AggFunc)) for s in select.selects):
+            raise NotLinear("rows that depend on each other")
+        if group and any(group.args.get(kind) for kind in ("rollup", "cube", "grouping_sets", "totals")):
+            raise NotLinear("ROLLUP, CUBE, GROUPING SETS")
+        products, later = self._flattener.rows(select)
+        cells = self._cells(products)
+        groups = {g.unnest(): cells.key(g.unnest()) for g in (group.expressions if group else [])}
+
+        finish = select.copy()
+        for clause in ("from_", "joins", "where", "group"):
+            finish.set(clause, None)
+        names = [s.alias_or_name for s in select.selects]
+        expressions = [self._over_cells(s.unalias(), select, groups, cells) for s in finish.selects]
+        finish.set("expressions", [e.as_(n) for e, n in zip(expressions, names, strict=True)])
+        for clause in ("having", "qualify"):
+            if value := finish.args.get(clause):
+                value.set("this", self._over_cells(value.this, select, groups, cells))
+        for ordered in finish.args["order"].expressions if finish.args.get("order") else []:
+            is_output = isinstance(ordered.this, exp.Column) and not ordered.this.table and ordered.this.name in names
+            if not is_output:
+                ordered.set("this", self._over_cells(ordered.this, select, groups, cells))
+        conditions = [self._later(condition, select, cells) for condition in later]
+
+        self.cores.append(cells.core())
+        finish = finish.from_(exp.to_table(cells.name))
+        for condition in (exp.column(ROWS, cells.name).neq(0), *conditions):
+            finish = finish.where(condition)
+        return finish.group_by(*(column.copy() for column in groups.values())) if groups else finish
+
+    def _over_cells(
+        self, node: exp.Expr, select: exp.Select, groups: dict[exp.Expr, exp.Column], cells: _Cells
+    ) -> exp.Expr:
+        """An expression of an aggregated query, over its cells."""
+        if node.unnest() in groups and not isinstance(node, exp.Literal):
+            return groups[node.unnest()].copy()
+        if isinstance(node, exp.Query):
+            return self._nested(node, select, cells)
+        if isinstance(node, exp.AggFunc) and not isinstance(node.parent, exp.Window):
+            return cells.aggregate(node)
+        if isinstance(node, exp.Column) and node.table in _aliases(select):
+            raise NotLinear(f"{node.sql('duckdb')} is neither a key nor aggregated")
+        for name, value in list(node.args.items()):
+            if isinstance(value, list):
+                parts = [self._over_cells(v, select, groups, cells) if isinstance(v, exp.Expr) else v for v in value]
+                node.set(name, parts)
+            elif isinstance(value, exp.Expr):
+                node.set(name, self._over_cells(value, select, groups, cells))
+        return node
+
+    def _later(self, condition: exp.Expr, select: exp.Select, cells: _Cells) -> exp.Expr:
+        """A condition that is not linear, on the cells: the columns that it reads are among their keys."""
+        holder = exp.paren(condition.copy())
+        for nested in [n for n in holder.walk(prune=lambda n: isinstance(n, exp.Query)) if isinstance(n, exp.Query)]:
+            nested.replace(self._nested(nested, select, cells))
+        for column in own_columns(holder):
+            if column.table in _aliases(select):
+                column.replace(cells.key(column))
+        return holder
+
+    def _nested(self, query: exp.Query, select: exp.Select, cells: _Cells) -> exp.Query:
+        """A query in an expression: derived by itself, with the columns of the query around it taken from its cells."""
+        finish = self.query(query)
+        for column in list(finish.find_all(exp.Column)):
+            if column.table in _aliases(select):
+                column.replace(cells.key(column))
+        return finish
+
+    def _as_written(self, select: exp.Select) -> exp.Query:
+        """The query itself, over the columns that it reads of each table, which are keys of cells of their own."""
+        finish = select.copy()
+        for source in sources(finish):
+            if isinstance(source, exp.Subquery):
+                source.set("this", self.query(source.this))
+            elif isinstance(source, exp.Table):
+                source.replace(self._columns_read(finish, source))
+            else:
+                raise Refused(source.sql("duckdb"), source, "Read tables, views or subqueries in FROM.")
+        for nested in list(subqueries(finish)):
+            nested.replace(self.query(nested))
+        return finish
+
+    def _columns_read(self, select: exp.Select, table: exp.Table) -> exp.Subquery:
+        columns = self._catalog[name_of(table)].columns
+        read = {column.name for column in select.find_all(exp.Column) if column.table == table.alias}
+        cells = self._cells(self._flattener.source(table))
+        kept = [name for name in columns if name in read] or list(columns)[:1]
+        keys = [cells.key(exp.column(name, table.alias)).as_(name) for name in kept]
+        self.cores.append(cells.core())
+        return cells.repeated(keys).subquery(table.alias)
+
+    def _cells(self, products: list[Product]) -> _Cells:
+        return _Cells(f"{PREFIX}cells{next(self._numbers)}", products, self._types)
+
+
+class _Cells:
+    """The cells of a sum of products, while it shows what must be kept of them."""
+
+    def __init__(self, name: str, products: list[Product], types: Types) -> None:
+        self.name = name
+        self._products = products
+        self._types = types
+        self._keys: list[exp.Expr] = []
+        self._summands: list[exp.Expr] = []
+        self._measures: list[Measure] = []
+
+    def key(self, expression: exp.Expr) -> exp.Column:
+        """The key that holds an expression; it becomes one if it is none."""
+        if expression not in self._keys:
+            self._keys.append(expression.copy())
+        return exp.column(f"{PREFIX}k{self._keys.index(expression) + 1}", self.name)
+
+    def aggregate(self, node: exp.AggFunc) -> exp.Expr:
+        """What stands for an aggregate in the finish."""
+        argument = node.this
+        if isinstance(node, _OF_VALUES) or (isinstance(argument, exp.Distinct) and isinstance(node, _LINEAR)):
+            copy = node.copy()
+            if isinstance(argument, exp.Distinct):
+                copy.set("this", exp.Distinct(expressions=[self.key(e.unnest()) for e in argument.expressions]))
+            else:
+                copy.set("this", self.key(argument.unnest()))
+            return copy
+        if not isinstance(node, _LINEAR) or node.args.get("expressions"):
+            raise NotLinear(f"{node.sql('duckdb')} depends on how often each value is there")
+        rows_only = isinstance(node, exp.Count) and (argument is None or isinstance(argument, exp.Star | exp.Literal))
+        return exp.paren(_total(node, self.name, None if rows_only else self._measure(argument.unnest())))
+
+    def core(self) -> Core:
+        """What was asked for, as a core."""
+        first = self._products[0]
+        keys = [substituted(key, first.columns) for key in self._keys]
+        return Core(
+            self.name,
+            tuple(f"{PREFIX}k{i + 1}" for i in range(len(keys))),
+            tuple(self._types.of(first.tables, keys)),
+            tuple(self._measures),
+            tuple(Term(p, _in(p, self._keys), _in(p, self._summands)) for p in self._products),
+        )
+
+    def repeated(self, columns: Sequence[exp.Expr]) -> exp.Select:
+        """The rows that the cells stand for, each as often as it is there."""
+        keys = [exp.column(f"{PREFIX}k{i + 1}") for i in range(len(self._keys))]
+        copies = exp.func("UNNEST", exp.func("RANGE", exp.column(ROWS))).as_(f"{PREFIX}copy")
+        rows = exp.select(*keys, copies).from_(exp.to_table(self.name))
+        return exp.select(*columns).from_(rows.subquery(self.name))
+
+    def _measure(self, summand: exp.Expr) -> Measure:
+        if summand not in self._summands:
+            first = self._products[0]
+            [kind] = self._types.of(first.tables, [substituted(summand, first.columns)])
+            self._summands.append(summand.copy())
+            self._measures.append(_kept(len(self._summands), summand, kind))
+        return self._measures[self._summands.index(summand)]
+
+
+def _in(product: Product, expressions: Sequence[exp.Expr]) -> tuple[exp.Expr, ...]:
+    """Expressions in terms of a product's tables.
+
+    Casts become TRY_CAST: increments see images that the query as written no longer does, and one of them that cannot
+    be cast would stop its hour for ever.
+    """
+    return tuple(substituted(e, product.columns).transform(_tried) for e in expressions)
+
+
+def _tried(node: exp.Expr) -> exp.Expr:
+    return exp.TryCast(**node.args) if type(node) is exp.Cast and node.this.find(exp.Column) else node
+
+
+def _kept(number: int, summand: exp.Expr, kind: str) -> Measure:
+    """How a summand of this type is kept."""
+    if kind in ("DOUBLE", "FLOAT"):
+        written = re.sub(rf"\b{PREFIX}t\d+\.", "", summand.sql("duckdb"))
+        what = f"The sum of {written}, a {kind}, depends on the order of its rows"
+        raise Refused(what, summand, "Cast it to DECIMAL(p, s).")
+    decimal = re.fullmatch(r"DECIMAL\(\d+,(\d+)\)", kind)
+    scale = int(decimal[1]) if decimal else 0
+    return Measure(f"{PREFIX}s{number}", f"{PREFIX}m{number}", scale, decimal is not None)
+
+
+def _total(aggregate: exp.Expr, cells: str, measure: Measure | None) -> exp.Expr:
+    """A linear aggregate over cells, of the type and with the NULLs that DuckDB gives it over rows."""
+    rows = exp.Sum(this=exp.column(measure.count if measure else ROWS, cells))
+    if isinstance(aggregate, exp.Count) or measure is None:
+        return exp.cast(exp.func("COALESCE", rows, exp.Literal.number(0)), "BIGINT")
+    total: exp.Expr = exp.Sum(this=exp.column(measure.name, cells))
+    if isinstance(aggregate, exp.Sum):
+        kind = f"DECIMAL(38, {measure.scale})" if measure.is_decimal else "HUGEINT"
+        total = exp.cast(total, kind, dialect="duckdb")
+    else:
+        # DuckDB divides the digits without their point by the count times that power of ten: so does this, to the bit.
+        power = exp.Literal.number(10**measure.scale)
+        digits = exp.cast(exp.Mul(this=total, expression=power), "HUGEINT", dialect="duckdb")
+        divisor = exp.Mul(this=exp.cast(rows.copy(), "DOUBLE"), expression=exp.cast(power.copy(), "DOUBLE"))
+        total = exp.Div(this=exp.cast(digits, "DOUBLE"), expression=exp.paren(divisor))
+    return exp.Case(ifs=[exp.If(this=exp.GT(this=rows.copy(), expression=exp.Literal.number(0)), true=total)])
+
+
+def _aliases(select: exp.Select) -> set[str]:
+    return {source.alias_or_name for source in sources(select)}

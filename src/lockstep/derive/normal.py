@@ -1,0 +1,161 @@
+"""A query in the form that the rules look at: names qualified, CTEs in place, aliases unique."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+
+from sqlglot import exp, parse_one
+from sqlglot.errors import ParseError, SqlglotError
+from sqlglot.optimizer.qualify import qualify
+
+from lockstep.derive.allowed import check
+from lockstep.derive.catalog import PREFIX, Catalog
+from lockstep.derive.refusals import Refused
+
+
+def normal(query: str | exp.Query, catalog: Catalog) -> exp.Query:
+    """The query over `catalog`, normalized. Raises Refused."""
+    try:
+        parsed = parse_one(query, dialect="duckdb") if isinstance(query, str) else query.copy()
+    except SqlglotError as e:
+        place = e.errors[0] if isinstance(e, ParseError) and e.errors else {"line": "?", "description": str(e)}
+        raise Refused(
+            f"line {place['line']}: {place['description']}", None, "This is no SQL that can be read."
+        ) from None
+    if not isinstance(parsed, exp.Query):
+        raise Refused("This is no query", parsed, "Write a SELECT.")
+    check(parsed)
+    try:
+        qualified = qualify(
+            parsed,
+            schema=_schema(catalog),
+            dialect="duckdb",
+            quote_identifiers=False,
+            identify=False,
+            infer_schema=False,
+        )
+    except SqlglotError as e:
+        raise Refused(str(e), None, "Name tables and columns as the catalog has them.") from None
+    assert isinstance(qualified, exp.Query)
+    for table in qualified.find_all(exp.Table):
+        if table.db and name_of(table) not in catalog:
+            raise Refused(f"{name_of(table)} is no table of the catalog", table, "Declare it, or read another.")
+    _inline(qualified)
+    for select in list(qualified.find_all(exp.Select)):
+        _group_by_all(select)
+    _plain_aggregates(qualified)
+    _unique_aliases(qualified, {}, itertools.count(1))
+    return qualified
+
+
+def name_of(table: exp.Table) -> str:
+    return ".".join(part.name for part in table.parts)
+
+
+def _schema(catalog: Catalog) -> dict[str, object]:
+    schema: dict[str, object] = {}
+    for name, table in catalog.items():
+        *path, last = name.split(".")
+        level = schema
+        for part in path:
+            level = level.setdefault(part, {})  # type: ignore[assignment]
+        level[last] = dict(table.columns)
+    return schema
+
+
+def _inline(query: exp.Query) -> None:
+    """Put each CTE where it is read. A later CTE may read earlier ones, and a subquery those around it."""
+    for inner in [query, *(q for q in query.find_all(exp.Query) if q is not query)]:
+        with_ = inner.args.get("with_")
+        if not with_:
+            continue
+        if with_.args.get("recursive"):
+            raise Refused("WITH RECURSIVE", with_, "Write it without recursion.")
+        inner.set("with_", None)
+        known: dict[str, exp.Query] = {}
+        for cte in with_.expressions:
+            body = cte.this
+            _replace_references(body, known)
+            known[cte.alias] = body
+        _replace_references(inner, known)
+
+
+def _replace_references(query: exp.Query, known: Mapping[str, exp.Query]) -> None:
+    for table in list(query.find_all(exp.Table)):
+        if not table.db and table.name in known:
+            table.replace(known[table.name].copy().subquery(table.alias_or_name))
+
+
+def _group_by_all(select: exp.Select) -> None:
+    group = select.args.get("group")
+    if group and group.args.get("all"):
+        plain = [p.unalias().copy() for p in select.selects if not any(own(p, exp.AggFunc))]
+        select.set("group", exp.Group(expressions=plain) if plain else None)
+
+
+def _plain_aggregates(query: exp.Query) -> None:
+    """`agg(x) FILTER (WHERE c)` is `agg(CASE WHEN c THEN x END)`; DuckDB's COUNT_IF(c) is NULL where c always is."""
+    for filtered in list(query.find_all(exp.Filter)):
+        aggregate, condition = filtered.this, filtered.expression.this
+        argument = aggregate.this
+        counted = exp.Literal.number(1) if isinstance(argument, exp.Star) else argument
+        if isinstance(argument, exp.Distinct):
+            [counted] = argument.expressions
+        chosen = exp.Case(ifs=[exp.If(this=condition.copy(), true=counted.copy())])
+        aggregate.set("this", exp.Distinct(expressions=[chosen]) if isinstance(argument, exp.Distinct) else chosen)
+        filtered.replace(aggregate)
+    for count_if in list(query.find_all(exp.CountIf)):
+        yes = exp.If(this=count_if.this.copy(), true=exp.Literal.number(1))
+        no = exp.If(this=exp.Not(this=exp.paren(count_if.this.copy())), true=exp.Literal.number(0))
+        count_if.replace(exp.Sum(this=exp.Case(ifs=[yes, no])))
+
+
+def _unique_aliases(query: exp.Expr, outer: Mapping[str, str], numbers: Iterator[int]) -> None:
+    """Give every table and subquery of the whole query an alias of its own, whatever scopes share."""
+    if isinstance(query, exp.SetOperation):
+        _unique_aliases(query.left, outer, numbers)
+        _unique_aliases(query.right, outer, numbers)
+        return
+    if isinstance(query, exp.Subquery):
+        _unique_aliases(query.this, outer, numbers)
+        return
+    assert isinstance(query, exp.Select)
+    names = dict(outer)
+    for source in sources(query):
+        if isinstance(source, exp.Subquery):
+            _unique_aliases(source.this, outer, numbers)
+        new = f"{PREFIX}t{next(numbers)}"
+        names[source.alias_or_name] = new
+        source.set("alias", exp.TableAlias(this=exp.to_identifier(new)))
+    for column in own_columns(query):
+        if column.table in names:
+            column.set("table", exp.to_identifier(names[column.table]))
+    for nested in list(subqueries(query)):
+        _unique_aliases(nested, names, numbers)
+
+
+def sources(select: exp.Select) -> list[exp.Expr]:
+    """What stands in FROM and the joins, in order."""
+    from_ = select.args.get("from_")
+    return [*([from_.this] if from_ else []), *(join.this for join in select.args.get("joins") or [])]
+
+
+def own(node: exp.Expr, *kinds: type[exp.Expr]) -> Iterator[exp.Expr]:
+    """Nodes of these kinds that belong to a query itself, and not to a query within it."""
+    for found in node.walk(prune=lambda n: n is not node and isinstance(n, exp.Query)):
+        if isinstance(found, kinds) and not (found is not node and isinstance(found, exp.Query)):
+            yield found
+
+
+def own_columns(node: exp.Expr) -> list[exp.Column]:
+    """The columns that a query's own clauses name."""
+    return [found for found in own(node, exp.Column) if isinstance(found, exp.Column)]
+
+
+def subqueries(select: exp.Select) -> Iterator[exp.Query]:
+    """The queries that stand in the expressions of a query, and not in its FROM."""
+    in_from = {id(s) for s in sources(select)}
+    for found in select.walk(prune=lambda n: n is not select and isinstance(n, exp.Query)):
+        if found is not select and isinstance(found, exp.Query) and id(found) not in in_from:
+            yield found

@@ -1,0 +1,245 @@
+"""Linear sources: sums of signed products of tables, with conditions and columns.
+
+The rules are those of Z-set algebra. A table is one product. A row-level SELECT substitutes its columns, UNION ALL
+concatenates, a join multiplies. Where at most one row s fits a row r, because the condition names s's whole key:
+
+    r LEFT JOIN s       =  r x s  +  r with NULLs  -  (r x s) with NULLs
+    r WHERE r IN s      =  r x s                      (columns of r)
+    r WHERE r NOT IN s  =  r  -  r x s                (columns of r)
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from sqlglot import exp
+
+from lockstep.derive.catalog import PREFIX, Catalog
+from lockstep.derive.normal import name_of, own
+from lockstep.derive.refusals import NotLinear
+
+Columns = Mapping[tuple[str, str], exp.Expr]  # what a column of an alias is, in terms of the product's tables
+
+
+@dataclass(frozen=True)
+class Product:
+    """`sign` times the product of `tables` (pairs of alias and name) where all `conditions` hold."""
+
+    sign: int
+    tables: tuple[tuple[str, str], ...]
+    conditions: tuple[exp.Expr, ...]
+    columns: Columns
+
+    def where(self, condition: exp.Expr) -> Product:
+        return replace(self, conditions=(*self.conditions, substituted(condition, self.columns)))
+
+    def times(self, other: Product) -> Product:
+        return Product(
+            self.sign * other.sign,
+            self.tables + other.tables,
+            self.conditions + other.conditions,
+            {**self.columns, **other.columns},
+        )
+
+    def aliases(self) -> frozenset[str]:
+        return frozenset(alias for alias, _ in self.tables)
+
+
+def substituted(expression: exp.Expr, columns: Columns) -> exp.Expr:
+    """A copy of an expression in terms of a product's tables. NotLinear if it names a column of something else."""
+
+    def of(node: exp.Expr) -> exp.Expr:
+        if not isinstance(node, exp.Column):
+            return node
+        found = columns.get((node.table, node.name))
+        if found is None:
+            raise NotLinear(f"{node.sql('duckdb')} is a column of an outer query")
+        return found.copy() if isinstance(found, exp.Column) else exp.paren(found.copy())
+
+    return expression.copy().transform(of)
+
+
+class Flattener:
+    """Turns sources and row-level queries into products over the tables of a catalog."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+        self._numbers = itertools.count(1)
+
+    def source(self, node: exp.Expr) -> list[Product]:
+        """What stands in FROM or a join, its columns under its alias."""
+        if isinstance(node, exp.Table):
+            return [self._table(name_of(node), node.alias)]
+        if isinstance(node, exp.Subquery):
+            return self._query(node.this, node.alias)
+        raise NotLinear(f"{node.sql('duckdb')} in FROM")
+
+    def _table(self, name: str, under: str) -> Product:
+        alias = f"{PREFIX}b{next(self._numbers)}"
+        columns = {
+            (under, column): exp.column(exp.to_identifier(column, quoted=True), alias)
+            for column in self._catalog[name].columns
+        }
+        return Product(1, ((alias, name),), (), columns)
+
+    def _query(self, query: exp.Query, under: str) -> list[Product]:
+        """The rows of a query under an alias."""
+        if isinstance(query, exp.Subquery):
+            return self._query(query.this, under)
+        if isinstance(query, exp.Union):
+            if query.args.get("distinct") or query.args.get("limit") or query.args.get("order"):
+                raise NotLinear("UNION without ALL")
+            names = [s.alias_or_name for s in query.selects]
+            left, right = self._query(query.left, under), self._query(query.right, under)
+            others = [s.alias_or_name for s in query.right.selects]
+            renamed = [
+                replace(p, columns={(under, n): p.columns[under, o] for n, o in zip(names, others, strict=True)})
+                for p in right
+            ]
+            return left + renamed
+        if not isinstance(query, exp.Select) or not is_row_level(query):
+            raise NotLinear("an aggregated query in FROM")
+        products, rest = self.rows(query)
+        if rest:
+            raise NotLinear(rest[0].sql("duckdb"))
+        return [
+            replace(p, columns={(under, s.alias_or_name): substituted(s.unalias(), p.columns) for s in query.selects})
+            for p in products
+        ]
+
+    def rows(self, select: exp.Select) -> tuple[list[Product], list[exp.Expr]]:
+        """FROM, joins and WHERE as products, and the conditions that are not linear and must come later."""
+        from_ = select.args.get("from_")
+        if from_ is None:
+            raise NotLinear("a SELECT without FROM")
+        products = self.source(from_.this)
+        for join in select.args.get("joins") or []:
+            on = conjuncts(join.args.get("on"))
+            if any(c.find(exp.Query) for c in on):
+                raise NotLinear("a subquery in ON")
+            right = self.source(join.this)
+            if join.side.upper() == "LEFT":
+                products = [p for left in products for p in self._left_joined(left, right, on)]
+            else:
+                products = [left.times(r) for left in products for r in right]
+                for condition in on:
+                    products = [p.where(condition) for p in products]
+        where = select.args.get("where")
+        later: list[exp.Expr] = []
+        for condition in conjuncts(where.this if where else None):
+            try:
+                if condition.find(exp.Query):
+                    products = [p for product in products for p in self._semi_joined(product, condition)]
+                else:
+                    products = [p.where(condition) for p in products]
+            except NotLinear:
+                later.append(condition)
+        return products, later
+
+    def _left_joined(self, left: Product, right: list[Product], on: list[exp.Expr]) -> list[Product]:
+        if len(right) != 1:
+            raise NotLinear("LEFT JOIN to a UNION ALL")
+        [other] = right
+        both = left.times(other)
+        for condition in on:
+            both = both.where(condition)
+        self._require_one_match(both, left, other, "LEFT JOIN")
+        nulls = {key: exp.Null() for key in other.columns}
+        return [
+            both,
+            replace(left, columns={**left.columns, **nulls}),
+            replace(both, sign=-both.sign, columns={**left.columns, **nulls}),
+        ]
+
+    def _semi_joined(self, product: Product, condition: exp.Expr) -> list[Product]:
+        """[NOT] IN or EXISTS of a query as a whole condition."""
+        is_not = isinstance(condition, exp.Not)
+        inner = condition.this.unnest() if is_not else condition.unnest()
+        if isinstance(inner, exp.In) and inner.args.get("query"):
+            query = inner.args["query"].unnest()
+        elif isinstance(inner, exp.Exists):
+            query = inner.this.unnest()
+        else:
+            raise NotLinear(condition.sql("duckdb"))
+        if not isinstance(query, exp.Select) or not is_row_level(query):
+            raise NotLinear(condition.sql("duckdb"))
+        both = self._within(product, query)
+        if isinstance(inner, exp.In):
+            [selected] = query.selects
+            wanted, found = inner.this, selected.unalias()
+            if is_not and (self._may_be_null(product, wanted) or self._may_be_null(both, found)):
+                raise NotLinear("NOT IN with NULLs")
+            both = both.where(exp.EQ(this=wanted.copy(), expression=found.copy()))
+        added = replace(both, tables=both.tables[len(product.tables) :])
+        self._require_one_match(both, product, added, "a subquery in WHERE")
+        joined = replace(both, columns=product.columns)
+        return [product, replace(joined, sign=-joined.sign)] if is_not else [joined]
+
+    def _within(self, outer: Product, query: exp.Select) -> Product:
+        """The product of an outer row with the rows of a correlated query; its columns are those of both."""
+        from_, joins = query.args.get("from_"), query.args.get("joins") or []
+        if from_ is None or joins:
+            raise NotLinear("a subquery over several tables in WHERE")
+        found = self.source(from_.this)
+        if len(found) != 1:
+            raise NotLinear("a subquery over UNION ALL in WHERE")
+        both = outer.times(found[0])
+        where = query.args.get("where")
+        for condition in conjuncts(where.this if where else None):
+            if condition.find(exp.Query):
+                raise NotLinear("a subquery within a subquery in WHERE")
+            both = both.where(condition)
+        return both
+
+    def _require_one_match(self, both: Product, left: Product, right: Product, what: str) -> None:
+        """Raise NotLinear unless at most one combination of right's rows fits a row of left, by its keys."""
+        for alias, name in right.tables:
+            table = self._catalog[name]
+            if table.matches_once:
+                continue
+            fixed = {
+                side.name
+                for condition in both.conditions
+                for side, other in _equal_sides(condition)
+                if isinstance(side, exp.Column) and side.table == alias and not _reads(other, right.aliases())
+            }
+            if not table.key or not set(table.key) <= fixed:
+                raise NotLinear(f"{what} that does not name the whole key of {name}")
+
+    def _may_be_null(self, product: Product, expression: exp.Expr) -> bool:
+        plain = substituted(expression, product.columns).unnest()
+        if not isinstance(plain, exp.Column):
+            return not isinstance(plain, exp.Literal)
+        return self._catalog[dict(product.tables)[plain.table]].is_nullable(plain.name)
+
+
+def is_row_level(select: exp.Select) -> bool:
+    """Whether each row comes from one combination of rows, and nothing is asked of several."""
+    clauses = ("group", "having", "distinct", "limit", "offset", "order", "qualify")
+    return not any(select.args.get(c) for c in clauses) and not any(
+        any(own(s, exp.AggFunc, exp.Window)) or s.find(exp.Query) for s in select.selects
+    )
+
+
+def conjuncts(condition: exp.Expr | None) -> list[exp.Expr]:
+    """What must all hold."""
+    if condition is None:
+        return []
+    condition = condition.unnest()
+    if isinstance(condition, exp.And):
+        return conjuncts(condition.left) + conjuncts(condition.right)
+    return [condition]
+
+
+def _equal_sides(condition: exp.Expr) -> Iterable[tuple[exp.Expr, exp.Expr]]:
+    condition = condition.unnest()
+    if isinstance(condition, exp.EQ):
+        left, right = condition.left.unnest(), condition.right.unnest()
+        yield left, right
+        yield right, left
+
+
+def _reads(expression: exp.Expr, aliases: frozenset[str]) -> bool:
+    return any(column.table in aliases for column in expression.find_all(exp.Column))

@@ -1,0 +1,28 @@
+"""What is not derived, and what to write instead."""
+
+from __future__ import annotations
+
+from sqlglot import exp
+
+from lockstep.errors import LockstepError
+
+
+class Refused(LockstepError):
+    """A construct that cannot be derived: which one, in which line of the query, and what to write instead."""
+
+    def __init__(self, what: str, node: exp.Expr | None, instead: str) -> None:
+        self.line = _line(node)
+        where = f"line {self.line}: " if self.line else ""
+        super().__init__(f"{where}{what}. {instead}")
+
+
+class NotLinear(Exception):
+    """A part that is no sum of products: it stays in the finish."""
+
+
+def _line(node: exp.Expr | None) -> int | None:
+    """The line of the first word of a node that the parser noted a place of."""
+    if node is None:
+        return None
+    lines = [found.meta["line"] for found in node.walk() if "line" in found.meta]
+    return min(lines, default=None)
