@@ -66,3 +66,51 @@ class ColumnsResolve(AmbiguousOrInvalidColumn):
 
     def check_model(self, model):
         return None if excepted(self, model.name) else super().check_model(model)
+
+
+class NamesWhatItAwaits(Rule):
+    """What a run computes awaits the tables it reads through views, by `depends_on`.
+
+    SQLMesh leaves an interval out while one that it reads is not ready, and passes this on from model to model of the
+    run. Views are made by plans and are in no run (config.yaml), so nothing is passed on through them: a table that
+    reads a rebuild through a view alone would be computed of a day whose rebuild still waits, and not again after it.
+    """
+
+    def check_model(self, model):
+        if not _is_of_a_run(model):
+            return None
+        awaited = self._read(model, _is_of_a_run, _is_of_a_run)
+        missing = [
+            of.name
+            for name, of in self._read(model, _is_view_of_plans).items()
+            if _is_of_a_run(of) and any(self._waits(a) for a in {name, *self._read(of, _is_of_a_run)} - awaited.keys())
+        ]
+        if not missing:
+            return None
+        names = ", ".join(sorted(missing))
+        return self.violation(f"{model.name} reads {names} through views: it needs depends_on ({names}).")
+
+    def _waits(self, name):
+        of = self.context.get_model(name)
+        return of is not None and bool(of.signals)
+
+    def _read(self, model, through, first=lambda _: True):
+        """The models that one reads, and those that are read by what it reads `through`, by name."""
+        found, models = {}, [model]
+        while models:
+            reader = models.pop()
+            for name in reader.depends_on - found.keys():
+                of = self.context.get_model(name)  # None if it is no model of the project
+                if of and (reader is not model or first(of)):
+                    found[name] = of
+                    if through(of):
+                        models.append(of)
+        return found
+
+
+def _is_of_a_run(model):
+    return not model.kind.is_view or bool(model.audits)
+
+
+def _is_view_of_plans(model):
+    return not _is_of_a_run(model)

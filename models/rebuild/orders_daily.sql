@@ -7,6 +7,9 @@ MODEL (
   start @log_eve(),
   owner 'commerce-analytics',
   grain (ordered_date, category, region, status),
+  depends_on (
+    rebuild.cut
+  ),
   audits (
     UNIQUE_COMBINATION_OF_COLUMNS(columns := (ordered_date, category, region, status)),
     NOT_NULL(columns := (ordered_date, category, region, status, distinct_customers))

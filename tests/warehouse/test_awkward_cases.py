@@ -237,12 +237,14 @@ def test_among_others(outcomes: dict[str, BaseException | None], name: str) -> N
 def test_days_without_changes_and_a_log_of_which_everything_is_deleted(evening: Replay) -> None:
     """Hours and days in which nothing happened must not stop the ones after them.
 
-    An empty generation must not be taken for none: the day before would be served for ever.
+    An empty generation must not be taken for none: the day before would be served for ever. Nor must a run after a
+    midnight that the log has not reached compute what another run will not compute again.
     """
     shop = evening.shop
     shop.order(1, op="r")
     shop.order(2, op="r", region="south")
     evening.land()
+    evening.run(datetime(2026, 6, 1, 2))
     for _ in range(3):
         evening.run_next_day()
     assert len(evening.cuts) == 1 + 3

@@ -81,6 +81,11 @@ PLANTED = {
         "noambiguousprojections",
         "/* D. */ MODEL (name mart.twice, kind VIEW, grain a); SELECT domain AS a, owner AS a FROM seeds.contracts",
     ),
+    "no_wait": (
+        "nameswhatitawaits",
+        "/* D. */ MODEL (name mart.no_wait, kind FULL, cron '@daily', grain a); "
+        "SELECT order_id AS a FROM rebuild.latest_orders",
+    ),
     "no_model": (
         "nomissingexternalmodels",
         "/* D. */ MODEL (name mart.no_model, kind VIEW, grain a); SELECT a::INT AS a FROM seeds.no_such",
