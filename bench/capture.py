@@ -1,11 +1,13 @@
 """Measure `lockstep capture` against a PostgreSQL on the same machine: backlog, freshness, memory.
 
-    .venv/bin/python bench/capture.py [--changes 600000] [--runs 3] [backlog|one_transaction|wide|freshness]...
+    .venv/bin/python bench/capture.py [--changes 600000] [--runs 3] [backlog|one_transaction|thirty|wide|freshness]...
 
 backlog: so many updates, inserts and deletes wait in the slot; how fast do they become durable Parquet, and how fast
 does `pg_recvlogical` read the same from the same point to /dev/null. The process's start is left out, and printed.
 one_transaction: the same in a single transaction. wide: rows with 1 kB and 10 kB of text that hardly compresses,
 inserted and updated in small transactions, in a single one, and read by a snapshot; how much memory does it take.
+thirty_columns: the backlog of a table with 8 numeric, 4 uuid, 4 jsonb, 4 timestamp and 10 other columns, a sixth of
+`--changes`; then the same changes as Debezium's events by `lockstep ingest`, without its process's start.
 freshness: at 1,000 changes/s, the time from a commit to the watermark that holds it, and to the first answer of
 `live.orders` in the warehouse that counts it, asked by one thread over and over with 50 ms between.
 
@@ -50,6 +52,34 @@ _WIDE = """
 INSERT INTO products SELECT g, (SELECT string_agg(md5(g || '/' || i), '') FROM generate_series(1, {size} / 32) AS i),
   'tea', g, now() FROM generate_series({first}, {last}) AS g
 """
+_THIRTY = """
+CREATE TABLE thirty (id bigint PRIMARY KEY, {columns});
+ALTER TABLE thirty REPLICA IDENTITY FULL
+"""
+_THIRTY_TYPES = [
+    *8 * ["numeric(18,4)"],
+    *4 * ["uuid"],
+    *4 * ["jsonb"],
+    *2 * ["timestamptz"],
+    *2 * ["timestamp"],
+    *["bigint", "integer", "smallint", "boolean", "double precision", "date", "text", "varchar(40)", "bytea"],
+]
+_THIRTY_VALUES = {
+    "numeric(18,4)": "(g * 7919 % 1000003) * {i} / 10000.0",
+    "uuid": "md5(g || '/{i}')::uuid",
+    "jsonb": "jsonb_build_object('id', g, 'tags', jsonb_build_array('a', {i}), 'note', 'n' || g % 97)",
+    "timestamptz": "'2026-01-01 10:00+00'::timestamptz + g * interval '1.000013 s'",
+    "timestamp": "'2026-01-01 10:00'::timestamp + g * interval '1.000013 s'",
+    "bigint": "g * 1000003",
+    "integer": "g",
+    "smallint": "g % 30000",
+    "boolean": "g % 3 = 0",
+    "double precision": "g / 7.0",
+    "date": "'2026-01-01'::date + (g % 1000)::int",
+    "text": "'text ' || g",
+    "varchar(40)": "'varchar ' || g % 1000",
+    "bytea": "decode(md5(g::text), 'hex')",
+}
 Figures = dict[str, float]
 
 
@@ -59,6 +89,7 @@ def main(changes: int, runs: int, wanted: list[str]) -> None:
     measures: dict[str, Callable[[Cluster, Path], Figures]] = {
         "backlog": lambda server, directory: _backlog(server, directory, changes, per_transaction=100),
         "one_transaction": lambda server, directory: _backlog(server, directory, changes, per_transaction=changes),
+        "thirty_columns": lambda server, directory: _thirty(server, directory, changes // 6),
         "wide_1kB": lambda server, directory: _wide(server, directory, 1_000, 60_000),
         "wide_10kB": lambda server, directory: _wide(server, directory, 10_000, 10_000),
         "freshness_1s": lambda server, directory: _freshness(server, directory, "1s"),
@@ -116,6 +147,75 @@ def _backlog(server: Cluster, directory: Path, changes: int, per_transaction: in
     }
 
 
+def _thirty(server: Cluster, directory: Path, changes: int) -> Figures:
+    server.execute("CREATE DATABASE shop", database="postgres")
+    server.execute(_THIRTY.format(columns=", ".join(f"c{i} {kind}" for i, kind in enumerate(_THIRTY_TYPES))))
+    project = directory / "project"
+    subprocess.run([LOCKSTEP, "init", project, "--from", server.dsn()], check=True, stdout=subprocess.DEVNULL)
+    home = directory / "home"
+    _capture(server, home, "--until-caught-up", project=project)
+    start_seconds = min(_capture(server, home, "--until-caught-up", project=project)[0] for _ in range(3))
+    server.execute("SELECT pg_create_logical_replication_slot('baseline', 'pgoutput')")
+    values = ", ".join(_THIRTY_VALUES[kind].format(i=i + 1) for i, kind in enumerate(_THIRTY_TYPES))
+    for first in range(0, changes // 2, 50):  # half inserts, half updates of them
+        last = min(first + 50, changes // 2) - 1
+        server.execute(f"INSERT INTO thirty SELECT g, {values} FROM generate_series({first}::bigint, {last}) AS g")
+        server.execute(f"UPDATE thirty SET c0 = c0 + 1, c21 = -1 WHERE id BETWEEN {first} AND {last}")
+    [(end,)] = server.execute("SELECT pg_current_wal_flush_lsn()")
+    baseline_seconds = _pg_recvlogical(server, end)
+    seconds, megabytes, printed = _capture(server, home, "--until-caught-up", project=project)
+    assert ChangeLog(home).watermark().position == 2 * (changes // 2), printed
+    events = directory / "events.jsonl"
+    _as_events(server, events, changes // 2)
+    ingest_seconds, ingest_megabytes = _ingest(events, directory, project)
+    return {
+        "changes": changes,
+        "changes_per_second": round(changes / (seconds - start_seconds)),
+        "pg_recvlogical_changes_per_second": round(changes / baseline_seconds),
+        "share_of_pg_recvlogical": round(baseline_seconds / (seconds - start_seconds), 2),
+        "peak_rss_mb": megabytes,
+        "ingest_events_per_second": round(changes // 2 / ingest_seconds),
+        "ingest_peak_rss_mb": ingest_megabytes,
+    }
+
+
+def _as_events(server: Cluster, path: Path, rows: int) -> None:
+    """The updates of the table's rows as Debezium writes them, one event per line and without schemas."""
+    micros = "(EXTRACT(EPOCH FROM c{i}) * 1000000)::bigint"
+    encoded = {
+        "numeric(18,4)": "c{i}::text",
+        "jsonb": "c{i}::text",
+        "timestamptz": "to_char(c{i} AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')",
+        "timestamp": micros,
+        "date": "c{i} - date '1970-01-01'",
+        "bytea": "encode(c{i}, 'base64')",
+    }
+    columns = [(f"c{i}", encoded.get(kind, "c{i}").format(i=i)) for i, kind in enumerate(_THIRTY_TYPES)]
+    image = "json_build_object('id', id, {})".format(", ".join(f"'{name}', {value}" for name, value in columns))
+    with closing(psycopg2.connect(server.dsn())) as connection, connection.cursor() as cursor, path.open("w") as file:
+        cursor.execute(f"SELECT id, ({image})::text FROM thirty WHERE id < {rows} ORDER BY id")
+        for n, text in cursor:
+            source = {"connector": "postgresql", "schema": "public", "table": "thirty"}
+            source |= {"ts_ms": 1_767_261_600_000 + n, "txId": n, "lsn": n + 1}
+            file.write(f'{{"op": "u", "before": {text}, "after": {text}, "source": {json.dumps(source)}}}\n')
+
+
+def _ingest(events: Path, directory: Path, project: Path) -> tuple[float, float]:
+    """Seconds, less those for one event, and peak memory in megabytes."""
+    one = directory / "one.jsonl"
+    with events.open() as file:
+        one.write_text(file.readline())
+    took = []
+    for path in (one, events):
+        environment = {**os.environ, "LOCKSTEP_HOME": str(directory / f"home-of-{path.stem}")}
+        started = time.monotonic()
+        process = subprocess.Popen([LOCKSTEP, "ingest", path], cwd=project, env=environment, stdout=subprocess.DEVNULL)
+        _, status, usage = os.wait4(process.pid, 0)
+        assert status == 0
+        took.append(time.monotonic() - started)
+    return took[1] - took[0], round(usage.ru_maxrss / 1024)
+
+
 def _write(server: Cluster, changes: int, per_transaction: int) -> None:
     """A third each inserts, updates and deletes of orders, with both images."""
     with closing(psycopg2.connect(server.dsn())) as connection, connection.cursor() as cursor:
@@ -142,11 +242,12 @@ def _pg_recvlogical(server: Cluster, end: str) -> float:
     return time.monotonic() - started
 
 
-def _capture(server: Cluster, home: Path, *options: str) -> tuple[float, float, str]:
+def _capture(server: Cluster, home: Path, *options: str, project: Path = PROJECT) -> tuple[float, float, str]:
     """Seconds, peak memory in megabytes and output of a run of its own process."""
     started = time.monotonic()
     process = subprocess.Popen(
         [LOCKSTEP, "capture", server.dsn(), *options],
+        cwd=project,
         env={**os.environ, "LOCKSTEP_HOME": str(home)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -272,7 +373,9 @@ def _delays(name: str, commits: list[tuple[int, float]], seen: list[tuple[int, f
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Measure lockstep capture.")
-    parser.add_argument("measures", nargs="*", metavar="MEASURE", help="backlog, one_transaction, wide, freshness")
+    parser.add_argument(
+        "measures", nargs="*", metavar="MEASURE", help="backlog, one_transaction, thirty_columns, wide, freshness"
+    )
     parser.add_argument("--changes", type=int, default=600_000)
     parser.add_argument("--runs", type=int, default=3)
     arguments = parser.parse_args()
