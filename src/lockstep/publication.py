@@ -25,7 +25,7 @@ from lockstep.changelog import REMEMBERED, SETTLING, Watermark
 from lockstep.contracts import Contract, load
 from lockstep.errors import LockstepError
 from lockstep.logfiles import TAIL
-from lockstep.schema import TABLES
+from lockstep.schema import TABLES, quoted
 from lockstep.warehouse import Row, text
 
 if TYPE_CHECKING:
@@ -712,7 +712,7 @@ class Builder:
         images = {}
         for image, names in fields.items():
             kept = [c.name for c in TABLES[table].columns if c.name in names]
-            values = ", ".join(f"'{name}': {image}.{name}" for name in kept) or "'is_there': TRUE"
+            values = ", ".join(f"{text(name)}: {image}.{quoted(name)}" for name in kept) or "'is_there': TRUE"
             images[image] = (
                 image if image in whole else f"CASE WHEN {image} IS NOT NULL THEN {{{values}}} END AS {image}"
             )

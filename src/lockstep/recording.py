@@ -14,6 +14,7 @@ from typing import Any
 from lockstep.declaration import Declaration, SourceColumn, SourceTable, declare
 from lockstep.errors import LockstepError
 from lockstep.lines import LineReader
+from lockstep.names import DATABASES_AS_SCHEMAS
 
 _CHUNK = 8 << 20
 
@@ -128,7 +129,8 @@ def _look(line: str, seen: dict[tuple[str | None, str], _Seen]) -> None:
     source = payload.get("source") if isinstance(payload, dict) and "op" in payload else None
     if not isinstance(source, dict) or not isinstance(source.get("table"), str):
         return
-    found = seen.setdefault((source.get("schema"), source["table"]), _Seen())
+    schema_name = source.get("db" if source.get("connector") in DATABASES_AS_SCHEMAS else "schema")
+    found = seen.setdefault((schema_name, source["table"]), _Seen())
     images = {part.get("field"): part for part in _fields(schema)}
     found.fields = _fields(images.get("after")) or _fields(images.get("before")) or found.fields
     found.key = _fields(_opened(key)[0]) or found.key
