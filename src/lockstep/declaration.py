@@ -13,9 +13,10 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lockstep.ddl import APPEND_ONLY, parsed
 from lockstep.errors import LockstepError
 from lockstep.names import column_problem, free_name, log_name, note, table_problem
-from lockstep.schema import APPEND_ONLY, SCHEMA_FILE, Table, parsed, quoted
+from lockstep.schema import SCHEMA_FILE, Table, quoted
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,13 @@ from click.testing import CliRunner
 from debezium_events import deliver, event, log_rows
 from lockstep.changelog import ChangeLog
 from lockstep.cli import cli
+from lockstep.ddl import parsed
 from lockstep.debezium import as_lines
 from lockstep.errors import LockstepError
 from lockstep.ingest import ingest
 from lockstep.lines import SCHEMA as LINES
 from lockstep.names import Name, log_name
-from lockstep.schema import TABLES, declared, parsed
+from lockstep.schema import TABLES, declared
 from lockstep.sequence import Sequencer
 
 Declare = Callable[[str], None]
