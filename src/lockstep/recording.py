@@ -14,6 +14,7 @@ from typing import Any
 from lockstep.declaration import Declaration, SourceColumn, SourceTable, declare
 from lockstep.errors import LockstepError
 from lockstep.lines import LineReader
+from lockstep.names import DATABASES_AS_SCHEMAS
 
 _CHUNK = 8 << 20
 
@@ -104,13 +105,13 @@ def read(name: str, wanted: Sequence[str]) -> tuple[Declaration, str | None]:
         )
         for (schema, table), found in seen.items()
     ]
-    names = {n: t for t in tables for n in (t.qualified, t.name)}
+    chosen = [] if wanted else tables
     for n in wanted:
-        if n not in names:
-            raise LockstepError(
-                f"{name} holds no events of a table {n}. It has {', '.join(t.qualified for t in tables)}."
-            )
-    chosen = [t for t in tables if not wanted or any(names[n] is t for n in wanted)]
+        found = [t for t in tables if n in (t.qualified, f"{t.schema}.{t.name}", t.name)]
+        if len(found) != 1:
+            which = f"several tables {n}" if found else f"no events of a table {n}"
+            raise LockstepError(f"{name} holds {which}. It has {', '.join(t.qualified for t in found or tables)}.")
+        chosen += [t for t in found if t not in chosen]
     return declare(f"The source tables, as the events of {name} name them.", chosen), reader.problem
 
 
@@ -128,7 +129,8 @@ def _look(line: str, seen: dict[tuple[str | None, str], _Seen]) -> None:
     source = payload.get("source") if isinstance(payload, dict) and "op" in payload else None
     if not isinstance(source, dict) or not isinstance(source.get("table"), str):
         return
-    found = seen.setdefault((source.get("schema"), source["table"]), _Seen())
+    schema_name = source.get("db" if source.get("connector") in DATABASES_AS_SCHEMAS else "schema")
+    found = seen.setdefault((schema_name, source["table"]), _Seen())
     images = {part.get("field"): part for part in _fields(schema)}
     found.fields = _fields(images.get("after")) or _fields(images.get("before")) or found.fields
     found.key = _fields(_opened(key)[0]) or found.key
