@@ -23,8 +23,8 @@ import pytest
 from lockstep import capture as capturing
 from lockstep.errors import LockstepError
 from lockstep.postgres import Source
-from lockstep.private_postgres import private_directory, server_programs
-from postgres import Cluster, assert_log_is_source, cluster, shop
+from lockstep.private_postgres import private_directory
+from postgres import Cluster, assert_log_is_source, cluster, required_programs, shop
 
 __all__ = ["cluster", "shop"]  # fixtures
 
@@ -43,8 +43,7 @@ def refusal(shop: Cluster, home: Path, dsn: str | None = None) -> str:
 
 
 def test_a_hot_standby_names_the_primary(shop: Cluster, tmp_path: Path) -> None:
-    programs = server_programs()
-    assert programs is not None
+    programs = required_programs()
     with private_directory() as directory:
         standby = Cluster(programs, directory)
         data = directory / "data"
