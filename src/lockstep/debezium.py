@@ -303,11 +303,13 @@ _TIMES = {
     "io.debezium.time.Date": _DAYS,
     "org.apache.kafka.connect.data.Date": _DAYS,
 }
+_CLOCKS = ("io.debezium.time.Time", "io.debezium.time.MicroTime", "io.debezium.time.NanoTime")
 # What connectors write in their default mode for a column whose type does not say a precision: MySQL's datetime is
 # datetime(0), PostgreSQL's timestamp is timestamp(6). Others' types differ too much for one default.
 _DEFAULT_TIMES = {"mysql": _MILLIS, "mariadb": _MILLIS, "postgresql": _MICROS}
-# The modes of MySQL's connector that write numbers of times of day write microseconds, whatever the column's precision.
-_MICROSECOND_TIMES = ("mysql", "mariadb")
+# Their connectors write times of day that are numbers as microseconds, whatever the column's precision, and a zero date
+# (0000-00-00) as NULL, in a column that is NOT NULL as 1970-01-01.
+_MYSQL = ("mysql", "mariadb")
 _TIME_MODES = {"connect": _MILLIS, "microseconds": _MICROS, "nanoseconds": _NANOS}  # of time.precision.mode
 
 _DECIMAL, _OWN_SCALE = "org.apache.kafka.connect.data.Decimal", "io.debezium.data.VariableScaleDecimal"
@@ -323,6 +325,7 @@ class Declared:
     scale: int = 0
     length: int | None = None
     items: Declared | None = None
+    is_optional: bool = False
 
 
 @dataclass(frozen=True)
@@ -646,6 +649,7 @@ def _of_schema(column: Mapping[str, Any]) -> Declared:
         int(scale) if scale.removeprefix("-").isdecimal() else 0,
         int(length) if length.isdecimal() else None,
         _of_schema(items) if isinstance(items, dict) else None,
+        column.get("optional") is True,
     )
 
 
@@ -680,12 +684,22 @@ class _Part:
         """What numbers in a time column count, None if nothing says it; and whether that is only a default."""
         return self._unit(column.kind, self.declared(column))
 
+    def may_be_zero_date(self, column: Column) -> bool:
+        """Whether 1970-01-01 in the column may be MySQL's 0000-00-00. A column that can be NULL has NULL for it."""
+        said = self.declared(column)
+        is_optional = column.nullable or (said is not None and said.is_optional)
+        return self.connector in _MYSQL and column.type in (DATE, TIMESTAMP) and not is_optional
+
     def _unit(self, kind: Kind, said: Declared | None) -> tuple[_Unit | None, bool]:
+        if kind.name == "interval":  # only a time of day that goes beyond a day; other numbers cannot say their months
+            if said is not None:
+                return (_TIMES[said.name] if said.name in _CLOCKS else None), False
+            return (_TIME_MODES.get(self.settings.times) if self.connector in _MYSQL else None), False
         if said is not None and said.name in _TIMES:
             return _TIMES[said.name], False
         if self.settings.times in _TIME_MODES:
             return _TIME_MODES[self.settings.times], False
-        if kind.name == "time" and said is None and self.connector in _MICROSECOND_TIMES:
+        if kind.name == "time" and said is None and self.connector in _MYSQL:
             return _MICROS, True
         if kind.precision is not None:
             return (_MILLIS if kind.precision <= 3 else _MICROS if kind.precision <= 6 else _NANOS), False
@@ -799,8 +813,9 @@ def _decoded(part: _Part, column: Column, value: str) -> str:
     said = part.declared(column)
     own_scale = f"from_bytes({value}, {value} ->> '$.value', TRY_CAST({value} ->> '$.scale' AS INTEGER))"
     if said is not None:
-        if said.name == _DECIMAL:
-            return f"from_bytes({value}, {value} ->> '$', {said.scale})"
+        if said.name == _DECIMAL:  # bytes by its schema, but a number if the converter has decimal.format=NUMERIC
+            from_bytes = f"from_bytes({value}, {value} ->> '$', {said.scale})"
+            return f"CASE WHEN regexp_full_match({value}::VARCHAR, '-?[0-9].*') THEN {value} ELSE {from_bytes} END"
         if said.name == _OWN_SCALE:
             return own_scale
         return f"from_bytes({value}, NULL, 0)" if said.type == "bytes" else value
@@ -853,8 +868,16 @@ def _except(names: str, others: str) -> str:
 
 
 def _image(part: _Part, image: str) -> str:
-    columns = (f"{c.sql} := {_typed(part, c, f'raw_{image}.{c.sql}')}" for c in part.table.columns)
+    columns = []
+    for c in part.table.columns:
+        value = _typed(part, c, f"raw_{image}.{c.sql}")
+        columns.append(f"{c.sql} := {f'NULLIF({value}, {_epoch(c)})' if part.may_be_zero_date(c) else value}")
     return f"struct_pack({', '.join(columns)}, extra := extra_columns(doc, '/{image}', {image}_extra))"
+
+
+def _epoch(column: Column) -> str:
+    """SQL for 1970-01-01 as a date or time."""
+    return f"{column.kind.duckdb} '1970-01-01'"
 
 
 def _typed(part: _Part, column: Column, raw: str) -> str:
@@ -973,11 +996,27 @@ def _reason(part: _Part) -> str:
         for c in table.columns:
             raw = f"raw_{image}.{c.sql}"
             column = f"column {c.name} {where}"
-            wrong = f"{literal(f'{column} is ')} || left({raw}::VARCHAR, 80) || {_not_one(part, c, raw)}"
+            why = _not_one(part, c, raw)
+            if part.may_be_zero_date(c):
+                is_doubtful = f"{_typed(part, c, raw)} = {_epoch(c)}"
+                why = f"CASE WHEN {is_doubtful} THEN {literal(_zero_date(table, c))} ELSE {why} END"
+            wrong = f"{literal(f'{column} is ')} || left({raw}::VARCHAR, 80) || {why}"
             if not c.nullable:
                 wrong = f"COALESCE({wrong}, {literal(f'{column} is null, but must not be{hint}')})"
             checks.append(f"CASE WHEN {image} IS NOT NULL AND {image}.{c.sql} IS NULL THEN {wrong} END")
     return f"COALESCE({', '.join(checks)})"
+
+
+def _zero_date(table: Table, column: Column) -> str:
+    """What to do about a date that may be a zero date, as the rest of a sentence."""
+    if column.name in table.key:
+        mend = "give the row another key, and discard this event"
+    else:
+        mend = (
+            f"if the column has no zero dates, declare {column.name} without NOT NULL; if it has, make it nullable in "
+            "the source as well: they then arrive as NULL"
+        )
+    return f", which the connector sends for 1970-01-01 and for the zero date 0000-00-00 alike: {mend}"
 
 
 def _not_one(part: _Part, column: Column, raw: str) -> str:
@@ -1023,11 +1062,17 @@ def _not_one(part: _Part, column: Column, raw: str) -> str:
         hexadecimal = f", which may be bytes in base64 or in hexadecimal digits; {_SCHEMAS}"
         return f"CASE WHEN may_be_hex({raw}) THEN {literal(hexadecimal)} ELSE {literal(text)} END"
     if kind.name == "interval":
-        return (
-            f"CASE WHEN whole({raw}) IS NOT NULL THEN {literal(f'{text}: a number cannot say its months and days; ')} "
-            f"|| 'interval.handling.mode=string has the connector say them' ELSE {literal(text)} END"
+        number = (
+            f"{text}: a number cannot say its months and days; interval.handling.mode=string has the connector say them"
         )
+        if part.connector in _MYSQL:
+            number = f"{text}: nothing says its unit; {_SCHEMAS}"
+        return f"CASE WHEN whole({raw}) IS NOT NULL THEN {literal(number)} ELSE {literal(text)} END"
     return literal(text)
 
 
-_EXACT = "decimal.handling.mode=string or precise has the connector send all of them"
+_INTERVALS = "interval.handling.mode=string has the connector say them"
+_EXACT = (
+    "decimal.handling.mode=string or precise (with the converter's decimal.format=BASE64) has the connector send all "
+    "of them"
+)

@@ -173,3 +173,22 @@ def test_a_log_of_an_older_version_takes_the_publication_as_it_is(shop: Cluster,
     capture(shop, tmp_path)
     shop.execute("ALTER PUBLICATION lockstep DROP TABLE orders; ALTER PUBLICATION lockstep ADD TABLE orders")
     assert "orders left publication lockstep for a time" in refusal(shop, tmp_path)
+
+
+def test_generated_columns_of_postgresql_18(shop: Cluster, tmp_path: Path) -> None:
+    """Unless they are published, the server refuses every update of the table; virtual ones it cannot publish."""
+    [[version]] = shop.execute("SELECT current_setting('server_version_num')::int")
+    if version < 180000:
+        pytest.skip("PostgreSQL 18 is the first that publishes generated columns")
+    shop.execute("ALTER TABLE orders ADD total int GENERATED ALWAYS AS (quantity * 2) STORED")
+    shop.execute(ORDER.format(1))
+    shop.execute("CREATE PUBLICATION lockstep FOR TABLE orders, products, drivers, routes, route_stops, gps_pings")
+    said = refusal(shop, tmp_path)
+    assert "ALTER PUBLICATION" in said and "SET (publish_generated_columns = stored);" in said
+    shop.execute("DROP PUBLICATION lockstep")
+    capture(shop, tmp_path)
+    shop.execute("UPDATE orders SET quantity = 5")
+    capture(shop, tmp_path)
+    assert_log_is_source(shop, tmp_path)
+    shop.execute("ALTER TABLE products ADD twice int GENERATED ALWAYS AS (price_cents * 2) VIRTUAL")
+    assert '"products" has a virtual generated column' in refusal(shop, tmp_path)
