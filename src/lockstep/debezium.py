@@ -14,9 +14,10 @@ milliseconds, timestamptz(6) microseconds), else the connector's default. See `_
 
 Nothing is rounded, shifted or guessed on the way: a value that is not exactly one of its column's type is a reason.
 
-Identity: an event is known again by table, `tx_id`, `lsn`, op and key. `lsn` is `source.lsn`; for a source without
-one (MySQL) it is made of the binlog's file number, `pos` and `row`; for any other, it is a digest of the event's
-`source` block and images, so that only an identical event counts as the same.
+Identity: an event is known again by table, `tx_id`, `lsn`, op and key. `lsn` is `source.lsn`; for MySQL it is made of
+the binlog's file number, `pos` and `row`. For SQL Server it is a digest of `commit_lsn`, `change_lsn` and
+`event_serial_no`; for Oracle of `scn`, `redo_thread`, `rs_id` and `ssn`, or of `lcr_position`. For any other source it
+is a digest of the event's `source` block and images, so that only an identical event counts as the same.
 """
 
 from __future__ import annotations
@@ -73,6 +74,16 @@ _ENVELOPE = json.dumps(
             "file": "VARCHAR",
             "pos": "JSON",
             "row": "JSON",
+            "gtid": "VARCHAR",
+            "commit_lsn": "VARCHAR",
+            "change_lsn": "VARCHAR",
+            "event_serial_no": "VARCHAR",
+            "scn": "VARCHAR",
+            "redo_thread": "VARCHAR",
+            "rs_id": "VARCHAR",
+            "ssn": "VARCHAR",
+            "lcr_position": "VARCHAR",
+            "commit_ts_ms": "JSON",
             "ts_us": "JSON",
             "ts_ns": "JSON",
             "ts_ms": "JSON",
@@ -107,7 +118,7 @@ CREATE OR REPLACE TEMP MACRO may_be_base64(raw) AS starts_with(raw::VARCHAR, '"'
   AND regexp_full_match(raw::VARCHAR, '"([0-9A-Za-z+/]{4})+"');
 /* A decimal as a JSON string, from the base64 of its unscaled value; an object, which is no number, if it is none. */
 CREATE OR REPLACE TEMP MACRO from_bytes(raw, text, scale) AS CASE
-  WHEN raw::VARCHAR = 'null' THEN raw
+  WHEN raw IS NULL OR raw::VARCHAR = 'null' THEN raw
   ELSE COALESCE(to_json(unscaled(TRY(from_base64(text)), scale)), json_object('base64', raw))
 END;
 /* A decimal as text with no digit but zeros beyond its scale. A JSON number with a fraction may have been a double: of
@@ -239,11 +250,19 @@ WITH kinds AS (
       WHEN json_keys(doc) = ['ts_ms'] THEN 'heartbeat'
       ELSE 'unknown'
     END AS kind,
+    /* Oracle's other times are those of the change, not of its commit. */
     COALESCE(
+      millis_as_micros(e.source.commit_ts_ms),
       whole(e.source.ts_us),
       whole(e.source.ts_ns) // 1000,
       millis_as_micros(e.source.ts_ms)
-    ) AS committed_us
+    ) AS committed_us,
+    CASE WHEN kind = 'change' AND e.op IS DISTINCT FROM 'r' THEN COALESCE(
+      regexp_replace(e.transaction.id, '^([0-9]+):[0-9]+$', '\\1'),
+      e.source.txId ->> '$',
+      e.source.commit_lsn,
+      e.source.gtid
+    ) END AS own_transaction
   FROM (SELECT *, json_transform(doc, '{envelope}') AS e FROM ({docs}))
 )
 SELECT
@@ -258,19 +277,29 @@ SELECT
   CASE WHEN kind = 'change' THEN e.source.connector || COALESCE(':' || e.source.db, '') END AS source,
   /* Zero stands for unknown in some connectors' snapshots; taken at its word, history would begin in 1970. */
   CASE WHEN committed_us > 0 THEN moment(committed_us) END AS committed_at,
-  whole(e.source.txId) AS tx_id,
+  /* Oracle's ids are hexadecimal, of other sources they are texts of any kind: a number stands for them. */
+  COALESCE(
+    CASE WHEN e.source.connector IS DISTINCT FROM 'oracle' THEN whole(e.source.txId) END,
+    (md5_number_lower(own_transaction) >> 1)::BIGINT
+  ) AS tx_id,
   CASE WHEN kind = 'change' THEN COALESCE(
     whole(e.source.lsn),
     ((COALESCE(TRY_CAST(regexp_extract(e.source.file, '[0-9]+$') AS BIGINT), 0) & 262143) << 45)
       | ((whole(e.source.pos) & 4294967295) << 13) | (COALESCE(whole(e.source.row), 0) & 8191),
-    (md5_number_lower(concat_ws(chr(31), json_extract(doc, '$.source'), json_extract(doc, '$.before'),
-      json_extract(doc, '$.after'))) >> 1)::BIGINT
+    (md5_number_lower(CASE
+      WHEN e.source.change_lsn IS NOT NULL
+        THEN concat_ws(chr(31), e.source.commit_lsn, e.source.change_lsn, e.source.event_serial_no)
+      WHEN e.source.rs_id IS NOT NULL AND e.source.ssn IS NOT NULL
+        THEN concat_ws(chr(31), e.source.scn, e.source.redo_thread, e.source.rs_id, e.source.ssn)
+      WHEN e.source.lcr_position IS NOT NULL THEN e.source.lcr_position
+      ELSE concat_ws(chr(31), json_extract(doc, '$.source'), json_extract(doc, '$.before'),
+        json_extract(doc, '$.after'))
+    END) >> 1)::BIGINT
   ) END AS lsn,
   /* PostgreSQL's transaction ids are `txid:lsn`, where the lsn differs between BEGIN, event and END. */
   CASE
     WHEN kind IN ('begin', 'end') THEN regexp_replace(e.id, '^([0-9]+):[0-9]+$', '\\1')
-    WHEN kind = 'change' AND e.op IS DISTINCT FROM 'r'
-      THEN COALESCE(regexp_replace(e.transaction.id, '^([0-9]+):[0-9]+$', '\\1'), e.source.txId ->> '$')
+    ELSE own_transaction
   END AS transaction,
   e.transaction.id IS NOT NULL AS is_bounded,
   whole(e.transaction.total_order) AS total_order,
@@ -757,7 +786,7 @@ def _select(con: duckdb.DuckDBPyConnection, part: _Part) -> str:
       SELECT *, CASE WHEN op = 'u' AND ({is_key_update}) THEN 'd' ELSE op END AS same_op
       FROM (
         SELECT
-          * EXCLUDE (doc),
+          *,
           CASE WHEN op IN ('u', 'd') AND has_before THEN {_image(part, "before")} END AS before,
           CASE WHEN op IN ('c', 'u', 'r') AND has_after THEN {_image(part, "after")} END AS after
         FROM (
@@ -987,6 +1016,11 @@ def _reason(part: _Part) -> str:
         f"CASE WHEN op IN ('u', 'd') AND before IS NULL THEN 'it has no before image: {full}' END",
         "CASE WHEN op IN ('c', 'u', 'r') AND after IS NULL THEN 'it has no after image' END",
     ]
+    checks.append(
+        f"CASE WHEN before IS NOT NULL AND len(before_extra) > 0 AND ({_MAY_LACK_VALUES}) THEN list_transform("
+        "list_filter(before_extra, lambda name: is_unavailable(member(doc, '/before', name))), "
+        f"lambda name: 'column ' || name || ' of the before image is ' || {literal(_NOT_SENT)})[1] END"
+    )
     for image, hint in (("before", f"; {full}"), ("after", "")):
         where = f"of the {image} image"
         checks.append(
@@ -1000,11 +1034,21 @@ def _reason(part: _Part) -> str:
             if part.may_be_zero_date(c):
                 is_doubtful = f"{_typed(part, c, raw)} = {_epoch(c)}"
                 why = f"CASE WHEN {is_doubtful} THEN {literal(_zero_date(table, c))} ELSE {why} END"
+            if _may_be_large(c):
+                why = f"CASE WHEN is_unavailable({raw}) THEN {literal(f', {_NOT_SENT}')} ELSE {why} END"
             wrong = f"{literal(f'{column} is ')} || left({raw}::VARCHAR, 80) || {why}"
             if not c.nullable:
                 wrong = f"COALESCE({wrong}, {literal(f'{column} is null, but must not be{hint}')})"
             checks.append(f"CASE WHEN {image} IS NOT NULL AND {image}.{c.sql} IS NULL THEN {wrong} END")
     return f"COALESCE({', '.join(checks)})"
+
+
+# Oracle does not log a large object that an update leaves alone, not even for the row before.
+_NOT_SENT = (
+    "the placeholder for a large value that the connector did not send, and the event does not have it elsewhere: keep "
+    "the column out of the events (column.exclude.list)"
+)
+_MAY_LACK_VALUES = " OR ".join(f"contains(doc, {literal(text)})" for text in (_PLACEHOLDER, _PLACEHOLDER_BYTES))
 
 
 def _zero_date(table: Table, column: Column) -> str:
