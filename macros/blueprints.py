@@ -15,9 +15,11 @@ def each_domain(evaluator):
     takes: all that merge), @measure_names (theirs) and @state (their columns, and what `latest` needs).
     """
     from lockstep.contracts import load
+    from lockstep.declaration import identifier
 
     return _blueprints(
-        f"(domain := {c.domain}, domain_name := '{c.domain}', owner := '{c.owner}', source_table := {c.source_table}, "
+        f"(domain := {c.domain}, domain_name := '{c.domain}', owner := '{c.owner}', "
+        f"source_table := {identifier(c.source_table)}, "
         f"sources := ({', '.join(repr(s) for s in c.sources)}), grain := ({', '.join(c.grain)}), "
         f"hourly_grain := ({', '.join(('log_hour', *c.grain))}), cut_grain := ({', '.join(('cut', *c.grain))}), "
         f"measures := ({', '.join(_measure(m) for m in c.merged)}), "
@@ -32,10 +34,14 @@ def _measure(m):
 
 @macro()
 def each_source_table(evaluator):
-    """One blueprint per table of the log: `MODEL (name changes.@{source_table}, blueprints @each_source_table())`."""
+    """One blueprint per table of the log: `MODEL (name changes.@{source_table}, blueprints @each_source_table())`.
+
+    Its name may be a reserved word: models that read it then write `changes."order"`.
+    """
+    from lockstep.declaration import identifier
     from lockstep.schema import TABLES
 
-    return _blueprints(f"(source_table := {name})" for name in TABLES)
+    return _blueprints(f"(source_table := {identifier(name)})" for name in TABLES)
 
 
 @macro()

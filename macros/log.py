@@ -58,10 +58,13 @@ def log_files(evaluator, source_table: exp.Expression):
 @macro()
 def union_of_source_tables(evaluator):
     """Position, logged_at and source_table of every change of every table: `FROM (@union_of_source_tables())`."""
+    from lockstep.declaration import identifier
     from lockstep.schema import TABLES
 
     tables = [
-        exp.select("position", "logged_at", exp.Literal.string(name).as_("source_table")).from_(f"changes.{name}")
+        exp.select("position", "logged_at", exp.Literal.string(name).as_("source_table")).from_(
+            f"changes.{identifier(name)}"
+        )
         for name in TABLES
     ]
     return exp.union(*tables, distinct=False) if len(tables) > 1 else tables[0]

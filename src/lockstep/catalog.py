@@ -13,6 +13,7 @@ from psycopg2.extensions import connection as Connection
 
 from lockstep.declaration import Declaration, SourceColumn, SourceTable, declare, identifier
 from lockstep.errors import LockstepError
+from lockstep.names import POSTGRESQL
 from lockstep.postgres import OTHER_KINDS, WITH_GENERATED, Problem, Source, query
 
 _TABLES = """
@@ -119,7 +120,7 @@ def _undecodable(connection: Connection, source: Source, declaration: Declaratio
                 alone = replace(layout, table=replace(table, columns=(column,)))
                 if alone.problem:
                     why = "a capture does not take this type; it travels in `extra`, as JSON"
-                    found[table.schema_or(source.schema), table.name, column.name] = why
+                    found[*table.in_postgresql(source.schema), column.at(POSTGRESQL)] = why
     return found
 
 

@@ -918,7 +918,9 @@ def _may_change_key(table: str, event: str) -> bool:
         while "payload" in found:
             found = found["payload"]
         before, after = found["before"], found["after"]
-        return found["op"] == "u" and any(before.get(key) != after.get(key) for key in TABLES[table].key)
+        return found["op"] == "u" and any(
+            before.get(key) != after.get(key) for key in TABLES[table].key_at(found["source"].get("connector"))
+        )
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return False
 

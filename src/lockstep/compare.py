@@ -121,7 +121,7 @@ def compare(
         source_rows, source_sum, log_rows, log_sum = tables.fill(digests)
         digests.unlink()
         tables.fill_quarantined(quarantined)
-        counts = dict.fromkeys(KINDS, 0) | dict(tables.rows("SELECT kind, COUNT(*) FROM differing GROUP BY kind"))
+        counts = dict.fromkeys(KINDS, 0) | dict(tables.rows("SELECT __kind, COUNT(*) FROM differing GROUP BY __kind"))
         same_key = _same(table, "d", "q")
         [(known,)] = tables.rows(f"SELECT COUNT(*) FROM differing AS d SEMI JOIN quarantined AS q ON {same_key}")
         return Comparison(
@@ -145,8 +145,7 @@ class _Tables:
     ) -> None:
         self._connection = connection
         self._table = layout.table
-        known = [c.name for c in layout.table.columns]
-        self._extra = sorted({c.name for c in layout.columns} - set(known))
+        self._extra = [c.name for c in layout.unknown]
         self._staged = f"read_parquet('{quoted(staged)}')"
         paths = ", ".join(f"'{quoted(f)}'" for f in files)
         log = f"read_parquet([{paths}], hive_partitioning = false)"
@@ -205,7 +204,7 @@ class _Tables:
         """
         self._write_digests(digests)
         keys = ", ".join(f"{c.sql} {c.kind.duckdb}" for c in self._table.key_columns)
-        self.rows(f"CREATE TEMP TABLE differing ({keys}, position BIGINT, rows BIGINT, kind TEXT)")
+        self.rows(f"CREATE TEMP TABLE differing ({keys}, __position BIGINT, __rows BIGINT, __kind TEXT)")
         images = f"read_parquet('{quoted(digests)}')"
         [(count,)] = self.rows(f"SELECT COUNT(*) FROM {images}")
         shares = -(-count // _SHARE)
@@ -216,10 +215,10 @@ class _Tables:
         return sums[0], sums[1], sums[2], sums[3]
 
     def _write_digests(self, path: Path) -> None:
-        """Every image as a row of numbers: `diff` is 1 for one after a change, -1 for one before, 0 for the source's.
+        """Every image as a row of numbers: `__diff` is 1 for one after a change, -1 for one before, 0 for the source's.
 
-        `digest` is of all that is compared of an image, `known` of the columns that models can name: an added column
-        reaches old rows without any change, so that images with it do not add up.
+        `__digest` is of all that is compared of an image, `__known` of the columns that models can name: an added
+        column reaches old rows without any change, so that images with it do not add up.
         """
         source, after, before = (
             ", ".join(f"{image}.{c.sql}::{c.kind.duckdb} AS {c.sql}" for c in self._table.key_columns)
@@ -227,9 +226,9 @@ class _Tables:
         )
         self.rows(f"""
             COPY (
-              SELECT {source}, 0 AS position, 0 AS diff, {self._digest("image")} AS known,
+              SELECT {source}, 0 AS __position, 0 AS __diff, {self._digest("image")} AS __known,
                 CASE WHEN reason IS NULL THEN {self._digest("image", with_extra=True)}
-                ELSE MD5_NUMBER_LOWER(reason) END AS digest
+                ELSE MD5_NUMBER_LOWER(reason) END AS __digest
               FROM {self._staged}
               UNION ALL
               SELECT {after}, position, 1, {self._digest("after")}, {self._digest("after", with_extra=True)}
@@ -244,34 +243,36 @@ class _Tables:
         """Add the differing keys among some images to `differing`; returns as `fill` does."""
         table = self._table
         keys = ", ".join(table.sql_key)
-        self.rows(f"CREATE OR REPLACE TEMP TABLE source AS SELECT {keys}, known, digest FROM {images} AND diff = 0")
+        self.rows(
+            f"CREATE OR REPLACE TEMP TABLE source AS SELECT {keys}, __known, __digest FROM {images} AND __diff = 0"
+        )
         self.rows(f"""
             CREATE OR REPLACE TEMP TABLE log AS
-            SELECT {keys}, SUM(diff)::BIGINT AS rows, SUM(diff * known::HUGEINT) AS total,
-              MAX(position) FILTER (WHERE diff = 1) AS position,
-              ARG_MAX(digest, position) FILTER (WHERE diff = 1) AS digest,
-              COALESCE(MAX(position) FILTER (WHERE diff = 1) >= MAX(position), FALSE) AS is_live
-            FROM {images} AND diff <> 0 GROUP BY {keys}
+            SELECT {keys}, SUM(__diff)::BIGINT AS __rows, SUM(__diff * __known::HUGEINT) AS __total,
+              MAX(__position) FILTER (WHERE __diff = 1) AS __position,
+              ARG_MAX(__digest, __position) FILTER (WHERE __diff = 1) AS __digest,
+              COALESCE(MAX(__position) FILTER (WHERE __diff = 1) >= MAX(__position), FALSE) AS __is_live
+            FROM {images} AND __diff <> 0 GROUP BY {keys}
         """)
         columns = ", ".join(f"COALESCE(s.{k}, l.{k}) AS {k}" for k in table.sql_key)
         self.rows(f"""
             INSERT INTO differing
-            SELECT {columns}, l.position, COALESCE(l.rows, 0) AS rows,
+            SELECT {columns}, l.__position, COALESCE(l.__rows, 0) AS __rows,
               CASE
-                WHEN s.digest IS NULL THEN CASE WHEN l.is_live THEN '{ONLY}' ELSE '{UNBALANCED}' END
-                WHEN l.is_live IS NOT TRUE THEN '{MISSING}'
-                WHEN s.digest <> l.digest THEN '{MODIFIED}'
+                WHEN s.__digest IS NULL THEN CASE WHEN l.__is_live THEN '{ONLY}' ELSE '{UNBALANCED}' END
+                WHEN l.__is_live IS NOT TRUE THEN '{MISSING}'
+                WHEN s.__digest <> l.__digest THEN '{MODIFIED}'
                 ELSE '{UNBALANCED}'
-              END AS kind
+              END AS __kind
             FROM source AS s FULL JOIN log AS l ON {_same(table, "s", "l")}
             WHERE CASE
-              WHEN s.digest IS NULL THEN l.is_live OR l.rows <> 0 OR l.total <> 0
-              ELSE l.is_live IS NOT TRUE OR s.digest <> l.digest OR l.rows <> 1 OR l.total <> s.known
+              WHEN s.__digest IS NULL THEN l.__is_live OR l.__rows <> 0 OR l.__total <> 0
+              ELSE l.__is_live IS NOT TRUE OR s.__digest <> l.__digest OR l.__rows <> 1 OR l.__total <> s.__known
             END
         """)
         [sums] = self.rows("""
-            SELECT * FROM (SELECT COUNT(*), COALESCE(SUM(digest::HUGEINT), 0) FROM source),
-              (SELECT COUNT(*), COALESCE(SUM(digest::HUGEINT), 0) FROM log WHERE is_live)
+            SELECT * FROM (SELECT COUNT(*), COALESCE(SUM(__digest::HUGEINT), 0) FROM source),
+              (SELECT COUNT(*), COALESCE(SUM(__digest::HUGEINT), 0) FROM log WHERE __is_live)
         """)
         return sums
 
@@ -296,11 +297,11 @@ class _Tables:
         same_key = " AND ".join(f"c.image.{k} = d.{k}" for k in keys)
         after_key = " AND ".join(f"c.after.{k} = d.{k}" for k in keys)
         sources = self._texts(f"{self._staged} AS c JOIN shown AS d ON {same_key}", "c.image", "c.reason")
-        same_change = f"c.position = d.position AND {after_key}"
+        same_change = f"c.position = d.__position AND {after_key}"
         logs = self._texts(f"{self._changes} AS c JOIN shown AS d ON {same_change}", "c.after", "NULL")
         quarantined = set(self.rows(f"SELECT {', '.join(keys)} FROM quarantined"))
         found = []
-        for *key, rows, kind in self.rows(f"SELECT {', '.join(keys)}, rows, kind FROM shown"):
+        for *key, rows, kind in self.rows(f"SELECT {', '.join(keys)}, __rows, __kind FROM shown"):
             (note, source), (_, log) = (side.get(tuple(key), (None, {})) for side in (sources, logs))
             columns = {n: (source[n], log[n]) for n in source if kind == MODIFIED and source[n] != log[n]}
             named = dict(zip(self._table.key, key, strict=True))

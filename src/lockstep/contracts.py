@@ -143,8 +143,9 @@ def load(seeds: Path | None = None) -> dict[str, Contract]:
         row.check("source_table", table in TABLES, f"one of {', '.join(TABLES)}")
         row.check("joined_tables", set(row["joined_tables"].split()) <= set(TABLES), f"of {', '.join(TABLES)}")
         row.check("source_table", bool(TABLES[table].key), "a table with a primary key")
-        key = tuple(row["source_key"].split())
-        row.check("source_key", key == TABLES[table].key, f"the key of {table}: {' '.join(TABLES[table].key)}")
+        key = TABLES[table].key
+        is_key = row["source_key"].split() == " ".join(key).split()  # a column's name may have spaces itself
+        row.check("source_key", is_key, f"the key of {table}: {' '.join(key)}")
         grain = tuple(row["grain"].split())
         row.check("grain", bool(grain) and all(map(_is_name, grain)), "lower-case names of columns")
         own = tuple(m for m, at in measures if at["domain"] == domain)

@@ -35,10 +35,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from lockstep.changelog import ALL_TABLES
 from lockstep.errors import LockstepError
 from lockstep.kinds import BOOLEAN, BYTES, DATE, TEXT, TIME, TIMESTAMP, Kind, meaning
+from lockstep.names import DATABASES_AS_SCHEMAS, Name, note
 from lockstep.project import project
-from lockstep.schema import SCHEMA_FILE, TABLES, Column, Table, literal
+from lockstep.schema import SCHEMA_FILE, TABLES, Column, Table, literal, quoted
 from lockstep.texts import FLOATS, INTEGERS, Said, converted, decimal_text, of_json, unscaled
 
 # Ordinals leave room between two lines for the deletes that a TRUNCATE becomes.
@@ -272,8 +274,10 @@ SELECT
   kind,
   e.op AS op,
   e.source."table" AS "table",
+  e.source."table" AS name,
   e.source.connector AS connector,
-  e.source."schema" AS "schema",
+  COALESCE(e.source."schema", CASE WHEN e.source.connector || ':' || e.source.db IN ({databases}) THEN e.source.db END)
+    AS "schema",
   CASE WHEN kind = 'change' THEN e.source.connector || COALESCE(':' || e.source.db, '') END AS source,
   /* Zero stands for unknown in some connectors' snapshots; taken at its word, history would begin in 1970. */
   CASE WHEN committed_us > 0 THEN moment(committed_us) END AS committed_at,
@@ -336,7 +340,7 @@ _CLOCKS = ("io.debezium.time.Time", "io.debezium.time.MicroTime", "io.debezium.t
 # What connectors write in their default mode for a column whose type does not say a precision: MySQL's datetime is
 # datetime(0), PostgreSQL's timestamp is timestamp(6). Others' types differ too much for one default.
 _DEFAULT_TIMES = {"mysql": _MILLIS, "mariadb": _MILLIS, "postgresql": _MICROS}
-# Their connectors write times of day that are numbers as microseconds, whatever the column's precision, and a zero date
+# These connectors write times of day that are numbers as microseconds, whatever the column's precision, and a zero date
 # (0000-00-00) as NULL, in a column that is NOT NULL as 1970-01-01.
 _MYSQL = ("mysql", "mariadb")
 _TIME_MODES = {"connect": _MILLIS, "microseconds": _MICROS, "nanoseconds": _NANOS}  # of time.precision.mode
@@ -466,7 +470,49 @@ def read(con: duckdb.DuckDBPyConnection, lines: pa.Table) -> Types:
         is_text[wrong] = False
         lines = lines.set_column(1, "is_text", pa.array(is_text))
     _register(con, "lines", lines)
-    return _open(con)
+    types = _open(con)
+    _name_tables(con)
+    return types
+
+
+def _name_tables(con: duckdb.DuckDBPyConnection) -> None:
+    """Give each change in `records` as its `table` the name in the log; one that is of none keeps its source's name.
+
+    Where the source's name may mean several tables, the change is FOREIGN and of ALL_TABLES.
+    """
+    found = con.execute(
+        """SELECT DISTINCT connector, "schema", name FROM records WHERE kind = 'change' ORDER BY ALL"""
+    ).fetchall()
+    labels = []
+    for connector, schema, name in found:
+        tables = TABLES.called(connector, schema, name)
+        label = ALL_TABLES if len(tables) > 1 else tables[0].name if tables else _label(connector, schema, name)
+        if label != name:
+            same = (
+                f"{column} IS NOT DISTINCT FROM {'NULL' if value is None else literal(value)}"
+                for column, value in (("connector", connector), ('"schema"', schema), ("name", name))
+            )
+            labels.append(f"WHEN {' AND '.join(same)} THEN {literal(label)}")
+    if not labels:
+        return
+    records = con.execute(
+        f"""
+        SELECT * REPLACE (
+          CASE WHEN "table" = '{ALL_TABLES}' THEN '{FOREIGN}' ELSE kind END AS kind
+        ) FROM (
+          SELECT * REPLACE (
+            CASE WHEN kind <> 'change' THEN "table" {" ".join(labels)} ELSE "table" END AS "table"
+          ) FROM records
+        )
+        """
+    ).to_arrow_table()
+    _register(con, "records", records)
+
+
+def _label(connector: str | None, schema: str | None, name: str) -> str:
+    """What to call a table that is none of the project's: like none of those."""
+    is_alike = name in TABLES or any(t.at(connector) == name for t in TABLES.values())
+    return name if not is_alike else f"{schema}.{name}" if schema else f'"{name}"'
 
 
 def _with_trailing_comma(column: pa.ChunkedArray) -> list[int]:
@@ -515,61 +561,76 @@ _KEYLESS = (
 )
 
 
+_SEVERAL = "it names no schema, and several source tables are called "
+
+
 class Schemas:
-    """Which schema each source table is of: the one that the log was captured from or that `source_schema.sql`
-    declares; else that of the table's first event, which is stored with the log.
+    """What at the source each table of the log is: what `source_schema.sql` declares, or of the schema that the log was
+    captured from; else of that of the table's first event. It is stored with the log, lest another takes its place.
     """
 
     def __init__(self, resume: Mapping[str, Any]) -> None:
-        """`resume` is the watermark's. Raises LockstepError if the log has a table of another schema than declared."""
-        captured = resume.get("schema")
-        self._is_captured = captured is not None
-        self._fixed = {t.name: t.schema or captured for t in TABLES.values() if t.schema or captured}
+        """`resume` is the watermark's. Raises LockstepError if the log has something else than is declared."""
+        self._captured = resume.get("schema")
         self._first: dict[str, str] = dict(resume.get("schemas", {}))
+        self._names: dict[str, str] = dict(resume.get("names", {}))
         for name, schema in self._first.items():
-            if self._fixed.get(name, schema) != schema:
-                raise LockstepError(
-                    f"The change log holds {name} of the schema {schema}, {project() / SCHEMA_FILE} declares it in "
-                    f"{self._fixed[name]}. Declare {schema}.{name}, or land the other into a LOCKSTEP_HOME of its own."
-                )
+            if name in TABLES:
+                self._check(TABLES[name], schema, self._names.get(name, name))
+
+    def _check(self, table: Table, schema: str, source: str) -> None:
+        declared = table.schema or (Name(self._captured) if self._captured else Name(schema))
+        if not declared.fits(schema):
+            raise LockstepError(
+                f"The change log holds {table.name} of the schema {schema}, {project() / SCHEMA_FILE} declares it in "
+                f"{declared}. Declare {schema}.{source}, or land the other into a LOCKSTEP_HOME of its own."
+            )
+        if not (table.source or Name(table.name)).fits(source):
+            raise LockstepError(
+                f"The change log holds {schema}.{source} under the name {table.name}, {project() / SCHEMA_FILE} gives "
+                f"that name to {table.source}. Give each its name again with the line `{note(table.name)}` before "
+                "the CREATE TABLE, or land the other into a LOCKSTEP_HOME of its own."
+            )
 
     @property
     def stored(self) -> Mapping[str, Any]:
         """For the watermark's `resume`."""
-        return {"schemas": self._first} if self._first else {}
+        return {key: value for key, value in (("schemas", self._first), ("names", self._names)) if value}
 
     def part(self, con: duckdb.DuckDBPyConnection) -> None:
-        """Tell apart in `records` what is of another schema than its table: where that is declared it is another table,
-        another table, which the project does not know; else it is FOREIGN.
+        """Tell apart in `records` what is of another schema than its table: where that is captured it is another table,
+        which the project does not know; else it is FOREIGN.
         """
         found = con.execute(
             """
-            SELECT "table", "schema" FROM records WHERE kind = 'change' AND "schema" IS NOT NULL
+            SELECT "table", "schema", ANY_VALUE(name) FROM records WHERE kind = 'change' AND "schema" IS NOT NULL
             GROUP BY ALL ORDER BY MIN(ordinal)
             """
         ).fetchall()
         others = []
-        for table, schema in found:
-            if table in TABLES and table not in self._fixed:
-                self._first.setdefault(table, schema)
-            if table in TABLES and schema != self._fixed.get(table, self._first.get(table)):
-                others.append((table, schema))
+        for table, schema, name in found:
+            if table in TABLES:
+                own = TABLES[table].schema is None and self._captured
+                if not own and self._first.setdefault(table, schema) == schema and name != table:
+                    self._names.setdefault(table, name)
+                if TABLES[table].schema is None and schema != (own or self._first[table]):
+                    others.append((table, schema))
         is_keyless = self._is_keyless()
         has_keyless = con.execute(f"SELECT 1 FROM records WHERE {is_keyless} LIMIT 1").fetchall()
         if not others and not has_keyless:
             return
         pairs = ", ".join(f"({literal(table)}, {literal(schema)})" for table, schema in others) or "('', '')"
         is_other = f"""kind = 'change' AND ("table", "schema") IN ({pairs})"""
-        fixed = ", ".join(map(literal, self._fixed)) or "''"
+        is_known = "TRUE" if self._captured else "FALSE"
         records = con.execute(
             f"""
             SELECT * REPLACE (
               CASE
-                WHEN {is_other} AND "table" NOT IN ({fixed}) THEN '{FOREIGN}'
+                WHEN {is_other} AND NOT {is_known} THEN '{FOREIGN}'
                 WHEN {is_keyless} AND NOT ({is_other}) THEN '{FOREIGN}'
                 ELSE kind
               END AS kind,
-              CASE WHEN {is_other} AND "table" IN ({fixed}) THEN "schema" || '.' || "table" ELSE "table" END AS "table"
+              CASE WHEN {is_other} AND {is_known} THEN "schema" || '.' || name ELSE "table" END AS "table"
             ) FROM records
             """
         ).to_arrow_table()
@@ -581,31 +642,24 @@ class Schemas:
         An insert that `lockstep capture` has rejected can land: it is retried by its place in the log.
         """
         names = ", ".join(literal(table.name) for table in TABLES.values() if not table.key) or "''"
-        may_land = "op IS NOT DISTINCT FROM 'c'" if self._is_captured else "FALSE"
+        may_land = "op IS NOT DISTINCT FROM 'c'" if self._captured else "FALSE"
         return f"""kind = 'change' AND "table" IN ({names}) AND NOT ({may_land})"""
 
     def reason(self) -> str:
         """SQL over `records`: why an event of the kind FOREIGN does not land; null for all others."""
-        keyless = " ".join(
-            f"WHEN {literal(t.name)} THEN {literal(_KEYLESS.format(t.name))}" for t in TABLES.values() if not t.key
-        )
-        if keyless:
-            foreign = f"""COALESCE(CASE "table" {keyless} END, {self._reason_of_schema()})"""
-            return f"CASE WHEN kind = '{FOREIGN}' THEN {foreign} END"
-        return self._reason_of_schema()
-
-    def _reason_of_schema(self) -> str:
-        cases = " ".join(
-            f"WHEN {literal(name)} THEN {literal(self._reason(name, schema))}" for name, schema in self._first.items()
-        )
-        own = f"""'it is a change of ' || "schema" || CASE "table" {cases} END"""
-        return f"CASE WHEN kind = '{FOREIGN}' THEN {own} END" if cases else "NULL"
+        reasons = {t.name: literal(_KEYLESS.format(t.name)) for t in TABLES.values() if not t.key}
+        for name, schema in self._first.items():
+            reasons.setdefault(name, f"""'it is a change of ' || "schema" || {literal(self._reason(name, schema))}""")
+        cases = " ".join(f"WHEN {literal(name)} THEN {reason}" for name, reason in reasons.items())
+        several = f"WHEN '{ALL_TABLES}' THEN {literal(_SEVERAL)} || name"
+        return f"""CASE WHEN kind = '{FOREIGN}' THEN CASE "table" {several} {cases} END END"""
 
     def _reason(self, name: str, schema: str) -> str:
+        source = self._names.get(name, name)
         return (
-            f".{name}, but {name} in this change log is {schema}.{name}: two tables of one name are not mixed. Declare "
-            f"which it is in {SCHEMA_FILE}, CREATE TABLE {schema}.{name}, then events of the other are passed over; "
-            "what is in quarantine of it can be discarded"
+            f".{source}, but {name} in this change log is {schema}.{source}: two tables of one name are not mixed. "
+            f"Declare which it is in {SCHEMA_FILE}, CREATE TABLE {schema}.{source}, then events of the other are "
+            "passed over; what is in quarantine of it can be discarded"
         )
 
 
@@ -647,8 +701,10 @@ def _open(con: duckdb.DuckDBPyConnection) -> Types:
     """Leave in `records` the innermost document of each line; return what the schemas beside them say."""
     types: dict[tuple[str, str], Declared] = {}
     docs = _LINE_DOCS
+    databases = [f"{connector}:{db}" for connector in DATABASES_AS_SCHEMAS for db in TABLES.schemas_at(connector)]
+    listed = ", ".join(map(literal, databases)) or "''"
     for _ in range(_MAX_WRAPPERS + 1):
-        records = con.execute(_RECORDS.format(envelope=_ENVELOPE, docs=docs)).to_arrow_table()
+        records = con.execute(_RECORDS.format(envelope=_ENVELOPE, docs=docs, databases=listed)).to_arrow_table()
         _register(con, "records", records)
         if not pc.any(pc.equal(records["kind"], "wrapped")).as_py():
             break
@@ -707,7 +763,11 @@ class _Part:
         return f"kind = 'change' AND \"table\" = '{self.table.name}' AND op IS DISTINCT FROM 't' AND {same}"
 
     def declared(self, column: Column) -> Declared | None:
-        return self.types.get((self.schema_id, column.name)) if self.schema_id else None
+        return self.types.get((self.schema_id, self.source(column))) if self.schema_id else None
+
+    def source(self, column: Column) -> str:
+        """What the events call the column."""
+        return column.at(self.connector)
 
     def unit(self, column: Column) -> tuple[_Unit | None, bool]:
         """What numbers in a time column count, None if nothing says it; and whether that is only a default."""
@@ -771,9 +831,9 @@ def _recipe(kind: Kind, said: Said) -> int:
 def _select(con: duckdb.DuckDBPyConnection, part: _Part) -> str:
     """The SELECT that types the events of one part."""
     table = part.table
-    columns = {c.name: "JSON" for c in table.columns}
+    columns = dict.fromkeys(_told_apart(part).values(), "JSON")
     shape = literal(json.dumps({"before": columns, "after": columns}))
-    known = f"[{', '.join(literal(c.name) for c in table.columns)}]"
+    known = f"[{', '.join(literal(part.source(c)) for c in table.columns)}]"
     is_key_update = " OR ".join(f"before.{k} <> after.{k}" for k in table.sql_key)
     same_key = ", ".join(f"{k} := CASE WHEN same_op = 'd' THEN before.{k} ELSE after.{k} END" for k in table.sql_key)
     return f"""
@@ -816,14 +876,31 @@ def _select(con: duckdb.DuckDBPyConnection, part: _Part) -> str:
     """
 
 
+def _told_apart(part: _Part) -> dict[str, str]:
+    """The events' names of columns, by themselves in lower case: those that a struct can hold side by side."""
+    names: dict[str, str] = {}
+    for column in part.table.columns:
+        names.setdefault(part.source(column).lower(), part.source(column))
+    return names
+
+
+def _value(part: _Part, column: Column, image: str) -> str:
+    """SQL for a value of an image as JSON, null where it is not there or null."""
+    name = part.source(column)
+    if _told_apart(part)[name.lower()] == name:
+        return f"i.{image}.{quoted(name)}"
+    pointer = literal(f"/{image}/{name.replace('~', '~0').replace('/', '~1')}")
+    return f"NULLIF(json_extract(doc, {pointer})::VARCHAR, 'null')::JSON"
+
+
 def _raw(part: _Part, image: str) -> str:
     """SQL for an image's values as JSON, decimals decoded, unchanged values taken from the image before."""
     values = []
     for c in part.table.columns:
-        value = f"i.{image}.{c.sql}"
+        value = _value(part, c, image)
         if image == "after" and _may_be_large(c):  # TOAST: an update that leaves a large value alone does not send it
             is_unavailable = "is_unavailable_text" if c.kind.name in _PLAIN_TEXTS else "is_unavailable"
-            value = f"CASE WHEN {is_unavailable}({value}) THEN i.before.{c.sql} ELSE {value} END"
+            value = f"CASE WHEN {is_unavailable}({value}) THEN {_value(part, c, 'before')} ELSE {value} END"
         elif c.kind.name in (*INTEGERS, *FLOATS) or c.kind.is_decimal:
             value = _decoded(part, c, value)
         values.append(f"{c.sql} := {value}")
@@ -1005,7 +1082,9 @@ def _number(part: _Part, column: Column, raw: str) -> str:
 def _reason(part: _Part) -> str:
     """SQL for what is wrong with an event first; null if nothing is."""
     table = part.table
-    full = f"is the source table REPLICA IDENTITY FULL? ALTER TABLE {table.name} REPLICA IDENTITY FULL;"
+    full = (
+        f"is the source table REPLICA IDENTITY FULL? ALTER TABLE {table.sql_at(part.connector)} REPLICA IDENTITY FULL;"
+    )
     checks = [
         "CASE WHEN twice IS NOT NULL THEN 'its JSON has ' || to_json(twice) || ' twice in one object: "
         "which of the two counts cannot be known' END",
@@ -1029,11 +1108,11 @@ def _reason(part: _Part) -> str:
         )
         for c in table.columns:
             raw = f"raw_{image}.{c.sql}"
-            column = f"column {c.name} {where}"
+            column = f"column {part.source(c)} {where}"
             why = _not_one(part, c, raw)
             if part.may_be_zero_date(c):
                 is_doubtful = f"{_typed(part, c, raw)} = {_epoch(c)}"
-                why = f"CASE WHEN {is_doubtful} THEN {literal(_zero_date(table, c))} ELSE {why} END"
+                why = f"CASE WHEN {is_doubtful} THEN {literal(_zero_date(part, c))} ELSE {why} END"
             if _may_be_large(c):
                 why = f"CASE WHEN is_unavailable({raw}) THEN {literal(f', {_NOT_SENT}')} ELSE {why} END"
             wrong = f"{literal(f'{column} is ')} || left({raw}::VARCHAR, 80) || {why}"
@@ -1051,14 +1130,14 @@ _NOT_SENT = (
 _MAY_LACK_VALUES = " OR ".join(f"contains(doc, {literal(text)})" for text in (_PLACEHOLDER, _PLACEHOLDER_BYTES))
 
 
-def _zero_date(table: Table, column: Column) -> str:
+def _zero_date(part: _Part, column: Column) -> str:
     """What to do about a date that may be a zero date, as the rest of a sentence."""
-    if column.name in table.key:
+    if column.name in part.table.key:
         mend = "give the row another key, and discard this event"
     else:
         mend = (
-            f"if the column has no zero dates, declare {column.name} without NOT NULL; if it has, make it nullable in "
-            "the source as well: they then arrive as NULL"
+            f"if the column has no zero dates, declare {part.source(column)} without NOT NULL; if it has, make it "
+            "nullable in the source as well: they then arrive as NULL"
         )
     return f", which the connector sends for 1970-01-01 and for the zero date 0000-00-00 alike: {mend}"
 
@@ -1070,8 +1149,8 @@ def _not_one(part: _Part, column: Column, raw: str) -> str:
     if kind.type in (TIMESTAMP, TIME):
         unit, is_default = part.unit(column)
         precision = (
-            f"declare in source_schema.sql what its numbers are, {column.name} {kind.name}(3) for milliseconds or "
-            f"{kind.name}(6) for microseconds"
+            f"declare in source_schema.sql what its numbers are, {part.source(column)} {kind.name}(3) for milliseconds "
+            f"or {kind.name}(6) for microseconds"
         )
         if unit is None:
             number = f"{text}: nothing says its unit; {precision}"

@@ -1,19 +1,22 @@
 """The text of a `source_schema.sql`, written from what a source says of its tables.
 
 Each table is parsed as every command will parse it, so what is written is what is accepted: a column that the change
-log cannot hold is left to `extra`, a table that it cannot hold is left out, and both are said.
+log cannot hold is left to `extra`, a table that it cannot hold is left out, and both are said. A table or column whose
+name is taken or reserved in the log gets another one by a comment.
 """
 
 from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lockstep.ddl import APPEND_ONLY, parsed
 from lockstep.errors import LockstepError
-from lockstep.schema import APPEND_ONLY, SCHEMA_FILE, Table, parsed, quoted
+from lockstep.names import column_problem, free_name, log_name, note, table_problem
+from lockstep.schema import SCHEMA_FILE, Table, quoted
 
 
 @dataclass(frozen=True)
@@ -64,15 +67,13 @@ def declare(title: str, tables: Iterable[SourceTable]) -> Declaration:
     left_out: list[str] = []
     refused: list[str] = []
     for table in tables:
-        same_name = declared.get(table.name)
         try:
-            if same_name:
-                raise _Unfit(f"has the name of {_qualified(same_name)}, and the log knows a table by its name alone")
-            text, declared[table.name], unfit = _declared(table)
+            text, found, unfit = _declared(table, declared)
         except _Unfit as e:
             (refused if table.is_named else left_out).append(f"{table.qualified} {e}.")
         else:
             texts.append(text)
+            declared[found.name] = found
             columns_left_out += unfit
     if refused:
         raise LockstepError("\n  ".join(("These cannot be declared:", *refused)) if refused[1:] else refused[0])
@@ -87,48 +88,46 @@ class _Unfit(Exception):
     """Why a table cannot be declared, as the rest of a sentence that begins with its name."""
 
 
-def _qualified(table: Table) -> str:
-    return ".".join(identifier(part) for part in (table.schema, table.name) if part)
-
-
-def _declared(table: SourceTable) -> tuple[str, Table, list[str]]:
-    """The table's CREATE TABLE, what it declares, and the columns that it leaves out."""
+def _declared(table: SourceTable, others: Collection[str]) -> tuple[str, Table, list[str]]:
+    """The table's CREATE TABLE, what it declares beside the tables `others`, and the columns that it leaves out."""
     if table.unfit:
         raise _Unfit(table.unfit)
     notes: list[str] = []
-    body: list[str] = []
+    body: list[tuple[str, str]] = []
     left_out: list[str] = []
+    name = log_name(table.name)
+    if name in others or table_problem(name):
+        name = free_name((table.schema, table.name), others)
+        notes.append(note(name))
     names: set[str] = set()
     for column in table.columns:
-        if why := column.unfit or _unfit(column, names):
+        if why := column.unfit or _unfit(column):
             if column.name in table.key:
                 raise _Unfit(f"has the key column {column.name} {column.type}, which cannot be declared: {why}")
             left_out.append(f"{table.qualified}.{identifier(column.name)} ({column.type}): {why}")
             notes.append(f"-- Without {column.name!r} {column.type}: {why}.")
         else:
-            names.add(column.name.lower())
-            body.append(f"{identifier(column.name)} {column.type}{' NOT NULL' if column.is_not_null else ''}")
+            named = ""
+            if column.name.lower() in names or column_problem(column.name):
+                named = free_name((name, column.name), {*names, *(c.name.lower() for c in table.columns)})
+            names.add(named or column.name.lower())
+            line = f"{identifier(column.name)} {column.type}{' NOT NULL' if column.is_not_null else ''}"
+            body.append((line, f" {note(named)}" if named else ""))
     if table.key:
-        body.append(f"PRIMARY KEY ({', '.join(map(identifier, table.key))})")
+        body.append((f"PRIMARY KEY ({', '.join(map(identifier, table.key))})", ""))
     if table.is_append_only:
         notes.append(f"-- {APPEND_ONLY}")
-    columns = ",\n".join(f"  {line}" for line in body)
-    text = "\n".join([*notes, f"CREATE TABLE {table.qualified} (", columns, ");\n"])
+    columns = [f"  {line}{',' if body[n:] else ''}{named}" for n, (line, named) in enumerate(body, 1)]
+    text = "\n".join([*notes, f"CREATE TABLE {table.qualified} (", *columns, ");\n"])
     tables, problems = parsed(text, Path(SCHEMA_FILE))
     if problems:
         raise _Unfit(f"cannot be declared: {' '.join(problems)}".rstrip("."))
-    return text, tables[table.name], left_out
+    return text, tables[name], left_out
 
 
-def _unfit(column: SourceColumn, names: set[str]) -> str | None:
-    """Why a column cannot be declared beside those in `names`."""
-    if column.name.lower() == "extra":
-        return "its name is that of the column that carries all undeclared columns, where it travels as JSON"
-    if column.name.lower() in names:
-        return "another column has the same name but for its case; it travels in `extra`, as JSON"
-    if not _is_type(column.type):
-        return "the change log has no such type; it travels in `extra`, as JSON"
-    return None
+def _unfit(column: SourceColumn) -> str | None:
+    """Why a column cannot be declared."""
+    return None if _is_type(column.type) else "the change log has no such type; it travels in `extra`, as JSON"
 
 
 @functools.cache

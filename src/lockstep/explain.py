@@ -271,12 +271,13 @@ class _Diagnosis:
         """Keys on which a before image is not the after image of the change before."""
         findings = []
         for source, table in self._sources.items():
-            key = TABLES[source].sql_key
-            of_change = ", ".join(f"COALESCE(after.{k}, before.{k})" for k in key)
+            of_change = [f"COALESCE(after.{k}, before.{k})" for k in TABLES[source].sql_key]
+            key = [f"__k{n}" for n, _ in enumerate(of_change)]
             keys = self._rows(
                 f"""WITH chain AS (
-                    SELECT {_list(f"COALESCE(after.{k}, before.{k}) AS {k}" for k in key)}, position, before,
-                        LAG(after) OVER (PARTITION BY {of_change} ORDER BY position) AS previous
+                    SELECT {_list(f"{value} AS {k}" for value, k in zip(of_change, key, strict=True))},
+                        position, before,
+                        LAG(after) OVER (PARTITION BY {_list(of_change)} ORDER BY position) AS previous
                     FROM {table}
                 ) SELECT {_list(key)} FROM chain WHERE before IS DISTINCT FROM previous
                 GROUP BY ALL ORDER BY ALL LIMIT {self._limit}"""

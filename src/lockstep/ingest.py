@@ -33,6 +33,7 @@ from lockstep.errors import LockstepError
 from lockstep.lines import LineReader
 from lockstep.lock import exclusive
 from lockstep.logfiles import Version, version_of
+from lockstep.names import DATABASES_AS_SCHEMAS
 from lockstep.schema import TABLES, Table, batch_schema, literal
 
 CHUNK_BYTES = 128 << 20
@@ -199,8 +200,10 @@ class Landing:
             "SELECT source, MIN(ordinal) FROM records WHERE source IS NOT NULL GROUP BY source ORDER BY MIN(ordinal)"
         ).fetchall()
         for source, ordinal in sources:
-            self._source = self._source or source
-            if source != self._source:
+            if self._source is None:
+                own = self.summary.before.source
+                self._source = own if own and _is_of_one_server(source, own) else source
+            if source != self._source and not _is_of_one_server(source, self._source):
                 line = lines.slice(ordinal // debezium.STRIDE, 1).to_pylist()[0]
                 raise LockstepError(
                     f"Line {line['number']} of {line['file']} is a change of {source}, those before it are of "
@@ -454,6 +457,12 @@ class Landing:
             if first <= high and low <= last:
                 found.append(path)
         return found
+
+
+def _is_of_one_server(source: str, other: str) -> bool:
+    """Whether these are two databases that tables are declared in, of a source that has them in place of schemas."""
+    (connector, _, one), (same, _, two) = source.partition(":"), other.partition(":")
+    return connector == same and connector in DATABASES_AS_SCHEMAS and {one, two} <= TABLES.schemas_at(connector)
 
 
 def _fingerprints(events: Sequence[str]) -> pa.Table:

@@ -19,6 +19,7 @@ from datetime import datetime, timedelta
 import numpy as np
 import pyarrow as pa
 
+from lockstep.names import POSTGRESQL
 from lockstep.pgvalues import Layout, SourceColumn, images, json_image
 from lockstep.schema import TABLES, TEXT, TIMESTAMP, batch_schema
 
@@ -126,8 +127,8 @@ class Decoder:
         """Relation message: id, schema, name, identity, then flags, name, type and type modifier of each column."""
         (relation,) = struct.unpack_from("!I", payload, 1)
         schema, name, rest = payload[5:].split(b"\0", 2)
-        table = TABLES.get(name.decode())
-        if table is None or schema.decode() != table.schema_or(self.schema):
+        found = TABLES.called(POSTGRESQL, schema.decode(), name.decode(), self.schema)
+        if not found:
             return relation, None
         (count,) = struct.unpack_from("!H", rest, 1)
         columns = []
@@ -137,7 +138,7 @@ class Decoder:
             (type_oid,) = struct.unpack_from("!I", rest, end + 1)
             columns.append(SourceColumn(rest[at + 1 : end].decode(), type_oid))
             at = end + 9
-        return relation, Layout(table, tuple(columns))
+        return relation, Layout(found[0], tuple(columns))
 
     def _rows(self, messages: _Messages, layout: Layout, rows: np.ndarray) -> tuple[pa.Table, list[dict[str, object]]]:
         """The good rows of one layout, and the rejected ones."""
@@ -191,8 +192,8 @@ class Decoder:
             # The key alone is no image: retried, it must be refused for the same reason.
             before_image = image(before_texts, marker[row] == _OLD, row)
             after_image = image(after_texts, op != "d", row)
-            schema = layout.table.schema_or(self.schema)
-            text = event(self.database, schema, layout.table.name, op, before_image, after_image, xid, lsn, at_us)
+            schema, name = layout.table.in_postgresql(self.schema)
+            text = event(self.database, schema, name, op, before_image, after_image, xid, lsn, at_us)
             committed_at = Transaction(xid, at_us).committed_at
             bad.append(
                 {
@@ -335,7 +336,7 @@ def _broken(layout: Layout, tag: np.ndarray, marker: np.ndarray, new: _Tuples) -
     for row in np.flatnonzero((tag != _INSERT) & (marker != _OLD)).tolist():
         reasons[row] = (
             f"it has no before image: is the source table REPLICA IDENTITY FULL, and each of its partitions? "
-            f"ALTER TABLE {name} REPLICA IDENTITY FULL;"
+            f"ALTER TABLE {layout.table.sql_at(POSTGRESQL)} REPLICA IDENTITY FULL;"
         )
     for column, kind in zip(layout.columns, new.kind, strict=True):
         for row in np.flatnonzero(kind == _UNCHANGED).tolist():
@@ -348,7 +349,8 @@ def _only_keys(layout: Layout, marker: np.ndarray, old: _Tuples) -> dict[int, st
 
     So PostgreSQL sends them where the partitioned table has REPLICA IDENTITY FULL and the row's partition has not.
     """
-    others = [kind for c, kind in zip(layout.columns, old.kind, strict=True) if c.name not in layout.table.key]
+    key = layout.table.key_at(POSTGRESQL)
+    others = [kind for c, kind in zip(layout.columns, old.kind, strict=True) if c.name not in key]
     if not others:
         return {}
     is_key_only = (marker == _OLD) & np.all([kind == _NULL for kind in others], axis=0)

@@ -18,7 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lockstep.kinds import BOOLEAN, BYTES, TEXT, TIME, TIMESTAMP, Kind, meaning
-from lockstep.schema import Column, Table
+from lockstep.names import POSTGRESQL
+from lockstep.schema import Column, Table, quoted
 from lockstep.texts import converted, float_json, landed, quoted_json
 
 # Session settings under which PostgreSQL's text output is what `typed` reads.
@@ -88,28 +89,39 @@ class Layout:
         """Why no row of this layout can land: a needed column is gone or of another type. None if all is well."""
         found = {c.name: c.type_oid for c in self.columns}
         for column in self.table.columns:
-            if column.name not in found:
-                return f"column {column.name} is gone from the source table"
-            if not _accepts(column.kind, found[column.name]):
+            name = column.at(POSTGRESQL)
+            if name not in found:
+                return f"column {name} is gone from the source table"
+            if not _accepts(column.kind, found[name]):
                 return (
-                    f"column {column.name} is no longer {column.kind.source_type} in the source table "
-                    f"(its type has OID {found[column.name]})"
+                    f"column {name} is no longer {column.kind.source_type} in the source table "
+                    f"(its type has OID {found[name]})"
                 )
         return None
 
+    @property
+    def unknown(self) -> list[SourceColumn]:
+        """The columns that the project does not declare, by name: they travel in `extra`."""
+        known = {c.at(POSTGRESQL) for c in self.table.columns}
+        return sorted((c for c in self.columns if c.name not in known), key=lambda c: c.name)
+
     def mend(self, qualified: str) -> list[str]:
-        """A statement for each needed column that is gone or of another type; `qualified` is the table's SQL name."""
+        """What mends each needed column that is gone or of another type; `qualified` is the table's SQL name."""
         found = {c.name: c.type_oid for c in self.columns}
-        statements = []
+        statements, remarks = [], []
         for column in self.table.columns:
-            sql_type = column.kind.source_type
-            if column.name not in found:
-                statements.append(f"ALTER TABLE {qualified} ADD COLUMN {column.sql} {sql_type};")
-            elif not _accepts(column.kind, found[column.name]):
+            name, sql_type = column.at(POSTGRESQL), column.kind.source_type
+            sql = quoted(name)
+            alike = [other for other in found if other.lower() == name.lower()]
+            if name not in found and alike:
+                remarks.append(f"-- write {quoted(alike[0])} in source_schema.sql, in quotes: without, it is {name}")
+            elif name not in found:
+                statements.append(f"ALTER TABLE {qualified} ADD COLUMN {sql} {sql_type};")
+            elif not _accepts(column.kind, found[name]):
                 statements.append(
-                    f"ALTER TABLE {qualified} ALTER COLUMN {column.sql} TYPE {sql_type} USING {column.sql}::{sql_type};"
+                    f"ALTER TABLE {qualified} ALTER COLUMN {sql} TYPE {sql_type} USING {sql}::{sql_type};"
                 )
-        return statements
+        return statements + remarks
 
 
 def images(
@@ -124,7 +136,7 @@ def images(
     reasons: dict[int, str] = {}
     arrays = []
     for column in layout.table.columns:
-        text = by_name[column.name]
+        text = by_name[column.at(POSTGRESQL)]
         values = typed(text, column.kind)
         if values.null_count > (text.null_count if column.nullable else _count(absent)):
             _explain(reasons, column, text, values, absent, which)
@@ -192,10 +204,10 @@ def json_image(layout: Layout, values: Sequence[str | None]) -> dict[str, Any]:
     has a number whose unit would have to be known: times are in ISO format, decimals and all else as PostgreSQL prints
     them.
     """
-    known = {c.name for c in layout.table.columns}
+    unknown = {c.name for c in layout.unknown}
     image: dict[str, Any] = {}
     for column, value in zip(layout.columns, values, strict=True):
-        is_printed = column.name in known and column.type_oid == _TIMESTAMP
+        is_printed = column.name not in unknown and column.type_oid == _TIMESTAMP
         encode = quoted_json if is_printed else _encoder(column.type_oid)
         image[column.name] = None if value is None else json.loads(encode(value))
     return image
@@ -229,8 +241,7 @@ def _explain(
 
 def _extra(layout: Layout, by_name: dict[str, pa.Array], absent: np.ndarray | None) -> pa.Array:
     """The columns no model can name yet as one JSON object a row, names sorted; null where there are none."""
-    known = {c.name for c in layout.table.columns}
-    unknown = sorted((c for c in layout.columns if c.name not in known), key=lambda c: c.name)
+    unknown = layout.unknown
     rows = len(next(iter(by_name.values())))
     if not unknown:
         return pa.nulls(rows, TEXT)

@@ -19,8 +19,9 @@ from psycopg2.extensions import parse_dsn
 from psycopg2.extras import LogicalReplicationConnection
 
 from lockstep.errors import LockstepError
+from lockstep.names import POSTGRESQL
 from lockstep.pgvalues import SESSION, Layout, SourceColumn
-from lockstep.schema import TABLES, TEXT, Table
+from lockstep.schema import TABLES, TEXT, Table, quoted
 
 MINIMUM_VERSION = 150000
 WITH_GENERATED = 180000  # the first version that can publish generated columns, those that are stored
@@ -348,11 +349,13 @@ class Source:
             """,
             (self.publication, self.publication),
         )
-        ours = {(table.schema_or(self.schema), name) for name, table in TABLES.items()}
+        ours = {table.in_postgresql(self.schema): name for name, table in TABLES.items()}
         return {
             "publication": [list(row) for row in publication],
             "tables": {
-                name: [oid, membership] for schema, name, oid, membership in sorted(tables) if (schema, name) in ours
+                ours[schema, name]: [oid, membership]
+                for schema, name, oid, membership in sorted(tables)
+                if (schema, name) in ours
             },
         }
 
@@ -377,15 +380,18 @@ class Source:
 
         Returns the names of those that were since its snapshot: reading them would not give the snapshot's rows.
         """
+        tables = list(tables)
         names = [self._name(connection, table) for table in tables]
         query(connection, f"LOCK TABLE {', '.join(names)} IN ACCESS SHARE MODE")
         # The catalog's row is read by the snapshot, the function tells what is now.
         statement = """
-        SELECT DISTINCT t.relname FROM pg_class AS t, pg_class AS c
+        SELECT DISTINCT n.nspname, t.relname
+        FROM pg_class AS t JOIN pg_namespace AS n ON n.oid = t.relnamespace, pg_class AS c
         WHERE t.oid = ANY(%s::regclass[]) AND c.relfilenode <> pg_relation_filenode(c.oid)
           AND (c.oid = t.oid OR c.oid IN (SELECT relid FROM pg_partition_tree(t.oid)))
         """
-        return [name for (name,) in query(connection, statement, (names,))]
+        ours = {table.in_postgresql(self.schema): table.name for table in tables}
+        return [ours[schema, name] for schema, name in query(connection, statement, (names,))]
 
     def partitions(self, connection: Connection) -> dict[str, dict[str, bool]]:
         """The partitions of each source table that has some, by name, and whether each can be captured as it is.
@@ -457,7 +463,7 @@ class Source:
         chunks.flush()
 
     def _qualified(self, table: Table) -> sql.Identifier:
-        return sql.Identifier(table.schema_or(self.schema), table.name)
+        return sql.Identifier(*table.in_postgresql(self.schema))
 
     def _name(self, connection: Connection, table: Table) -> str:
         """The table's qualified name, quoted for SQL."""
@@ -465,7 +471,8 @@ class Source:
 
     def _names(self, tables: Sequence[Table]) -> tuple[list[str], list[str]]:
         """What `_RELATIONS` takes: the tables' schemas and names."""
-        return [table.schema_or(self.schema) for table in tables], [table.name for table in tables]
+        places = [table.in_postgresql(self.schema) for table in tables]
+        return [schema for schema, _ in places], [name for _, name in places]
 
     def check(self, connection: Connection, tables: Iterable[Table] | None = None) -> list[Problem]:
         """Everything that keeps these tables (by default all) from being captured, to be mended all at once.
@@ -601,7 +608,7 @@ class Source:
         ]
         if not found.is_readable:
             user = query(connection, "SELECT quote_ident(current_user)")[0][0]
-            schema = sql.Identifier(table.schema_or(self.schema)).as_string(connection)
+            schema = sql.Identifier(table.in_postgresql(self.schema)[0]).as_string(connection)
             problems.append(
                 Problem(
                     f"{user} may not read {name}",
@@ -609,12 +616,13 @@ class Source:
                     is_fatal=False,
                 )
             )
-        wanted = ", ".join(table.sql_key)
+        key = table.key_at(POSTGRESQL)
+        wanted = ", ".join(map(quoted, key))
         if not found.key and table.key:
             statement = f"ALTER TABLE {name} ADD PRIMARY KEY ({wanted});"
             problem = Problem(f"{name} has no primary key", statement, is_fatal=False, hinders_reading=False)
             problems.append(problem)
-        elif table.key and sorted(found.key) != sorted(table.key):
+        elif table.key and sorted(found.key) != sorted(key):
             problems.append(
                 Problem(
                     f"the primary key of {name} is ({', '.join(found.key)}), it must be ({wanted})",
@@ -688,7 +696,7 @@ class Source:
                 (self.publication,),
             )
         }
-        places = {n: published.get((table.schema_or(self.schema), n)) for n, table in tables.items()}
+        places = {n: published.get(table.in_postgresql(self.schema)) for n, table in tables.items()}
         lacking = [n for n, place in places.items() if place is None]
         if lacking:
             statement = (

@@ -25,7 +25,8 @@ from lockstep.changelog import REMEMBERED, SETTLING, Watermark
 from lockstep.contracts import Contract, load
 from lockstep.errors import LockstepError
 from lockstep.logfiles import TAIL
-from lockstep.schema import TABLES
+from lockstep.names import GENERATED
+from lockstep.schema import TABLES, quoted
 from lockstep.warehouse import Row, text
 
 if TYPE_CHECKING:
@@ -644,11 +645,11 @@ class Builder:
         return _replaced_once(model.name, r"read_parquet\('changelog/.*?\) AS ", read, query)
 
     def _sealed(self, table: str) -> str:
-        """`changes.<table>_sealed`: what is sealed of a table of the log, for models that need all of it.
+        """`changes.__<table>_sealed`: what is sealed of a table of the log, for models that need all of it.
 
         It holds no more columns of the images, and no more rows, than those models look at.
         """
-        name = f"changes.{table}_sealed"
+        name = f"changes.{GENERATED}{table}_sealed"
         if name in self._stored:
             return name
         cut = self._table_cuts[table]
@@ -712,7 +713,7 @@ class Builder:
         images = {}
         for image, names in fields.items():
             kept = [c.name for c in TABLES[table].columns if c.name in names]
-            values = ", ".join(f"'{name}': {image}.{name}" for name in kept) or "'is_there': TRUE"
+            values = ", ".join(f"{text(name)}: {image}.{quoted(name)}" for name in kept) or "'is_there': TRUE"
             images[image] = (
                 image if image in whole else f"CASE WHEN {image} IS NOT NULL THEN {{{values}}} END AS {image}"
             )

@@ -14,6 +14,7 @@ from typing import Any
 from lockstep.declaration import Declaration, SourceColumn, SourceTable, declare
 from lockstep.errors import LockstepError
 from lockstep.lines import LineReader
+from lockstep.names import DATABASES_AS_SCHEMAS
 
 _CHUNK = 8 << 20
 
@@ -47,7 +48,6 @@ _MEANINGS = {
     "io.debezium.data.Ltree": "text",
     _BITS: "bit varying",
 }
-_FIXED_BITS = ("mysql", "mariadb")  # connectors whose databases know no bit strings of varying length
 _DECIMAL = "org.apache.kafka.connect.data.Decimal"
 _PLAIN = {
     "int8": "smallint",
@@ -131,7 +131,8 @@ def _look(line: str, seen: dict[tuple[str | None, str], _Seen]) -> None:
     source = payload.get("source") if isinstance(payload, dict) and "op" in payload else None
     if not isinstance(source, dict) or not isinstance(source.get("table"), str):
         return
-    found = seen.setdefault((source.get("schema"), source["table"]), _Seen(str(source.get("connector"))))
+    schema_name = source.get("db" if source.get("connector") in DATABASES_AS_SCHEMAS else "schema")
+    found = seen.setdefault((schema_name, source["table"]), _Seen(str(source.get("connector"))))
     images = {part.get("field"): part for part in _fields(schema)}
     found.fields = _fields(images.get("after")) or _fields(images.get("before")) or found.fields
     found.key = _fields(_opened(key)[0]) or found.key
@@ -173,7 +174,7 @@ def _fields(schema: Any) -> list[Any]:
 
 def _column(column: Mapping[str, Any], connector: str) -> SourceColumn:
     kind = _type(column)
-    if column.get("name") == _BITS and connector in _FIXED_BITS:
+    if column.get("name") == _BITS and connector in DATABASES_AS_SCHEMAS:  # which has no bit strings of varying length
         kind = f"bit({_parameters(column).get('length')})"
     said = str(column.get("name") or column.get("type"))
     unfit = None if kind else "the change log has no such type; it travels in `extra`, as JSON"

@@ -8,29 +8,32 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
 from lockstep.errors import LockstepError
 from lockstep.kinds import TEXT as TEXT
 from lockstep.kinds import TIMESTAMP as TIMESTAMP
-from lockstep.kinds import Kind, kind, readable
+from lockstep.kinds import Kind
+from lockstep.names import EXTRA, POSTGRESQL, Name
 from lockstep.project import project
 
 SCHEMA_FILE = "source_schema.sql"
-APPEND_ONLY = "append-only"  # the comment at the head of a CREATE TABLE that declares it so
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column a model may name. `kind` says its type in the source and in the log; `nullable` as in the source."""
+    """A column a model may name. `kind` says its type in the source and in the log; `nullable` as in the source.
+
+    `name` is its name in the images, `source` what the declaration calls it at the source if that is another.
+    """
 
     name: str
     kind: Kind
     nullable: bool = False
+    source: Name | None = None
 
     @property
     def type(self) -> pa.DataType:
@@ -42,10 +45,17 @@ class Column:
         """The name, quoted for SQL: any identifier may be a column's name, reserved words too."""
         return quoted(self.name)
 
+    def at(self, connector: str | None) -> str:
+        """What a source of this connector calls it."""
+        return self.name if self.source is None else self.source.at(connector)
+
 
 @dataclass(frozen=True)
 class Table:
-    """A source table. `key` names its primary key columns in order, `schema` the schema it is declared in, if any.
+    """A source table. `name` is its name in the log: of the log's folder, of models, in contracts and messages.
+
+    `key` names its primary key columns in order, `schema` the schema it is declared in, if any; `source` is what the
+    declaration calls it at the source, if that is another name.
 
     `is_append_only`: rows are only ever added to it, or all of them removed by TRUNCATE. Only such a table may lack a
     key; its rows are told apart by all they hold, and two of them may be equal.
@@ -56,23 +66,44 @@ class Table:
     name: str
     key: tuple[str, ...]
     columns: tuple[Column, ...]
-    schema: str | None = None
+    schema: Name | None = None
     is_append_only: bool = False
+    source: Name | None = None
     image: pa.StructType = field(init=False)
 
     def __post_init__(self) -> None:
-        image = pa.struct([*(pa.field(c.name, c.type) for c in self.columns), pa.field("extra", pa.string())])
+        image = pa.struct([*(pa.field(c.name, c.type) for c in self.columns), pa.field(EXTRA, pa.string())])
         object.__setattr__(self, "image", image)
 
-    def schema_or(self, default: str) -> str:
-        """The schema it is declared in, `default` if the declaration names none."""
-        return self.schema or default
+    def at(self, connector: str | None) -> str:
+        """What a source of this connector calls it."""
+        return self.name if self.source is None else self.source.at(connector)
+
+    def schema_at(self, connector: str | None) -> str | None:
+        """The schema it is declared in, as a source of this connector spells it; None if the declaration names none."""
+        return None if self.schema is None else self.schema.at(connector)
+
+    def sql_at(self, connector: str | None) -> str:
+        """Its name for a statement at the source, with its schema if the declaration names one."""
+        return ".".join(
+            quoted(name.at(connector)) if name.is_quoted else name.at(connector)
+            for name in (self.schema, self.source or Name(self.name, is_quoted=False))
+            if name is not None
+        )
+
+    def in_postgresql(self, schema: str) -> tuple[str, str]:
+        """Its schema and name in PostgreSQL; `schema` is that of tables whose declaration names none."""
+        return self.schema_at(POSTGRESQL) or schema, self.at(POSTGRESQL)
 
     @property
     def key_columns(self) -> tuple[Column, ...]:
         """The columns by which rows are told apart: the key's in its order, or all of a table without a key."""
         by_name = {c.name: c for c in self.columns}
         return tuple(by_name[name] for name in self.key) or self.columns
+
+    def key_at(self, connector: str | None) -> list[str]:
+        """What a source of this connector calls the columns of the key; none if there is no key."""
+        return [c.at(connector) for c in self.key_columns] if self.key else []
 
     @property
     def sql_key(self) -> tuple[str, ...]:
@@ -98,11 +129,13 @@ def declared(path: Path) -> dict[str, Table]:
     passed over. The comment `-- append-only` before CREATE TABLE or at the end of its first line says that rows are
     only ever added to the table, and then it needs no key.
 
-    Raises one LockstepError that names the file, table and column of everything the change log cannot hold, so that
-    all of it can be mended at once.
+    Comments give names, see docs/sources.md. Raises one LockstepError that names the file, table and column of
+    everything the change log cannot hold, so that all of it can be mended at once.
     """
+    from lockstep import ddl  # which is made of this module's classes
+
     try:
-        tables, problems = parsed(path.read_text(encoding="utf-8"), path)
+        tables, problems = ddl.parsed(path.read_text(encoding="utf-8"), path)
     except FileNotFoundError:
         raise LockstepError(f"{path} is missing: it declares the source tables, as CREATE TABLE statements.") from None
     if len(problems) == 1:
@@ -113,164 +146,7 @@ def declared(path: Path) -> dict[str, Table]:
     return tables
 
 
-def parsed(ddl: str, path: Path) -> tuple[dict[str, Table], list[str]]:
-    """The tables that the DDL declares, and everything that is wrong with it. `path` is the file that problems name."""
-    from sqlglot import exp, parse_one
-    from sqlglot.errors import ParseError, SqlglotError
-
-    try:
-        definitions, domains = list(_definitions(ddl, "TABLE")), _domains(ddl)
-    except SqlglotError as e:
-        return {}, [f"{path} is not SQL that can be read: {e}"]
-    problems: list[str] = []
-    columns: dict[str, list[Column]] = {}
-    keys: dict[str, tuple[str, ...]] = {}
-    schemas: dict[str, str | None] = {}
-    append_only: set[str] = set()
-    for line, text, is_append_only in definitions:
-        try:
-            statement = parse_one(readable(text), dialect="postgres")
-        except ParseError as e:
-            why = e.errors[0]
-            problems.append(
-                f"{path}, line {line + (why['line'] or 1) - 1}: a statement is not SQL that can be read: "
-                f"{why['description']} at {why['highlight']!r}. Correct it, or leave the statement out of the file."
-            )
-            continue
-        if isinstance(statement, exp.Create) and isinstance(statement.this, exp.Schema):
-            name = statement.this.this.name
-            if name in columns:
-                problems.append(
-                    f"{path} declares table {name} twice. A table of the log is known by its name alone: leave one out."
-                )
-                continue
-            schemas[name] = statement.this.this.db or None
-            append_only |= {name} if is_append_only else set()
-            # An identifier alone is a column without a type, which `_column` refuses.
-            found = [
-                d if isinstance(d, exp.ColumnDef) else exp.ColumnDef(this=d)
-                for d in statement.this.expressions
-                if isinstance(d, exp.ColumnDef | exp.Identifier)
-            ]
-            own = [d.name for d in found if d.find(exp.PrimaryKeyColumnConstraint)]
-            keys[name] = tuple(own) or _primary_key(statement)
-            columns[name] = []
-            for definition in found:
-                try:
-                    columns[name].append(_column(path, name, definition, domains, definition.name in keys[name]))
-                except LockstepError as e:
-                    problems.append(str(e))
-            problems += _column_problems(path, name, [d.name for d in found])
-        elif isinstance(statement, exp.Alter) and (key := _primary_key(statement)) and statement.this.name in columns:
-            name = statement.this.name
-            keys[name] = key
-            columns[name] = [replace(c, nullable=c.nullable and c.name not in key) for c in columns[name]]
-    if not columns and not problems:
-        problems.append(f"{path} declares no table: it needs CREATE TABLE statements.")
-    for name in columns:
-        if not keys[name] and name not in append_only:
-            problems.append(
-                f"{path}: table {name} has no PRIMARY KEY, so its rows cannot be told apart. Declare one; or if rows "
-                "are only ever added to it, say so with the line `-- append-only` before its CREATE TABLE; or leave "
-                "the table out of the file."
-            )
-        if not name.isidentifier() or name != name.lower() or name.startswith("_"):
-            problems.append(
-                f"{path}: table {name} becomes a model, so its name must be a lower-case word. Leave it out."
-            )
-    tables = {
-        name: Table(name, keys[name], tuple(columns[name]), schemas[name], name in append_only) for name in columns
-    }
-    return tables, problems
-
-
-def _column_problems(path: Path, table: str, names: list[str]) -> list[str]:
-    """Columns that an image cannot hold side by side: its fields are told apart without regard to case."""
-    problems = []
-    seen: dict[str, str] = {}
-    for name in names:
-        if name.lower() == "extra":
-            problems.append(
-                f"{path}: table {table} has a column {name}, the name under which every image keeps the columns that "
-                "the file does not declare. Leave it out of the file: it travels there, as JSON."
-            )
-        elif name.lower() in seen:
-            problems.append(
-                f"{path}: table {table} has the columns {seen[name.lower()]} and {name}, which DuckDB does not tell "
-                "apart. Leave one out of the file: it travels in `extra`, as JSON."
-            )
-        seen[name.lower()] = name
-    return problems
-
-
-def _definitions(text: str, what: str) -> Iterator[tuple[int, str, bool]]:
-    """The statements that create a `what` (TABLE, with keys; DOMAIN).
-
-    Each comes with its first line and whether it is declared append-only.
-
-    Others are not parsed: much of a dump is beyond any parser.
-    """
-    from sqlglot import TokenType, tokenize
-
-    begin = 0
-    tokens = tokenize(text, dialect="postgres")
-    for n, token in enumerate(tokens):
-        if token.token_type == TokenType.SEMICOLON or n == len(tokens) - 1:
-            statement = tokens[begin : n + (token.token_type != TokenType.SEMICOLON)]
-            kinds = [t.token_type for t in statement]
-            is_key = what == "TABLE" and TokenType.PRIMARY_KEY in kinds
-            if is_key or [t.text.upper() for t in statement[:2]] == ["CREATE", what]:
-                head = kinds.index(TokenType.L_PAREN) if TokenType.L_PAREN in kinds else 0
-                comments = {comment.strip() for t in statement[: head + 1] for comment in t.comments}
-                yield (
-                    statement[0].line,
-                    text[statement[0].start : statement[-1].end + 1],
-                    APPEND_ONLY in comments,
-                )
-            begin = n + 1
-
-
-def _primary_key(statement: Any) -> tuple[str, ...]:
-    from sqlglot import exp
-
-    found = statement.find(exp.PrimaryKey)
-    return tuple(column.name for column in found.expressions) if found else ()
-
-
-def _column(path: Path, table: str, definition: Any, domains: Mapping[str, Kind], is_key: bool) -> Column:
-    from sqlglot import exp
-
-    type_ = definition.args.get("kind")
-    if type_ is None:
-        raise LockstepError(f"{path}: column {definition.name} of {table} is without a type. Give it its type.")
-    is_nullable = not (is_key or definition.find(exp.NotNullColumnConstraint))
-    return Column(definition.name, kind(type_, domains), is_nullable)
-
-
-def _domains(text: str) -> dict[str, Kind]:
-    """The domains that the file creates, by name: a column of one holds values of the domain's base type.
-
-    A definition that cannot be read is passed over: columns of that domain then land as text.
-    """
-    from sqlglot import exp, parse_one, tokenize
-    from sqlglot.errors import ParseError
-
-    domains: dict[str, Kind] = {}
-    for _, statement, _ in _definitions(text, "DOMAIN"):
-        tokens = tokenize(statement, dialect="postgres")
-        at = 4 if len(tokens) > 4 and tokens[3].text == "." else 2
-        rest = tokens[at + 1 + (tokens[at + 1].text.upper() == "AS") :]
-        try:
-            table = parse_one(f"CREATE TABLE d (c {readable(statement[rest[0].start :])})", dialect="postgres")
-        except ParseError:
-            continue
-        definition = table.find(exp.ColumnDef)
-        if definition is not None and (type_ := definition.args.get("kind")) is not None:
-            domains[tokens[at].text] = kind(type_, domains)
-    return domains
-
-
-class _Tables(Mapping[str, Table]):
+class Tables(Mapping[str, Table]):
     """The project's source tables by name. Read when first asked for: not every command needs a project."""
 
     @functools.cached_property
@@ -286,8 +162,31 @@ class _Tables(Mapping[str, Table]):
     def __len__(self) -> int:
         return len(self._found)
 
+    def called(self, connector: str | None, schema: str | None, name: str, default: str | None = None) -> list[Table]:
+        """The tables that this may be at a source of this connector: more than one only if it names no schema.
 
-TABLES: Mapping[str, Table] = _Tables()
+        A table that is declared without a schema is the one in `default`, or without that in any schema. One that is
+        declared in the schema comes before it.
+        """
+        named = [t for t in self.values() if t.at(connector) == name]
+        if schema is None:
+            return named
+        within = [t for t in named if t.schema_at(connector) == schema]
+        free = [t for t in named if t.schema is None and default in (None, schema)]
+        # Of two that differ in the declaration only by their quotes, the exact one: never by their order.
+        return sorted(within or free, key=lambda t: t.source is None or not t.source.is_quoted)[:1]
+
+    def schemas_at(self, connector: str) -> set[str]:
+        """The schemas that tables are declared in, as a source of this connector spells them."""
+        return {schema for t in self.values() if (schema := t.schema_at(connector)) is not None}
+
+    def may_hold(self, collection: str) -> bool:
+        """Whether events of this collection, which is [DATABASE.][SCHEMA.]NAME, may be of one of the tables."""
+        path = f".{collection}".casefold()
+        return any(path.endswith(f".{t.source or t.name}".casefold()) for t in self.values())
+
+
+TABLES = Tables()
 
 DISCARDED = "_discarded"  # the dataset that fills the positions of discarded events, so that the log stays gapless
 

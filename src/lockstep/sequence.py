@@ -99,23 +99,28 @@ class Sequencer:
         """
         debezium.read(self._con, lines)
         records = self._con.execute(
-            'SELECT ordinal, kind, op, "table", transaction, total_order, collections FROM records ORDER BY ordinal'
+            """
+            SELECT ordinal, kind, op, concat_ws('.', "schema", name), transaction, total_order, collections FROM records
+            ORDER BY ordinal
+            """
         ).fetchall()
         texts, are_text = lines["line"].to_pylist(), lines["is_text"].to_pylist()
         partitions, offsets = lines["file"].to_pylist(), lines["number"].to_pylist()
-        for ordinal, kind, op, table, transaction, order, collections in records:
+        may_be_ours = {collection: TABLES.may_hold(collection) for collection in {record[3] for record in records}}
+        for ordinal, kind, op, collection, transaction, order, collections in records:
+            is_ours = kind in ("change", debezium.FOREIGN) and may_be_ours[collection]
             i = ordinal // debezium.STRIDE
             entry = Entry(partitions[i], offsets[i], texts[i], are_text[i], None, 0)
             if kind == "end":
                 self._add_end(entry, transaction, collections)
-            elif kind == "change" and table in TABLES and op != "r":
+            elif is_ours and op != "r":
                 if order is not None:
                     self._add_change(entry._replace(transaction=transaction, order=order))
                 elif op == "t" and self._is_alone(entry.partition):
                     self._wait(entry)
                 else:
                     raise LockstepError(_unmarked(entry))
-            elif kind in ("change", "unreadable", "unknown") and (kind != "change" or table in TABLES):
+            elif is_ours or kind in ("unreadable", "unknown"):
                 self._wait(entry)
             else:
                 self._free.append(entry)
@@ -134,7 +139,7 @@ class Sequencer:
                 f"{_place(entry)} ends transaction {transaction} without saying how many events it has "
                 "(data_collections), so nobody can tell when they have all come. Debezium 1.0 and later says it."
             ) from None
-        expected = {name: n for name, n in counts if name.rpartition(".")[2] in TABLES}
+        expected = {name: n for name, n in counts if TABLES.may_hold(name)}
         self._ends.append(_End(transaction, expected, entry))
         self.size += len(entry.line)
 

@@ -324,7 +324,15 @@ class _Stage:
         for row, reason in sorted(reasons.items()):
             image = json_image(layout, [text[row].as_py() for text in texts])
             name = layout.table.name
-            schema = layout.table.schema_or(self._schema)
-            text = event(self._database, schema, name, "r", None, image, self._xid, self._lsn, round(at_us))
+            text = event(
+                self._database,
+                *layout.table.in_postgresql(self._schema),
+                "r",
+                None,
+                image,
+                self._xid,
+                self._lsn,
+                round(at_us),
+            )
             rejected.append({"ordinal": row, "committed_at": self._at, "table": name, "reason": reason, "event": text})
         return pa.Table.from_pylist(rejected, REJECTED_SCHEMA)

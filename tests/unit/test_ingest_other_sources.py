@@ -328,7 +328,7 @@ def test_values_of_oracle(home: Path, declare: Callable[[str], None]) -> None:
     renamed = {**ANN, "NAME": "Ann", "NOTES": PLACEHOLDER, "SCAN": base64.b64encode(PLACEHOLDER.encode()).decode()}
     summary = deliver(home, snapshot, oracle("u", ANN, renamed))
     assert (summary.quarantined, summary.after.source) == (0, "oracle:ORCLPDB1")
-    read, updated = log_rows(home, "CUSTOMERS")
+    read, updated = log_rows(home, "customers")
     assert (read["tx_id"], updated["tx_id"] is not None) == (None, True)
     assert updated["committed_at"] == datetime(2026, 1, 1, 10, 1, 0, 1000)
     assert read["after"] == updated["before"]
@@ -403,4 +403,4 @@ def test_changes_of_oracle_are_known_again_by_their_place(home: Path, declare: C
         e["payload"]["source"] |= {"version": "3.7.0.Final", "user_name": None}
     summary = deliver(home, *again)
     assert (summary.known, summary.landed) == (6, {})
-    assert [r["op"] for r in log_rows(home, "CUSTOMERS")] == ["c", "u", "u", "u", "d", "c"]
+    assert [r["op"] for r in log_rows(home, "customers")] == ["c", "u", "u", "u", "d", "c"]

@@ -74,5 +74,5 @@ def test_a_declaration_that_contradicts_the_log_is_refused(home, tmp_path, monke
 def test_a_table_declared_in_two_schemas_is_refused(tmp_path):
     path = tmp_path / "s.sql"
     path.write_text(f"CREATE TABLE public.orders {ORDERS} CREATE TABLE archive.orders {ORDERS}")
-    with pytest.raises(LockstepError, match="declares table orders twice"):
+    with pytest.raises(LockstepError, match="would both be named orders in the log"):
         declared(path)

@@ -431,7 +431,7 @@ def test_any_identifier_may_be_a_columns_name(home, declare):
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ("extra text", "has a column extra, the name under which every image keeps"),
+        ("extra text", "has a column extra: that name belongs to the column that keeps"),
         ('name text, "Name" text', "has the columns name and Name, which DuckDB does not tell apart"),
     ],
 )

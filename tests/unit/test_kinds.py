@@ -17,9 +17,10 @@ import pytest
 from debezium_events import deliver, event, log_rows
 from lockstep import quarantine, texts
 from lockstep.changelog import ChangeLog
+from lockstep.ddl import parsed
 from lockstep.kinds import Kind
 from lockstep.pgvalues import typed
-from lockstep.schema import TABLES, parsed
+from lockstep.schema import TABLES
 
 PLACEHOLDER = "__debezium_unavailable_value"
 

@@ -104,6 +104,27 @@ def test_union_of_source_tables_reads_every_table(evaluator):
     assert all(f"'{table}' AS source_table FROM changes.{table}" in query for table in TABLES)
 
 
+def test_a_table_may_have_a_reserved_word_for_its_name(evaluator, monkeypatch):
+    from macros.blueprints import each_source_table
+
+    from lockstep.schema import TABLES
+
+    monkeypatch.setattr(TABLES, "_found", {"order": TABLES["orders"], "größe": TABLES["orders"]})
+    query = expand(evaluator, "SELECT * FROM (@union_of_source_tables()) AS t")
+    assert """'order' AS source_table FROM changes."order" UNION ALL""" in query
+    assert [b.expression.name for b in each_source_table(evaluator).expressions] == ["order", "größe"]
+
+
+def test_an_image_has_columns_of_any_name(evaluator):
+    columns = ["position", "before", "select", "Order Id", "extra_text"]
+    image = ", ".join(f"'{c}': '{c} {{which}}'" for c in columns)
+    rows = f"SELECT {{{image.format(which='was')}}} AS before, {{{image.format(which='is')}}} AS after, 7 AS position"
+    wanted = ", ".join(f'@image("{c}")' for c in columns)
+    query = expand(evaluator, f"SELECT {wanted}, @image(position), position FROM c, (VALUES (-1), (1)) AS signs(diff)")
+    found = duckdb.sql(f"WITH c AS ({rows}) {query} ORDER BY signs.diff").fetchall()
+    assert found == [(*(f"{c} {which}" for c in (*columns, "position")), 7) for which in ("was", "is")]
+
+
 def test_union_of_source_tables_of_a_project_with_one(evaluator, monkeypatch):
     from lockstep.schema import TABLES
 

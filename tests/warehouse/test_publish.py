@@ -395,11 +395,11 @@ def test_a_query_reads_the_watermark_once_and_each_table_of_the_log_once(built: 
 
 
 def test_what_is_sealed_is_carried_over_and_not_read_again(home: Path) -> None:
-    before = read(home, "SELECT * FROM changes.products_sealed ORDER BY position")
+    before = read(home, "SELECT * FROM changes.__products_sealed ORDER BY position")
     for hour in (home / "changelog" / "products").glob("hour=2026-11-1[67]*"):
         shutil.rmtree(hour)
     publish.publish(home)
-    assert before and read(home, "SELECT * FROM changes.products_sealed ORDER BY position") == before
+    assert before and read(home, "SELECT * FROM changes.__products_sealed ORDER BY position") == before
 
 
 def contents(home: Path) -> dict[str, Counter[str]]:
