@@ -1095,10 +1095,10 @@ def _reason(part: _Part) -> str:
         f"CASE WHEN op IN ('u', 'd') AND before IS NULL THEN 'it has no before image: {full}' END",
         "CASE WHEN op IN ('c', 'u', 'r') AND after IS NULL THEN 'it has no after image' END",
     ]
-    checks.append(
-        f"CASE WHEN before IS NOT NULL AND len(before_extra) > 0 AND ({_MAY_LACK_VALUES}) THEN list_transform("
-        "list_filter(before_extra, lambda name: is_unavailable(member(doc, '/before', name))), "
-        f"lambda name: 'column ' || name || ' of the before image is ' || {literal(_NOT_SENT)})[1] END"
+    not_sent = "list_filter(before_extra, lambda name: is_unavailable(member(doc, '/before', name)))[1]"
+    checks.append(  # one CASE in the other: DuckDB evaluates both sides of an AND
+        f"CASE WHEN len(before_extra) > 0 THEN CASE WHEN {_MAY_LACK_VALUES} "
+        f"THEN 'column ' || {not_sent} || {literal(f' of the before image is {_NOT_SENT}')} END END"
     )
     for image, hint in (("before", f"; {full}"), ("after", "")):
         where = f"of the {image} image"

@@ -37,7 +37,8 @@ _OURS = {
     "offset.flush.interval.ms": "0",
     "key.converter.schemas.enable": "false",
     "value.converter.schemas.enable": "false",
-    # By default the converter writes a column's DEFAULT in the place of a NULL.
+    # By default a value that the connector cannot convert is NULL, and a NULL is the column's DEFAULT.
+    "event.converting.failure.handling.mode": "fail",
     "value.converter.replace.null.with.default": "false",
     # Of MySQL: by default an unsigned bigint above 2^63 arrives negative, and the year 1 as 2001.
     "bigint.unsigned.handling.mode": "precise",

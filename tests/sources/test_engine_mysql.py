@@ -222,6 +222,11 @@ def test_a_rental_shop(client: list[str], tmp_path: Path, monkeypatch: pytest.Mo
     await_rows(process, home, 19 + 3)
     stop(process)
     assert_landed_as_read(home, client)
+    settings.write_text(f"{settings.read_text()}time.precision.mode=isostring\n")  # in which a TIME cannot be negative
+    execute(client, "UPDATE film SET rate = 0")
+    _, said = start(home, settings, project).communicate(timeout=120)
+    assert "The Debezium connector ended" in said and "'shop.film.length'" in said
+    assert all(row["rate"] != 0 for row in live(home, "film").values())
     # Debezium sends NULL for a zero date in a column that can be NULL: the one value that is not as a client reads it.
     assert [(r["odd_id"], r["maybe"], r["opens"]) for r in live(home, "odd").values()] == [(7, None, clock(0, 0, 1))]
     found = [entry["reason"].partition(" of the after image is ")[::2] for entry in ChangeLog(home).quarantined()]

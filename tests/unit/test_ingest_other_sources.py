@@ -1,8 +1,8 @@
 """Events of SQL Server and Oracle, in the shape that Debezium's connectors document, through `lockstep ingest`.
 
-Awkward cases: times in units of 100 nanoseconds; a year beyond what nanoseconds can count; money; NUMBER without scale;
-upper-case names; large objects that were not sent; transactions without marks; events that come again from a connector
-of a later version, or with other settings; two changes of one row in one transaction.
+Awkward cases: times in units of 100 nanoseconds; money; NUMBER without scale; upper-case names; large objects that were
+not sent; transactions without marks; events that come again from a connector of a later version; two changes of one row
+in one transaction.
 """
 
 from __future__ import annotations
@@ -194,9 +194,7 @@ def test_values_of_sql_server(home: Path, declare: Callable[[str], None]) -> Non
     ("column", "value"),
     [
         ("made", MADE_NS + 100),
-        # datetime2's last moment: the connector's nanoseconds stop at 2^63 and wrap, and never end in three zeros.
         ("made", 2**63 - 1),
-        ("made", -(2**63) + 999_999_899),
         ("opens", 100),
         ("seen", "2026-01-01T12:30:00.1234567+02:30"),
         ("price", unscaled(10**19)),
