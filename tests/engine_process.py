@@ -17,10 +17,11 @@ FIXTURES = Path(__file__).parent / "fixtures" / "debezium_engine"
 LOCKSTEP = str(Path(sys.executable).with_name("lockstep"))
 
 
-def start(home: Path, engine: Path) -> subprocess.Popen[str]:
+def start(home: Path, engine: Path, project: Path | None = None) -> subprocess.Popen[str]:
     program = [sys.executable, str(FIXTURES / "record.py")] if "LOCKSTEP_RECORD" in os.environ else [LOCKSTEP]
     return subprocess.Popen(
         [*program, "ingest", f"debezium:{engine}", "--json"],
+        cwd=project,
         env={**os.environ, "LOCKSTEP_HOME": str(home)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -69,7 +69,14 @@ class Cluster(PrivateServer):
 
 
 def required_programs() -> Path:
-    """The directory of the server's programs. Without it the calling test is skipped; in CI it fails."""
+    """The directory of the server's programs. Without it the calling test is skipped; in CI it fails.
+
+    LOCKSTEP_TEST_POSTGRES names another directory, to test with another version of PostgreSQL.
+    """
+    if chosen := os.environ.get("LOCKSTEP_TEST_POSTGRES"):
+        if not (Path(chosen) / "initdb").exists():
+            pytest.fail(f"LOCKSTEP_TEST_POSTGRES={chosen} has no initdb: name the directory of PostgreSQL's programs")
+        return Path(chosen)
     programs = server_programs()
     if programs is None:
         message = f"PostgreSQL's server is not installed: {INSTALL}"

@@ -14,7 +14,7 @@ from psycopg2.extensions import connection as Connection
 from lockstep.declaration import Declaration, SourceColumn, SourceTable, declare, identifier
 from lockstep.errors import LockstepError
 from lockstep.names import POSTGRESQL
-from lockstep.postgres import OTHER_KINDS, Problem, Source, query
+from lockstep.postgres import OTHER_KINDS, WITH_GENERATED, Problem, Source, query
 
 _TABLES = """
 SELECT c.oid, n.nspname, c.relname, c.relkind::text,
@@ -22,7 +22,7 @@ SELECT c.oid, n.nspname, c.relname, c.relkind::text,
   (SELECT e.extname FROM pg_depend AS d JOIN pg_extension AS e ON e.oid = d.refobjid
     WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e'),
   (SELECT COALESCE(json_agg(json_build_array(
-      a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull, a.attgenerated <> '') ORDER BY a.attnum), '[]')
+      a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull, a.attgenerated::text) ORDER BY a.attnum), '[]')
     FROM pg_attribute AS a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped),
   ARRAY(
     SELECT a.attname::text FROM pg_index AS i
@@ -38,7 +38,8 @@ ORDER BY n.nspname <> 'public', n.nspname, c.relname
 
 
 _OLDEST_CATALOG = 120000  # the version whose catalog has all that is asked for
-_GENERATED = "it is generated, and the server sends no generated columns: compute it in a model"
+_GENERATED = "it is generated, and a server before PostgreSQL 18 sends no generated columns: compute it in a model"
+_VIRTUAL = "it is a virtual generated column, which the server does not send: compute it in a model"
 
 
 def read(source: Source, wanted: Sequence[str], append_only: Sequence[str] = ()) -> tuple[Declaration, list[Problem]]:
@@ -62,7 +63,7 @@ def read(source: Source, wanted: Sequence[str], append_only: Sequence[str] = ())
 
 @dataclass(frozen=True)
 class _Found:
-    """A relation of the catalog. `columns` are (name, type, is not null, is generated).
+    """A relation of the catalog. `columns` are (name, type, is not null, kind of generated column or "").
 
     `root` is the OID of the partitioned table that it is a partition of.
     """
@@ -73,7 +74,7 @@ class _Found:
     kind: str
     root: int | None
     extension: str | None
-    columns: Sequence[tuple[str, str, bool, bool]]
+    columns: Sequence[tuple[str, str, bool, str]]
     key: Sequence[str]
 
     @property
@@ -83,6 +84,7 @@ class _Found:
 
 def _declare(connection: Connection, source: Source, wanted: Sequence[str], append_only: Sequence[str]) -> Declaration:
     found = {row[0]: _Found(*row) for row in query(connection, _TABLES)}
+    unsent = {"v": _VIRTUAL} if connection.server_version >= WITH_GENERATED else {"s": _GENERATED}
     only_added_to = _named(connection, append_only, found)
     named = [*_named(connection, wanted, found), *only_added_to]
     chosen = {oid: found[oid] for oid in named} if wanted else found
@@ -94,8 +96,8 @@ def _declare(connection: Connection, source: Source, wanted: Sequence[str], appe
         else:
             unfit = _unfit(relation, is_named, is_append_only)
         columns = [
-            SourceColumn(name, kind, is_not_null, _GENERATED if is_generated else None)
-            for name, kind, is_not_null, is_generated in relation.columns
+            SourceColumn(name, kind, is_not_null, unsent.get(generated))
+            for name, kind, is_not_null, generated in relation.columns
         ]
         tables.append(
             SourceTable(relation.name, columns, relation.key, relation.schema, is_append_only, is_named, unfit)
@@ -138,10 +140,11 @@ def _named(connection: Connection, wanted: Sequence[str], found: Mapping[int, _F
     oids: list[int] = []
     for name in wanted:
         try:
-            [[oid]] = query(connection, "SELECT to_regclass(%s)::oid", (name,))
+            # From PostgreSQL 16 on to_regclass does not mind what is no name; parse_ident does.
+            [[oid, _]] = query(connection, "SELECT to_regclass(%s)::oid, parse_ident(%s)", (name, name))
         except errors.InsufficientPrivilege as e:
             raise LockstepError(f"{name} cannot be looked up: {str(e).strip()}.") from None
-        except (errors.SyntaxError, errors.InvalidName, errors.FeatureNotSupported):
+        except (errors.SyntaxError, errors.InvalidName, errors.InvalidParameterValue, errors.FeatureNotSupported):
             raise LockstepError(
                 f"{name!r} is not the name of a table. Write it as in SQL, [SCHEMA.]NAME, with double quotes around a "
                 "part that is not a lower-case word."

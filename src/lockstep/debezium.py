@@ -14,9 +14,10 @@ milliseconds, timestamptz(6) microseconds), else the connector's default. See `_
 
 Nothing is rounded, shifted or guessed on the way: a value that is not exactly one of its column's type is a reason.
 
-Identity: an event is known again by table, `tx_id`, `lsn`, op and key. `lsn` is `source.lsn`; for a source without
-one (MySQL) it is made of the binlog's file number, `pos` and `row`; for any other, it is a digest of the event's
-`source` block and images, so that only an identical event counts as the same.
+Identity: an event is known again by table, `tx_id`, `lsn`, op and key. `lsn` is `source.lsn`; for MySQL it is made of
+the binlog's file number, `pos` and `row`. For SQL Server it is a digest of `commit_lsn`, `change_lsn` and
+`event_serial_no`; for Oracle of `scn`, `redo_thread`, `rs_id` and `ssn`, or of `lcr_position`. For any other source it
+is a digest of the event's `source` block and images, so that only an identical event counts as the same.
 """
 
 from __future__ import annotations
@@ -75,6 +76,16 @@ _ENVELOPE = json.dumps(
             "file": "VARCHAR",
             "pos": "JSON",
             "row": "JSON",
+            "gtid": "VARCHAR",
+            "commit_lsn": "VARCHAR",
+            "change_lsn": "VARCHAR",
+            "event_serial_no": "VARCHAR",
+            "scn": "VARCHAR",
+            "redo_thread": "VARCHAR",
+            "rs_id": "VARCHAR",
+            "ssn": "VARCHAR",
+            "lcr_position": "VARCHAR",
+            "commit_ts_ms": "JSON",
             "ts_us": "JSON",
             "ts_ns": "JSON",
             "ts_ms": "JSON",
@@ -116,7 +127,7 @@ CREATE OR REPLACE TEMP MACRO may_be_base64(raw) AS CASE WHEN starts_with(raw::VA
   THEN regexp_full_match(raw::VARCHAR, '"([0-9A-Za-z+/]{4})+"') ELSE FALSE END;
 /* A decimal as a JSON string, from the base64 of its unscaled value; an object, which is no number, if it is none. */
 CREATE OR REPLACE TEMP MACRO from_bytes(raw, text, scale) AS CASE
-  WHEN raw::VARCHAR = 'null' THEN raw
+  WHEN raw IS NULL OR raw::VARCHAR = 'null' THEN raw
   ELSE COALESCE(to_json(unscaled(TRY(from_base64(text)), scale)), json_object('base64', raw))
 END;
 /* A decimal as text with no digit but zeros beyond its scale. A JSON number with a fraction may have been a double: of
@@ -249,11 +260,19 @@ WITH kinds AS (
       WHEN json_keys(doc) = ['ts_ms'] THEN 'heartbeat'
       ELSE 'unknown'
     END AS kind,
+    /* Oracle's other times are those of the change, not of its commit. */
     COALESCE(
+      millis_as_micros(e.source.commit_ts_ms),
       whole(e.source.ts_us),
       whole(e.source.ts_ns) // 1000,
       millis_as_micros(e.source.ts_ms)
-    ) AS committed_us
+    ) AS committed_us,
+    CASE WHEN kind = 'change' AND e.op IS DISTINCT FROM 'r' THEN COALESCE(
+      regexp_replace(e.transaction.id, '^([0-9]+):[0-9]+$', '\\1'),
+      e.source.txId ->> '$',
+      e.source.commit_lsn,
+      e.source.gtid
+    ) END AS own_transaction
   FROM (SELECT *, json_transform(doc, '{envelope}') AS e FROM ({docs}))
 )
 SELECT
@@ -270,19 +289,29 @@ SELECT
   CASE WHEN kind = 'change' THEN e.source.connector || COALESCE(':' || e.source.db, '') END AS source,
   /* Zero stands for unknown in some connectors' snapshots; taken at its word, history would begin in 1970. */
   CASE WHEN committed_us > 0 THEN moment(committed_us) END AS committed_at,
-  whole(e.source.txId) AS tx_id,
+  /* Oracle's ids are hexadecimal, of other sources they are texts of any kind: a number stands for them. */
+  COALESCE(
+    CASE WHEN e.source.connector IS DISTINCT FROM 'oracle' THEN whole(e.source.txId) END,
+    (md5_number_lower(own_transaction) >> 1)::BIGINT
+  ) AS tx_id,
   CASE WHEN kind = 'change' THEN COALESCE(
     whole(e.source.lsn),
     ((COALESCE(TRY_CAST(regexp_extract(e.source.file, '[0-9]+$') AS BIGINT), 0) & 262143) << 45)
       | ((whole(e.source.pos) & 4294967295) << 13) | (COALESCE(whole(e.source.row), 0) & 8191),
-    (md5_number_lower(concat_ws(chr(31), json_extract(doc, '$.source'), json_extract(doc, '$.before'),
-      json_extract(doc, '$.after'))) >> 1)::BIGINT
+    (md5_number_lower(CASE
+      WHEN e.source.change_lsn IS NOT NULL
+        THEN concat_ws(chr(31), e.source.commit_lsn, e.source.change_lsn, e.source.event_serial_no)
+      WHEN e.source.rs_id IS NOT NULL AND e.source.ssn IS NOT NULL
+        THEN concat_ws(chr(31), e.source.scn, e.source.redo_thread, e.source.rs_id, e.source.ssn)
+      WHEN e.source.lcr_position IS NOT NULL THEN e.source.lcr_position
+      ELSE concat_ws(chr(31), json_extract(doc, '$.source'), json_extract(doc, '$.before'),
+        json_extract(doc, '$.after'))
+    END) >> 1)::BIGINT
   ) END AS lsn,
   /* PostgreSQL's transaction ids are `txid:lsn`, where the lsn differs between BEGIN, event and END. */
   CASE
     WHEN kind IN ('begin', 'end') THEN regexp_replace(e.id, '^([0-9]+):[0-9]+$', '\\1')
-    WHEN kind = 'change' AND e.op IS DISTINCT FROM 'r'
-      THEN COALESCE(regexp_replace(e.transaction.id, '^([0-9]+):[0-9]+$', '\\1'), e.source.txId ->> '$')
+    ELSE own_transaction
   END AS transaction,
   e.transaction.id IS NOT NULL AS is_bounded,
   whole(e.transaction.total_order) AS total_order,
@@ -315,11 +344,13 @@ _TIMES = {
     "io.debezium.time.Date": _DAYS,
     "org.apache.kafka.connect.data.Date": _DAYS,
 }
+_CLOCKS = ("io.debezium.time.Time", "io.debezium.time.MicroTime", "io.debezium.time.NanoTime")
 # What connectors write in their default mode for a column whose type does not say a precision: MySQL's datetime is
 # datetime(0), PostgreSQL's timestamp is timestamp(6). Others' types differ too much for one default.
 _DEFAULT_TIMES = {"mysql": _MILLIS, "mariadb": _MILLIS, "postgresql": _MICROS}
-# The modes of MySQL's connector that write numbers of times of day write microseconds, whatever the column's precision.
-_MICROSECOND_TIMES = ("mysql", "mariadb")
+# These connectors write times of day that are numbers as microseconds, whatever the column's precision, and a zero date
+# (0000-00-00) as NULL, in a column that is NOT NULL as 1970-01-01.
+_MYSQL = ("mysql", "mariadb")
 _TIME_MODES = {"connect": _MILLIS, "microseconds": _MICROS, "nanoseconds": _NANOS}  # of time.precision.mode
 
 _DECIMAL, _OWN_SCALE = "org.apache.kafka.connect.data.Decimal", "io.debezium.data.VariableScaleDecimal"
@@ -335,6 +366,7 @@ class Declared:
     scale: int = 0
     length: int | None = None
     items: Declared | None = None
+    is_optional: bool = False
 
 
 @dataclass(frozen=True)
@@ -706,6 +738,7 @@ def _of_schema(column: Mapping[str, Any]) -> Declared:
         int(scale) if scale.removeprefix("-").isdecimal() else 0,
         int(length) if length.isdecimal() else None,
         _of_schema(items) if isinstance(items, dict) else None,
+        column.get("optional") is True,
     )
 
 
@@ -744,12 +777,22 @@ class _Part:
         """What numbers in a time column count, None if nothing says it; and whether that is only a default."""
         return self._unit(column.kind, self.declared(column))
 
+    def may_be_zero_date(self, column: Column) -> bool:
+        """Whether 1970-01-01 in the column may be MySQL's 0000-00-00. A column that can be NULL has NULL for it."""
+        said = self.declared(column)
+        is_optional = column.nullable or (said is not None and said.is_optional)
+        return self.connector in _MYSQL and column.type in (DATE, TIMESTAMP) and not is_optional
+
     def _unit(self, kind: Kind, said: Declared | None) -> tuple[_Unit | None, bool]:
+        if kind.name == "interval":  # only a time of day that goes beyond a day; other numbers cannot say their months
+            if said is not None:
+                return (_TIMES[said.name] if said.name in _CLOCKS else None), False
+            return (_TIME_MODES.get(self.settings.times) if self.connector in _MYSQL else None), False
         if said is not None and said.name in _TIMES:
             return _TIMES[said.name], False
         if self.settings.times in _TIME_MODES:
             return _TIME_MODES[self.settings.times], False
-        if kind.name == "time" and said is None and self.connector in _MICROSECOND_TIMES:
+        if kind.name == "time" and said is None and self.connector in _MYSQL:
             return _MICROS, True
         if kind.precision is not None:
             return (_MILLIS if kind.precision <= 3 else _MICROS if kind.precision <= 6 else _NANOS), False
@@ -807,7 +850,7 @@ def _select(con: duckdb.DuckDBPyConnection, part: _Part) -> str:
       SELECT *, CASE WHEN op = 'u' AND ({is_key_update}) THEN 'd' ELSE op END AS same_op
       FROM (
         SELECT
-          * EXCLUDE (doc),
+          *,
           CASE WHEN op IN ('u', 'd') AND has_before THEN {_image(part, "before")} END AS before,
           CASE WHEN op IN ('c', 'u', 'r') AND has_after THEN {_image(part, "after")} END AS after
         FROM (
@@ -880,8 +923,9 @@ def _decoded(part: _Part, column: Column, value: str) -> str:
     said = part.declared(column)
     own_scale = f"from_bytes({value}, {value} ->> '$.value', TRY_CAST({value} ->> '$.scale' AS INTEGER))"
     if said is not None:
-        if said.name == _DECIMAL:
-            return f"from_bytes({value}, {value} ->> '$', {said.scale})"
+        if said.name == _DECIMAL:  # bytes by its schema, but a number if the converter has decimal.format=NUMERIC
+            from_bytes = f"from_bytes({value}, {value} ->> '$', {said.scale})"
+            return f"CASE WHEN regexp_full_match({value}::VARCHAR, '-?[0-9].*') THEN {value} ELSE {from_bytes} END"
         if said.name == _OWN_SCALE:
             return own_scale
         return f"from_bytes({value}, NULL, 0)" if said.type == "bytes" else value
@@ -936,8 +980,16 @@ def _except(names: str, others: str) -> str:
 
 
 def _image(part: _Part, image: str) -> str:
-    columns = (f"{c.sql} := {_typed(part, c, f'raw_{image}.{c.sql}')}" for c in part.table.columns)
+    columns = []
+    for c in part.table.columns:
+        value = _typed(part, c, f"raw_{image}.{c.sql}")
+        columns.append(f"{c.sql} := {f'NULLIF({value}, {_epoch(c)})' if part.may_be_zero_date(c) else value}")
     return f"struct_pack({', '.join(columns)}, extra := extra_columns(doc, '/{image}', {image}_extra))"
+
+
+def _epoch(column: Column) -> str:
+    """SQL for 1970-01-01 as a date or time."""
+    return f"{column.kind.duckdb} '1970-01-01'"
 
 
 def _typed(part: _Part, column: Column, raw: str) -> str:
@@ -1055,6 +1107,11 @@ def _reason(part: _Part) -> str:
         f"CASE WHEN op IN ('u', 'd') AND before IS NULL THEN 'it has no before image: {full}' END",
         "CASE WHEN op IN ('c', 'u', 'r') AND after IS NULL THEN 'it has no after image' END",
     ]
+    not_sent = "list_filter(before_extra, lambda name: is_unavailable(member(doc, '/before', name)))[1]"
+    checks.append(  # one CASE in the other: DuckDB evaluates both sides of an AND
+        f"CASE WHEN len(before_extra) > 0 THEN CASE WHEN {_MAY_LACK_VALUES} "
+        f"THEN 'column ' || {not_sent} || {literal(f' of the before image is {_NOT_SENT}')} END END"
+    )
     for image, hint in (("before", f"; {full}"), ("after", "")):
         where = f"of the {image} image"
         checks.append(
@@ -1064,11 +1121,37 @@ def _reason(part: _Part) -> str:
         for c in table.columns:
             raw = f"raw_{image}.{c.sql}"
             column = f"column {part.source(c)} {where}"
-            wrong = f"{literal(f'{column} is ')} || left({raw}::VARCHAR, 80) || {_not_one(part, c, raw)}"
+            why = _not_one(part, c, raw)
+            if part.may_be_zero_date(c):
+                is_doubtful = f"{_typed(part, c, raw)} = {_epoch(c)}"
+                why = f"CASE WHEN {is_doubtful} THEN {literal(_zero_date(part, c))} ELSE {why} END"
+            if _may_be_large(c):
+                why = f"CASE WHEN is_unavailable({raw}) THEN {literal(f', {_NOT_SENT}')} ELSE {why} END"
+            wrong = f"{literal(f'{column} is ')} || left({raw}::VARCHAR, 80) || {why}"
             if not c.nullable:
                 wrong = f"COALESCE({wrong}, {literal(f'{column} is null, but must not be{hint}')})"
             checks.append(f"CASE WHEN {image} IS NOT NULL AND {image}.{c.sql} IS NULL THEN {wrong} END")
     return f"COALESCE({', '.join(checks)})"
+
+
+# Oracle does not log a large object that an update leaves alone, not even for the row before.
+_NOT_SENT = (
+    "the placeholder for a large value that the connector did not send, and the event does not have it elsewhere: keep "
+    "the column out of the events (column.exclude.list)"
+)
+_MAY_LACK_VALUES = " OR ".join(f"contains(doc, {literal(text)})" for text in (_PLACEHOLDER, _PLACEHOLDER_BYTES))
+
+
+def _zero_date(part: _Part, column: Column) -> str:
+    """What to do about a date that may be a zero date, as the rest of a sentence."""
+    if column.name in part.table.key:
+        mend = "give the row another key, and discard this event"
+    else:
+        mend = (
+            f"if the column has no zero dates, declare {part.source(column)} without NOT NULL; if it has, make it "
+            "nullable in the source as well: they then arrive as NULL"
+        )
+    return f", which the connector sends for 1970-01-01 and for the zero date 0000-00-00 alike: {mend}"
 
 
 def _not_one(part: _Part, column: Column, raw: str) -> str:
@@ -1114,11 +1197,17 @@ def _not_one(part: _Part, column: Column, raw: str) -> str:
         hexadecimal = f", which may be bytes in base64 or in hexadecimal digits; {_SCHEMAS}"
         return f"CASE WHEN may_be_hex({raw}) THEN {literal(hexadecimal)} ELSE {literal(text)} END"
     if kind.name == "interval":
-        return (
-            f"CASE WHEN whole({raw}) IS NOT NULL THEN {literal(f'{text}: a number cannot say its months and days; ')} "
-            f"|| 'interval.handling.mode=string has the connector say them' ELSE {literal(text)} END"
+        number = (
+            f"{text}: a number cannot say its months and days; interval.handling.mode=string has the connector say them"
         )
+        if part.connector in _MYSQL:
+            number = f"{text}: nothing says its unit; {_SCHEMAS}"
+        return f"CASE WHEN whole({raw}) IS NOT NULL THEN {literal(number)} ELSE {literal(text)} END"
     return literal(text)
 
 
-_EXACT = "decimal.handling.mode=string or precise has the connector send all of them"
+_INTERVALS = "interval.handling.mode=string has the connector say them"
+_EXACT = (
+    "decimal.handling.mode=string or precise (with the converter's decimal.format=BASE64) has the connector send all "
+    "of them"
+)

@@ -37,16 +37,29 @@ _OURS = {
     "offset.flush.interval.ms": "0",
     "key.converter.schemas.enable": "false",
     "value.converter.schemas.enable": "false",
+    # By default a value that the connector cannot convert is NULL, and a NULL is the column's DEFAULT.
+    "event.converting.failure.handling.mode": "fail",
+    "value.converter.replace.null.with.default": "false",
+    # Of MySQL: by default an unsigned bigint above 2^63 arrives negative, and the year 1 as 2001.
+    "bigint.unsigned.handling.mode": "precise",
+    "enable.time.adjuster": "false",
 }
 _DEFAULTS = {
     "name": "lockstep",
     "topic.prefix": "lockstep",
     "time.precision.mode": "isostring",
     "decimal.handling.mode": "string",
+    "value.converter.decimal.format": "NUMERIC",  # unsigned bigints, which are decimals in every mode
+    "binary.handling.mode": "bytes",
+    "interval.handling.mode": "string",
     "poll.interval.ms": "100",
     "max.batch.size": "10000",
     "max.queue.size": "20000",
     "schema.history.internal": "io.debezium.storage.file.history.FileSchemaHistory",
+}
+# As ISO 8601 these connectors write a TIME below 00:00 or beyond 24:00 as NULL.
+_DEFAULTS_OF = {
+    f"io.debezium.connector.{package}": {"time.precision.mode": "microseconds"} for package in ("mysql", "mariadb")
 }
 _STREAM = "the connector"
 # The package's own would write to standard output and to ./logs.
@@ -111,6 +124,7 @@ def follow(
         directory.mkdir(parents=True, exist_ok=True)
         properties = {
             **_DEFAULTS,
+            **_DEFAULTS_OF.get(given["connector.class"].rpartition(".")[0], {}),
             "schema.history.internal.file.filename": str(directory / "schema_history.jsonl"),
             **given,
             **_OURS,

@@ -431,7 +431,7 @@ class Landing:
                 f"""
                 NOT EXISTS (
                   SELECT 1 FROM (SELECT lsn, tx_id, op, struct_pack({key}) AS key FROM ({landed})) AS l
-                  WHERE l.lsn = p.lsn AND l.tx_id IS NOT DISTINCT FROM p.tx_id
+                  WHERE l.lsn = p.lsn AND (l.tx_id IS NULL OR l.tx_id = p.tx_id)
                     AND l.op = p.same_op AND l.key = p.same_key
                 )
                 """

@@ -24,6 +24,7 @@ from lockstep.pgvalues import SESSION, Layout, SourceColumn
 from lockstep.schema import TABLES, TEXT, Table, quoted
 
 MINIMUM_VERSION = 150000
+WITH_GENERATED = 180000  # the first version that can publish generated columns, those that are stored
 
 # Kinds of relations (pg_class.relkind): those that are captured; others, with what to do instead.
 _PARTITIONED = "p"
@@ -190,7 +191,7 @@ class Source:
 
     def _no_replication(self, connection: Connection, text: str) -> Problem:
         [[user]] = query(connection, "SELECT quote_ident(current_user)")
-        if "replication" in text and ("role" in text or "permission" in text):
+        if "replication" in text.lower() and ("role" in text or "permission" in text):
             why, statement = "it needs the REPLICATION privilege", f"ALTER ROLE {user} REPLICATION;"
         elif "max_wal_senders" in text or "too many clients" in text:
             why = "no connection for replication is free"
@@ -269,8 +270,12 @@ class Source:
         ]
         publication = sql.Identifier(self.publication).as_string(connection)
         via_root = any(r.kind == _PARTITIONED for r in found.values())
-        options = " WITH (publish_via_partition_root = true)" if via_root else ""
-        return f"CREATE PUBLICATION {publication} FOR TABLE {', '.join(names)}{options}"
+        options = ["publish_via_partition_root = true"] if via_root else []
+        if connection.server_version >= WITH_GENERATED:
+            # Else the server refuses every update of a table with a generated column and REPLICA IDENTITY FULL.
+            options.append("publish_generated_columns = stored")
+        clause = f" WITH ({', '.join(options)})" if options else ""
+        return f"CREATE PUBLICATION {publication} FOR TABLE {', '.join(names)}{clause}"
 
     def create_slot(
         self,
@@ -404,18 +409,19 @@ class Source:
         }
 
     def layout(self, connection: Connection, table: Table) -> Layout:
-        """The columns that the table has now. Generated columns are left out: the stream has none either."""
+        """The columns that the table has now and the stream sends: a generated one if the publication has those."""
         return self.layouts(connection, [table])[table.name]
 
     def layouts(self, connection: Connection, tables: Iterable[Table]) -> dict[str, Layout]:
         """`layout` of many tables by name, in one query."""
         tables = list(tables)
+        sent = "'', 's'" if self._publishes_generated(connection) else "''"
         rows = query(
             connection,
             f"""
             SELECT t.place - 1, a.attname, a.atttypid {_RELATIONS}
             JOIN pg_attribute AS a ON a.attrelid = c.oid
-            WHERE a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '' ORDER BY a.attnum
+            WHERE a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated IN ({sent}) ORDER BY a.attnum
             """,
             self._names(tables),
         )
@@ -423,6 +429,13 @@ class Source:
         for place, column, type_oid in rows:
             columns[place].append(SourceColumn(column, type_oid))
         return {t.name: Layout(t, tuple(found)) for t, found in zip(tables, columns, strict=True)}
+
+    def _publishes_generated(self, connection: Connection) -> bool:
+        """Whether the publication, or the one that `create_publication` would make, has stored generated columns."""
+        if connection.server_version < WITH_GENERATED:
+            return False
+        rows = query(connection, "SELECT pubgencols = 's' FROM pg_publication WHERE pubname = %s", (self.publication,))
+        return bool(not rows or rows[0][0])
 
     def copy(
         self,
@@ -562,6 +575,10 @@ class Source:
                 CROSS JOIN unnest(i.indkey::smallint[]) WITH ORDINALITY AS k (attnum, place)
                 JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum = k.attnum
                 WHERE i.indrelid = c.oid AND i.indisprimary ORDER BY k.place
+              ),
+              ARRAY(
+                SELECT a.attgenerated::text FROM pg_attribute AS a
+                WHERE a.attrelid = c.oid AND a.attgenerated <> '' AND NOT a.attisdropped
               )
             {_RELATIONS}
             """,
@@ -629,6 +646,15 @@ class Source:
             for part, _, identity in stored
             if identity != "f" and not table.is_append_only
         ]
+        if "v" in found.generated and not table.is_append_only:
+            problems.append(
+                Problem(
+                    f"{name} has a virtual generated column: the server refuses every update and delete of it "
+                    "once it is published with REPLICA IDENTITY FULL",
+                    f"-- make the column STORED, or leave {name} out of the source schema",
+                    hinders_reading=False,
+                )
+            )
         if layout.problem:
             statement = " ".join(layout.mend(name))
             problems.append(Problem(f"{name}: {layout.problem}", statement, is_fatal=False))
@@ -651,6 +677,14 @@ class Source:
         if not rows[0][0]:
             statement = f"ALTER PUBLICATION {name} SET (publish = 'insert, update, delete, truncate');"
             text = f"publication {name} leaves out some kinds of changes"
+            problems.append(Problem(text, statement, hinders_reading=False))
+        generated = [n for n, t in tables.items() if n in found and "s" in found[n].generated and not t.is_append_only]
+        if generated and connection.server_version >= WITH_GENERATED and not self._publishes_generated(connection):
+            statement = f"ALTER PUBLICATION {name} SET (publish_generated_columns = stored);"
+            text = (
+                f"publication {name} leaves out generated columns: the server refuses every update and delete of "
+                f"{', '.join(generated)}"
+            )
             problems.append(Problem(text, statement, hinders_reading=False))
         partitioned = [n for n in tables if n in found and found[n].kind == _PARTITIONED]
         if partitioned and not rows[0][1]:
@@ -712,6 +746,7 @@ class _Relation:
     """A table as the catalog has it. `is_owned` if the user may do what its owner may.
 
     `has_heirs` if other tables inherit from it. `partitions` are (schema, name, persistence, replica identity).
+    `generated` has the kind of each generated column: `s` for stored, `v` for virtual.
     """
 
     kind: str
@@ -722,6 +757,7 @@ class _Relation:
     has_heirs: bool
     partitions: Sequence[tuple[str, str, str, str]]
     key: Sequence[str]
+    generated: Sequence[str]
 
 
 def query(connection: Connection, statement: str | sql.Composable, parameters: tuple[Any, ...] = ()) -> list[Any]:

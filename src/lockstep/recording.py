@@ -18,6 +18,7 @@ from lockstep.names import DATABASES_AS_SCHEMAS
 
 _CHUNK = 8 << 20
 
+_BITS = "io.debezium.data.Bits"
 # By the name of the schema, which says what the value means.
 _MEANINGS = {
     "io.debezium.time.Date": "date",
@@ -45,7 +46,7 @@ _MEANINGS = {
     "io.debezium.data.Enum": "text",
     "io.debezium.data.EnumSet": "text",
     "io.debezium.data.Ltree": "text",
-    "io.debezium.data.Bits": "bit varying",
+    _BITS: "bit varying",
 }
 _DECIMAL = "org.apache.kafka.connect.data.Decimal"
 _PLAIN = {
@@ -75,6 +76,7 @@ _NO_KEY = (
 class _Seen:
     """What the events of a table have said so far. `fields` and `key` are schemas of Kafka Connect."""
 
+    connector: str
     fields: Sequence[Any] = ()
     key: Sequence[Any] = field(default_factory=list)
 
@@ -97,7 +99,7 @@ def read(name: str, wanted: Sequence[str]) -> tuple[Declaration, str | None]:
     tables = [
         SourceTable(
             table,
-            [_column(column) for column in found.fields],
+            [_column(column, found.connector) for column in found.fields],
             [str(column.get("field")) for column in found.key],
             schema,
             is_named=bool(wanted),
@@ -130,7 +132,7 @@ def _look(line: str, seen: dict[tuple[str | None, str], _Seen]) -> None:
     if not isinstance(source, dict) or not isinstance(source.get("table"), str):
         return
     schema_name = source.get("db" if source.get("connector") in DATABASES_AS_SCHEMAS else "schema")
-    found = seen.setdefault((schema_name, source["table"]), _Seen())
+    found = seen.setdefault((schema_name, source["table"]), _Seen(str(source.get("connector"))))
     images = {part.get("field"): part for part in _fields(schema)}
     found.fields = _fields(images.get("after")) or _fields(images.get("before")) or found.fields
     found.key = _fields(_opened(key)[0]) or found.key
@@ -170,19 +172,25 @@ def _fields(schema: Any) -> list[Any]:
     return [column for column in found if isinstance(column, dict)] if isinstance(found, list) else []
 
 
-def _column(column: Mapping[str, Any]) -> SourceColumn:
+def _column(column: Mapping[str, Any], connector: str) -> SourceColumn:
     kind = _type(column)
+    if column.get("name") == _BITS and connector in DATABASES_AS_SCHEMAS:  # which has no bit strings of varying length
+        kind = f"bit({_parameters(column).get('length')})"
     said = str(column.get("name") or column.get("type"))
     unfit = None if kind else "the change log has no such type; it travels in `extra`, as JSON"
     return SourceColumn(str(column.get("field")), kind or said, column.get("optional") is False, unfit)
+
+
+def _parameters(column: Mapping[str, Any]) -> Mapping[str, Any]:
+    found = column.get("parameters")
+    return found if isinstance(found, dict) else {}
 
 
 def _type(column: Mapping[str, Any]) -> str | None:
     """The SQL type of a field of Kafka Connect; None if there is none."""
     name, kind = column.get("name"), column.get("type")
     if name == _DECIMAL:
-        parameters = column.get("parameters")
-        found = parameters if isinstance(parameters, dict) else {}
+        found = _parameters(column)
         return f"numeric({found.get('connect.decimal.precision', 38)}, {found.get('scale', 0)})"
     if name in _MEANINGS:
         return _MEANINGS[str(name)]

@@ -454,7 +454,10 @@ _DURATION = re.compile(
 
 
 def _interval(said: Said, value: Any) -> str | None:
-    """A number of microseconds is not one: months and days have no number of them, so it cannot say what they were."""
+    """A number is one only if it is of a time (MySQL's, which goes beyond a day): months and days have no number."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        clock = _micros(said, value)
+        return None if clock is None else interval_text(0, 0, clock)
     if not isinstance(value, str):
         return None
     found = _DURATION.fullmatch(value)

@@ -23,8 +23,8 @@ import pytest
 from lockstep import capture as capturing
 from lockstep.errors import LockstepError
 from lockstep.postgres import Source
-from lockstep.private_postgres import private_directory, server_programs
-from postgres import Cluster, assert_log_is_source, cluster, shop
+from lockstep.private_postgres import private_directory
+from postgres import Cluster, assert_log_is_source, cluster, required_programs, shop
 
 __all__ = ["cluster", "shop"]  # fixtures
 
@@ -43,8 +43,7 @@ def refusal(shop: Cluster, home: Path, dsn: str | None = None) -> str:
 
 
 def test_a_hot_standby_names_the_primary(shop: Cluster, tmp_path: Path) -> None:
-    programs = server_programs()
-    assert programs is not None
+    programs = required_programs()
     with private_directory() as directory:
         standby = Cluster(programs, directory)
         data = directory / "data"
@@ -174,3 +173,22 @@ def test_a_log_of_an_older_version_takes_the_publication_as_it_is(shop: Cluster,
     capture(shop, tmp_path)
     shop.execute("ALTER PUBLICATION lockstep DROP TABLE orders; ALTER PUBLICATION lockstep ADD TABLE orders")
     assert "orders left publication lockstep for a time" in refusal(shop, tmp_path)
+
+
+def test_generated_columns_of_postgresql_18(shop: Cluster, tmp_path: Path) -> None:
+    """Unless they are published, the server refuses every update of the table; virtual ones it cannot publish."""
+    [[version]] = shop.execute("SELECT current_setting('server_version_num')::int")
+    if version < 180000:
+        pytest.skip("PostgreSQL 18 is the first that publishes generated columns")
+    shop.execute("ALTER TABLE orders ADD total int GENERATED ALWAYS AS (quantity * 2) STORED")
+    shop.execute(ORDER.format(1))
+    shop.execute("CREATE PUBLICATION lockstep FOR TABLE orders, products, drivers, routes, route_stops, gps_pings")
+    said = refusal(shop, tmp_path)
+    assert "ALTER PUBLICATION" in said and "SET (publish_generated_columns = stored);" in said
+    shop.execute("DROP PUBLICATION lockstep")
+    capture(shop, tmp_path)
+    shop.execute("UPDATE orders SET quantity = 5")
+    capture(shop, tmp_path)
+    assert_log_is_source(shop, tmp_path)
+    shop.execute("ALTER TABLE products ADD twice int GENERATED ALWAYS AS (price_cents * 2) VIRTUAL")
+    assert '"products" has a virtual generated column' in refusal(shop, tmp_path)

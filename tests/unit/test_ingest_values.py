@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import json
 from datetime import date, datetime
+from decimal import Decimal
 
 import pytest
 
@@ -71,14 +72,34 @@ def mysql(order_id, ordered_at):
 
 def test_each_time_is_read_by_itself(home):
     """An end of validity in the year 9999 once made the whole chunk microseconds, and its neighbours 1970."""
-    deliver(home, mysql(1, MILLIS[EARLY]), mysql(2, MILLIS[NEVER]), mysql(3, MILLIS[TODAY]), mysql(4, 0), mysql(5, 1))
+    deliver(home, mysql(1, MILLIS[EARLY]), mysql(2, MILLIS[NEVER]), mysql(3, MILLIS[TODAY]), mysql(4, -1), mysql(5, 1))
     assert landed(home, "ordered_at") == [
         EARLY,
         NEVER,
         TODAY,
-        datetime(1970, 1, 1),
+        datetime(1969, 12, 31, 23, 59, 59, 999000),
         datetime(1970, 1, 1, 0, 0, 0, 1000),
     ]
+
+
+def test_a_date_that_may_be_mysqls_zero_date_is_no_date(home, declare):
+    """The connector sends 1970-01-01 for 0000-00-00, unless the column can be NULL."""
+    declare("CREATE TABLE days (id int PRIMARY KEY, day date NOT NULL, maybe date, at timestamp(3) NOT NULL);")
+    row = {"id": 1, "day": 1, "maybe": 0, "at": 1}
+    optional = {"day": {"type": "int32", "name": "io.debezium.time.Date", "optional": True}}
+    deliver(
+        home,
+        event("c", None, row, table="days", connector="mysql"),
+        event("c", None, {**row, "id": 2, "day": 0}, n=2, table="days", connector="mysql"),
+        event("c", None, {**row, "id": 3, "at": 0}, n=3, table="days", connector="mysql"),
+        with_schema(event("c", None, {**row, "id": 4, "day": 0}, n=4, table="days", connector="mysql"), **optional),
+    )
+    assert landed(home, "id", "days") == [1, 4]
+    day, at = reasons(home)
+    assert day.startswith(
+        "column day of the after image is 0, which the connector sends for 1970-01-01 and for the zero"
+    )
+    assert "declare at without NOT NULL" in at
 
 
 def test_the_default_unit_is_the_connectors(home):
@@ -247,10 +268,32 @@ def test_a_scale_is_heeded_and_nothing_is_rounded(home, unscaled_value, scale, e
     assert len(reasons(home)) == (2 if expected is None else 0)
 
 
-@pytest.mark.parametrize(("said", "value"), [({"type": "string"}, "1234"), ({"type": "int64"}, 1234)])
+@pytest.mark.parametrize(("said", "value"), [({"type": "string"}, "1234"), ({"type": "int64"}, 1234), (DECIMAL, 1234)])
 def test_a_schema_that_says_text_or_number_is_heeded(home, said, value):
     deliver(home, with_schema(event("c", None, order(amount_cents=value)), amount_cents=said))
     assert landed(home, "amount_cents") == [1234]
+
+
+def test_decimals_that_the_converter_writes_as_numbers(home, declare):
+    """With `decimal.format=NUMERIC` the schema still says bytes. Of a fraction, only 15 digits can be trusted."""
+    declare("CREATE TABLE sums (id int PRIMARY KEY, total numeric(38, 10));")
+    texts = ["1234", "18446744073709551615", "-12.05", "1E+3", "0.00000000001", "-12345678901234567890.0123456789"]
+    events = [event("c", None, {"id": i, "total": None}, n=i, table="sums") for i in range(len(texts))]
+    lines = [json.dumps(with_schema(e, total={**DECIMAL, "parameters": {"scale": "10"}})) for e in events]
+    deliver(home, *(line.replace('"total": null', f'"total": {t}') for line, t in zip(lines, texts, strict=True)))
+    assert landed(home, "total", "sums") == list(map(Decimal, texts[:4]))
+    assert len(reasons(home)) == 2 and "decimal.format=BASE64" in reasons(home)[0]
+
+
+def test_a_time_of_mysql_that_goes_beyond_a_day_is_an_interval(home, declare):
+    declare("CREATE TABLE films (id int PRIMARY KEY, length interval);")
+    said = {"length": {"type": "int64", "name": "io.debezium.time.MicroTime"}}
+    values = [-3020399000001, 90_000_000_000, 0]
+    events = [event("c", None, {"id": i, "length": v}, n=i, table="films") for i, v in enumerate(values)]
+    deliver(home, *(with_schema(e, **said) for e in events))
+    deliver(home, event("c", None, {"id": 4, "length": 1}, n=9, table="films", connector="postgresql"))
+    assert landed(home, "length", "films") == ["-838:59:59.000001", "25:00:00", "00:00:00"]
+    assert "a number cannot say its months and days" in reasons(home)[0]
 
 
 def test_bytes_that_are_no_decimal_are_no_number(home):

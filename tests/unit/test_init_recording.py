@@ -118,3 +118,12 @@ def test_a_recording_that_is_cut_off_is_read_as_far_as_it_goes(tmp_path: Path) -
     path.write_text(record() + "\n" + record()[:40])
     result = init(tmp_path, str(path))
     assert result.exit_code == 0 and "ends in the middle of line 2" in result.output
+
+
+def test_bits_of_mysql_have_their_length(tmp_path: Path) -> None:
+    bits = {"field": "flags", "type": "bytes", "name": "io.debezium.data.Bits", "parameters": {"length": "12"}}
+    path = tmp_path / "recording"
+    path.write_text(record(columns=[*COLUMNS, bits]).replace('"source": {', '"source": {"connector": "mysql", ') + "\n")
+    init(tmp_path, str(path))
+    flags = declared(tmp_path / "project" / "source_schema.sql")["people"].columns[-1]
+    assert (flags.kind.name, flags.kind.precision) == ("bit", 12)
