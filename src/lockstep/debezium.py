@@ -14,7 +14,8 @@ milliseconds, timestamptz(6) microseconds), else the connector's default. See `_
 
 Nothing is rounded, shifted or guessed on the way: a value that is not exactly one of its column's type is a reason.
 
-Identity: an event is known again by table, `tx_id`, `lsn`, op and key. `lsn` is `source.lsn`; for a source without
+Identity: an event is known again by table, `tx_id`, `lsn`, op and key; that of a table without a key by its row and its
+number in the transaction. `lsn` is `source.lsn`; for a source without
 one (MySQL) it is made of the binlog's file number, `pos` and `row`; for any other, it is a digest of the event's
 `source` block and images, so that only an identical event counts as the same.
 """
@@ -475,11 +476,21 @@ def _is_json(line: str) -> bool:
     return True
 
 
-# The kind of a change that is of a table in another schema than the source table of that name, or without a key.
+# The kind of a change that is of a table in another schema than the source table of that name, or of a table without a
+# key where that cannot be.
 FOREIGN = "foreign"
-_KEYLESS = (
-    "{} is declared without a key, so an event that comes twice cannot be told from two equal rows: such a table can "
-    "only be followed by `lockstep capture`"
+_KEYLESS = "{} is declared append-only and has no key, so "
+_NUMBERED = (
+    "an event that comes twice can be told from two equal rows only by its number in the transaction, which it lacks: "
+    "provide.transaction.metadata=true has the connector send it"
+)
+_READ = (
+    "what a connector's snapshot read of it may have come before, and nothing tells: land only what is added "
+    "(snapshot.mode=no_data), or follow it with `lockstep capture`"
+)
+_CHANGED = (
+    "none of its rows can be changed or deleted: declare its key if it has one, and discard the event if the row may "
+    "stay as it was"
 )
 
 
@@ -544,21 +555,24 @@ class Schemas:
         _register(con, "records", records)
 
     def _is_keyless(self) -> str:
-        """SQL over `records`: whether the event is of a table without a key and cannot be told from a second one.
+        """SQL over `records`: whether the event is of a table without a key and is no insert that can be known again.
 
-        An insert that `lockstep capture` has rejected can land: it is retried by its place in the log.
+        Rows of one COPY share their lsn, so PostgreSQL's need the number in their transaction. What `lockstep capture`
+        has rejected needs none: it is retried by its place in the log.
         """
-        names = ", ".join(literal(table.name) for table in TABLES.values() if not table.key) or "''"
-        may_land = "op IS NOT DISTINCT FROM 'c'" if self._is_captured else "FALSE"
-        return f"""kind = 'change' AND "table" IN ({names}) AND NOT ({may_land})"""
+        is_known = "TRUE" if self._is_captured else f"({_HAS_NUMBER})"
+        return f"""kind = 'change' AND {_of_keyless()} AND NOT (op = 't' OR op = 'c' AND {is_known}) IS TRUE"""
 
     def reason(self) -> str:
         """SQL over `records`: why an event of the kind FOREIGN does not land; null for all others."""
         keyless = " ".join(
-            f"WHEN {literal(t.name)} THEN {literal(_KEYLESS.format(t.name))}" for t in TABLES.values() if not t.key
+            f"""WHEN "table" = {literal(t.name)} THEN {literal(_KEYLESS.format(t.name))} || CASE WHEN op = 'c' """
+            f"THEN {literal(_NUMBERED)} WHEN op = 'r' THEN {literal(_READ)} ELSE {literal(_CHANGED)} END"
+            for t in TABLES.values()
+            if not t.key
         )
         if keyless:
-            foreign = f"""COALESCE(CASE "table" {keyless} END, {self._reason_of_schema()})"""
+            foreign = f"""COALESCE(CASE {keyless} END, {self._reason_of_schema()})"""
             return f"CASE WHEN kind = '{FOREIGN}' THEN {foreign} END"
         return self._reason_of_schema()
 
@@ -575,6 +589,15 @@ class Schemas:
             f"which it is in {SCHEMA_FILE}, CREATE TABLE {schema}.{name}, then events of the other are passed over; "
             "what is in quarantine of it can be discarded"
         )
+
+
+_HAS_NUMBER = "connector IS DISTINCT FROM 'postgresql' OR total_order IS NOT NULL"
+
+
+def _of_keyless() -> str:
+    """SQL over `records`: whether a record is of a table without a key."""
+    names = ", ".join(literal(table.name) for table in TABLES.values() if not table.key) or "''"
+    return f""""table" IN ({names})"""
 
 
 def as_lines(events: Sequence[str]) -> pa.Table:
@@ -594,7 +617,8 @@ def fingerprint(text: str = "doc") -> str:
     """
     return f"""
     CASE WHEN kind IN ('change', '{FOREIGN}') THEN md5(concat_ws(chr(31), "table", op, tx_id, lsn, committed_at,
-      json_extract(doc, '$.before'), json_extract(doc, '$.after'))) ELSE md5({text}) END
+      json_extract(doc, '$.before'), json_extract(doc, '$.after'),
+      CASE WHEN {_of_keyless()} THEN total_order END)) ELSE md5({text}) END
     """
 
 

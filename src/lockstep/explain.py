@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from decimal import Decimal, localcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import duckdb
 from lockstep import warehouse
 from lockstep.contracts import Contract, Measure
 from lockstep.errors import LockstepError
+from lockstep.kinds import MOST_DIGITS, plain
 from lockstep.project import project
 from lockstep.schema import TABLES
 from lockstep.warehouse import Row
@@ -262,8 +264,9 @@ class _Diagnosis:
                 f"ORDER BY position LIMIT {self._limit}"
             )
             for event in events:
-                key = tuple((event["before"] or event["after"])[name] for name in TABLES[source].key)
-                where = f"{_named(TABLES[source].key, key)}, position {event['position']}"
+                names = [c.name for c in TABLES[source].key_columns]
+                key = tuple((event["before"] or event["after"])[name] for name in names)
+                where = f"{_named(names, key)}, position {event['position']}"
                 findings.append(Finding(NOT_APPEND_ONLY, where, _plain(key), [event]))
         return findings
 
@@ -271,6 +274,8 @@ class _Diagnosis:
         """Keys on which a before image is not the after image of the change before."""
         findings = []
         for source, table in self._sources.items():
+            if not TABLES[source].key:  # its rows have one change each, or two if TRUNCATE took them away
+                continue
             key = TABLES[source].sql_key
             of_change = ", ".join(f"COALESCE(after.{k}, before.{k})" for k in key)
             keys = self._rows(
@@ -449,12 +454,15 @@ def _merge(measure: Measure, condition: str) -> str:
 def _is_near(measure: Measure) -> str:
     """Whether two sides of a cell lie as near as the contract allows; `one_` is what a relative tolerance is of."""
     one, other = f"one_{measure.name}", f"other_{measure.name}"
+    size = f"ABS({one})"
     if measure.type == "TIMESTAMP":
         return f"COALESCE(ABS(EPOCH({one}) - EPOCH({other})) <= {measure.tolerance_absolute}, FALSE)"
     if measure.type == "TEXT":
         return "FALSE"
-    allowed = f"GREATEST({measure.tolerance_absolute}, {measure.tolerance_relative} * ABS({one}))"
-    return f"COALESCE(ABS({one} - {other}) <= {allowed}, FALSE)"
+    if measure.type.startswith("DECIMAL"):  # a product of DECIMALs may have more digits than fit
+        size = f"CAST({size} AS DOUBLE)"
+    allowed = f"GREATEST({measure.tolerance_absolute}, {measure.tolerance_relative} * {size})"
+    return f"COALESCE(TRY(ABS({one} - {other})) <= {allowed}, FALSE)"
 
 
 def _differences(row: Row, contract: Contract) -> str:
@@ -463,7 +471,11 @@ def _differences(row: Row, contract: Contract) -> str:
     for m in contract.merged:
         one, other = row[f"one_{m.name}"], row[f"other_{m.name}"]
         if one != other:
-            apart.append(f"{m.name} {one - other:+}" if m.merge == "sum" else f"{m.name} {one}, not {other}")
+            apart.append(
+                f"{m.name} {_signed(one, other)}"
+                if m.merge == "sum"
+                else f"{m.name} {_shown(one)}, not {_shown(other)}"
+            )
     return f"{', '.join(apart)} in the cell {cell}"
 
 
@@ -473,7 +485,17 @@ def _columns_apart(one: Row, other: Row) -> int:
 
 def _named(names: Iterable[str], values: Iterable[Any]) -> str:
     """Columns with their values, without those that are not there."""
-    return ", ".join(f"{n} {v}" for n, v in zip(names, values, strict=True) if v is not None)
+    return ", ".join(f"{n} {_shown(v)}" for n, v in zip(names, values, strict=True) if v is not None)
+
+
+def _shown(value: Any) -> str:
+    return "nothing" if value is None else str(value) if isinstance(value, datetime) else plain(value)
+
+
+def _signed(one: Any, other: Any) -> str:
+    """How far one number lies above (+) or below (-) another, with every digit."""
+    with localcontext(prec=2 * MOST_DIGITS):
+        return f"{Decimal(one) - Decimal(other):+f}"
 
 
 def _plain(key: tuple[Any, ...]) -> Any:
