@@ -1,8 +1,9 @@
 """A feed of payments and prices with columns of every type, and in plain Python what facts of them must come to.
 
 Awkward cases: a key of a number beyond BIGINT and a uuid; a key that is updated; cells by text, uuid, date, boolean,
-numeric, time, bytes and JSON, each of them NULL somewhere; amounts that are NULL, all NULL in a cell, negative, of
-ten digits behind the point, of 38 digits; rows that come and go; two equal rows without a key; a price that came late.
+numeric, time, bytes and JSON, each of them NULL somewhere; amounts that are NULL, all NULL in a cell, negative, of ten
+digits behind the point, of 38 digits; rows that come and go; a column that is added and not declared; two equal rows
+without a key; a price that came late.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ _FIELDS = {
     Decimal: {"type": "string"},
     str: {"type": "string"},
 }
+_PRECISE = {"type": "bytes", "name": "org.apache.kafka.connect.data.Decimal", "parameters": {"scale": "2"}}
+ADDED = datetime(2026, 3, 3, 2)  # ALTER TABLE payments ADD COLUMN tier numeric(9, 2) DEFAULT 1.10
 COLUMNS: dict[str, dict[str, type]] = {
     "payments": {
         "account": Decimal,
@@ -96,11 +99,14 @@ class Feed:
             source = {"connector": "postgresql", "db": "inventory", "schema": "billing", "table": table}
             source |= {"txId": 9000 + n, "lsn": 90_000_000 + n, "ts_us": us}
             columns = COLUMNS[table].items()
-            image = {"type": "struct", "fields": [{"field": name, **_FIELDS[kind]} for name, kind in columns]}
+            fields = [{"field": name, **_FIELDS[kind]} for name, kind in columns]
+            image = {"type": "struct", "fields": [*fields, {"field": "tier", **_PRECISE}]}
             images = {
                 name: {k: _json(v) for k, v in row.items()} if row else None
                 for name, row in (("before", before), ("after", after))
             }
+            if at >= ADDED and table == "payments":
+                images = {name: row and {**row, "tier": "bg=="} for name, row in images.items()}
             payload = {
                 **images,
                 "source": source,

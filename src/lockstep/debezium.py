@@ -173,13 +173,14 @@ CREATE OR REPLACE TEMP MACRO json_or_null(text) AS CASE
 END;
 CREATE OR REPLACE TEMP MACRO member(doc, image, name) AS
   json_extract(doc, image || '/' || replace(replace(name, '~', '~0'), '/', '~1'))::VARCHAR;
-CREATE OR REPLACE TEMP MACRO extra_columns(doc, image, names) AS CASE
-  WHEN len(names) > 0 THEN '{' || array_to_string(list_transform(list_sort(names), lambda name:
-    to_json(name)::VARCHAR || ':' || CASE
-      WHEN is_unavailable(member(doc, image, name))
-        THEN COALESCE(member(doc, '/before', name), 'null')
-      ELSE member(doc, image, name)
-    END), ',') || '}'
+CREATE OR REPLACE TEMP MACRO extra_member(doc, image, name) AS CASE
+  WHEN is_unavailable(member(doc, image, name)) THEN COALESCE(member(doc, '/before', name), 'null')
+  ELSE member(doc, image, name)
+END;
+/* Bytes as JSON as PostgreSQL prints them, from base64. */
+CREATE OR REPLACE TEMP MACRO printed_bytes(raw) AS CASE
+  WHEN starts_with(raw, '"') THEN COALESCE('"\\x' || lower(hex(TRY(from_base64(raw::JSON ->> '$')))) || '"', raw)
+  ELSE raw
 END;
 """
 
@@ -878,7 +879,35 @@ def _except(names: str, others: str) -> str:
 
 def _image(part: _Part, image: str) -> str:
     columns = (f"{c.sql} := {_typed(part, c, f'raw_{image}.{c.sql}')}" for c in part.table.columns)
-    return f"struct_pack({', '.join(columns)}, extra := extra_columns(doc, '/{image}', {image}_extra))"
+    return f"struct_pack({', '.join(columns)}, extra := {_extra(part, image)})"
+
+
+def _extra(part: _Part, image: str) -> str:
+    """SQL for the columns that the project does not know, as JSON, in the order of their names.
+
+    As `lockstep capture` has them where the event's schema tells: decimals and bytes as PostgreSQL prints them.
+    """
+    names, member = f"{image}_extra", f"extra_member(doc, '/{image}', name)"
+    known = {c.name for c in part.table.columns}
+    whens = []
+    for (schema_id, name), said in part.types.items():
+        if schema_id != part.schema_id or name in known:
+            continue
+        if said.name == _DECIMAL:
+            decoded = f"from_bytes({member}::JSON, {member}::JSON ->> '$', {said.scale})::VARCHAR"
+        elif said.name == _OWN_SCALE:
+            scale = f"TRY_CAST({member}::JSON ->> '$.scale' AS INTEGER)"
+            decoded = f"from_bytes({member}::JSON, {member}::JSON ->> '$.value', {scale})::VARCHAR"
+        elif said.type == "bytes" and said.name == "None":
+            decoded = f"printed_bytes({member})"
+        else:
+            continue
+        whens.append(f"WHEN {literal(name)} THEN {decoded}")
+    value = f"CASE name {' '.join(whens)} ELSE {member} END" if whens else member
+    return f"""
+    CASE WHEN len({names}) > 0 THEN '{{' || array_to_string(list_transform(list_sort({names}), lambda name:
+      to_json(name)::VARCHAR || ':' || {value}), ',') || '}}' END
+    """
 
 
 def _typed(part: _Part, column: Column, raw: str) -> str:

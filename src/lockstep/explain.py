@@ -280,8 +280,9 @@ class _Diagnosis:
             of_change = ", ".join(f"COALESCE(after.{k}, before.{k})" for k in key)
             keys = self._rows(
                 f"""WITH chain AS (
-                    SELECT {_list(f"COALESCE(after.{k}, before.{k}) AS {k}" for k in key)}, position, before,
-                        LAG(after) OVER (PARTITION BY {of_change} ORDER BY position) AS previous
+                    SELECT {_list(f"COALESCE(after.{k}, before.{k}) AS {k}" for k in key)}, position,
+                        {_declared(source, "before")} AS before,
+                        LAG({_declared(source, "after")}) OVER (PARTITION BY {of_change} ORDER BY position) AS previous
                     FROM {table}
                 ) SELECT {_list(key)} FROM chain WHERE before IS DISTINCT FROM previous
                 GROUP BY ALL ORDER BY ALL LIMIT {self._limit}"""
@@ -296,6 +297,8 @@ class _Diagnosis:
             f"{' AND '.join(f'COALESCE(after.{k}, before.{k}) = ?' for k in TABLES[source].sql_key)} ORDER BY position",
             *values,
         )
+        for image in (e[side] for e in events for side in ("before", "after") if e[side]):
+            del image["extra"]  # as in `_declared`
         at = next(i for i, e in enumerate(events) if e["before"] != (events[i - 1]["after"] if i else None))
         event, previous = events[at], events[at - 1] if at else None
         shown = [e for e in (previous, event) if e]
@@ -438,6 +441,12 @@ class _Diagnosis:
     def _events(self, condition: str, *parameters: Any) -> list[Row]:
         tables = self._sources.values()
         return [e for t in tables for e in self._rows(f"SELECT * FROM {t} WHERE {condition}", *parameters)]
+
+
+def _declared(source: str, image: str) -> str:
+    """SQL for an image without its `extra`, which may change with no change of the row: as the macro declared_image."""
+    columns = _list(f"{c.sql} := {image}.{c.sql}" for c in TABLES[source].columns)
+    return f"CASE WHEN {image} IS NOT NULL THEN STRUCT_PACK({columns}) END"
 
 
 def _merge(measure: Measure, condition: str) -> str:

@@ -209,7 +209,9 @@ def test_figures_over_columns_of_every_type_are_exact(built: Built) -> None:
         assert cells(db, "verified.payments WHERE cut = '2026-03-04'") == at_midnight
         assert cells(db, "live.payments") == cells(db, "mart.payments") == now
         prices = db.execute("SELECT symbol, price, highest FROM mart.prices").fetchall()
+        [tiers] = db.execute("SELECT LIST(DISTINCT after.extra ORDER BY after.extra) FROM changes.payments").fetchone()
         rebuilt = db.execute("SELECT symbol, price, highest FROM rebuild.prices").fetchall()
+    assert tiers == ['{"tier":"1.10"}', None]
     assert {r[2] for r in receipts} == {"passed"}
     assert [r[1:] for r in receipts if r[0] == "payments"][-1] == (MIDNIGHT, "passed", len(at_midnight), 0, 0, True)
     assert [r[1:] for r in receipts if r[0] == "prices"][-1] == (MIDNIGHT, "passed", 2, 1, 0, False)  # a tolerated cell
