@@ -128,12 +128,13 @@ AUDIT (
 );
 
 /* The before image of each change must be the after image of the change before it on that key. A change that was lost,
-   doubled, reordered or altered breaks the chain even where every position is there. */
+   doubled, reordered or altered breaks the chain even where every position is there. What is not declared does not count: a
+   column that the source adds comes without a change. */
 WITH chain AS (
   SELECT
     position,
-    CASE WHEN NOT before IS NULL THEN HASH(before) END AS before_image,
-    LAG(CASE WHEN NOT after IS NULL THEN HASH(after) END) OVER (
+    CASE WHEN NOT before IS NULL THEN HASH(@declared_image(@source_table, before)) END AS before_image,
+    LAG(CASE WHEN NOT after IS NULL THEN HASH(@declared_image(@source_table, after)) END) OVER (
       PARTITION BY @EACH(@keys, k -> COALESCE(STRUCT_EXTRACT(after, k), STRUCT_EXTRACT(before, k)))
       ORDER BY position
     ) AS previous_image

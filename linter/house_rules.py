@@ -108,6 +108,30 @@ class NamesWhatItAwaits(Rule):
         return found
 
 
+class MeasuresAsInTheContract(Rule):
+    """Exact measures have the contract's type in both paths: a wider one would be rounded where the paths meet.
+
+    DuckDB takes columns of DECIMAL(38, 10) and DECIMAL(38, 2), one below the other, for DECIMAL(38, 2).
+    """
+
+    def check_model(self, model):
+        from lockstep.contracts import load
+
+        schema, name = model.name.split(".")[-2:]
+        contract = load().get(name) if schema in ("diffs", "rebuild") else None
+        columns = model.columns_to_types or {}
+        wrong = [
+            f"{m.name} is {columns[m.name].sql('duckdb')}, must be {m.type}"
+            for m in (contract.merged if contract else ())
+            if m.type.startswith(("BIGINT", "DECIMAL"))
+            and m.name in columns
+            and columns[m.name] != exp.DataType.build(m.type, dialect="duckdb")
+        ]
+        if not wrong:
+            return None
+        return self.violation(f"{model.name} differs from seeds/contract_measures.csv: {'; '.join(wrong)}. Cast it.")
+
+
 def _is_of_a_run(model):
     return not model.kind.is_view or bool(model.audits)
 

@@ -82,3 +82,17 @@ def image(evaluator, column: exp.Expression):
         f"CASE WHEN signs.diff = 1 THEN STRUCT_EXTRACT(after, {column}) ELSE STRUCT_EXTRACT(before, {column}) END",
         dialect="duckdb",
     )
+
+
+@macro()
+def declared_image(evaluator, source_table: exp.Expression, image: exp.Expression):
+    """An image without its `extra`, NULL if there is no image: `HASH(@declared_image(changes.orders, before))`.
+
+    A column that the source adds, and nobody has declared, is in the images from then on and in none before it.
+    """
+    from lockstep.schema import TABLES, literal
+
+    columns = ", ".join(
+        f"{literal(c.name)}: STRUCT_EXTRACT({image.name}, {literal(c.name)})" for c in TABLES[source_table.name].columns
+    )
+    return parse_one(f"CASE WHEN NOT {image.name} IS NULL THEN {{{columns}}} END", dialect="duckdb")

@@ -14,13 +14,21 @@ from sqlmesh import macro
 def merged(evaluator, measures):
     """Every measure over a group of rows, merged: `SELECT region, @merged(@measures) FROM parts GROUP BY region`.
 
-    `latest` takes the value with the greatest (latest_at, latest_position), and carries these two along.
+    `latest` takes the value with the greatest (latest_at, latest_position), and carries these two along. A sum over
+    nothing but NULLs is 0: what was added and taken away again could not be told from what was never there.
     """
-    listed = _measures("merged", measures)
-    order = [_Measure("latest_at", "latest", "TIMESTAMP"), _Measure("latest_position", "latest", "BIGINT")]
-    if all(m.merge != "latest" for m in listed):
-        order = []
-    return [_project(_merge(m), m.type, m.name) for m in [*order, *listed]]
+    return [_project(_merge(m), m.type, m.name) for m in _state("merged", measures)]
+
+
+@macro()
+def state_of(evaluator, measures, table):
+    """The measures of a table's cells, as `merged` would have them: `SELECT @state_of(@measures, rebuilt)`."""
+    return [
+        _project(
+            f"COALESCE({table.name}.{m.name}, 0)" if m.merge == "sum" else f"{table.name}.{m.name}", m.type, m.name
+        )
+        for m in _state("state_of", measures)
+    ]
 
 
 @macro()
@@ -69,7 +77,7 @@ def evidence(evaluator, measures):
     for m in _measures("evidence", measures):
         beyond = f"COUNT(CASE WHEN NOT ({_within(m, one, other)}) THEN 1 END)"
         apart = _apart(m, one, other)
-        share = f"CASE WHEN {one}{m.name} <> 0 THEN {apart} / ABS({one}{m.name}) END" if m.is_number else "NULL"
+        share = f"CASE WHEN {one}{m.name} <> 0 THEN {apart} / {_size(m, one)} END" if m.is_number else "NULL"
         entries.append(
             f"{{'measure': '{m.name}', 'cells': COUNT(*), 'cells_differing': "
             f"COUNT(CASE WHEN {one}{m.name} IS DISTINCT FROM {other}{m.name} THEN 1 END), 'cells_beyond': {beyond}, "
@@ -83,7 +91,8 @@ class _Measure:
     def __init__(self, name, merge, type, tolerance_absolute="0", tolerance_relative="0"):
         self.name, self.merge, self.type = name, merge, type.upper()
         self.absolute, self.relative = float(tolerance_absolute), float(tolerance_relative)
-        self.is_number = self.type in ("BIGINT", "DOUBLE")
+        self.is_decimal = self.type.startswith("DECIMAL")
+        self.is_number = self.type in ("BIGINT", "DOUBLE") or self.is_decimal
 
 
 def _measures(macro_name, measures):
@@ -93,6 +102,13 @@ def _measures(macro_name, measures):
     return [_Measure(*(argument.name for argument in m.expressions)) for m in listed]
 
 
+def _state(macro_name, measures):
+    """The measures, and before them what `latest` ones need."""
+    listed = _measures(macro_name, measures)
+    order = [_Measure("latest_at", "latest", "TIMESTAMP"), _Measure("latest_position", "latest", "BIGINT")]
+    return [*order, *listed] if any(m.merge == "latest" for m in listed) else listed
+
+
 def _merge(m, when=None):
     value = m.name
     if m.merge == "latest":
@@ -100,7 +116,7 @@ def _merge(m, when=None):
     if when:
         value = f"CASE WHEN {when} THEN {value} END"
     if m.merge == "sum":
-        return f"COALESCE(SUM({value}), 0)" if when else f"SUM({value})"
+        return f"COALESCE(SUM({value}), 0)"
     if m.merge == "latest":  # structs are compared field by field, and no two rows share a position
         return f"STRUCT_EXTRACT(MAX({value}), 'value')"
     return f"{m.merge.upper()}({value})"
@@ -112,11 +128,22 @@ def _project(merge, type, name):
 
 def _apart(m, one, other):
     """How far two sides lie apart: a number, or NULL where one is missing or no distance is known."""
+    if m.is_decimal:  # two values of opposite signs may lie farther apart than the type reaches
+        digits, scale = (
+            parameter.this.to_py() for parameter in exp.DataType.build(m.type, dialect="duckdb").expressions
+        )
+        farthest = f"CASE WHEN {one}{m.name} <> {other}{m.name} THEN CAST('{'9' * (digits - scale)}' AS {m.type}) END"
+        return f"COALESCE(TRY(ABS({one}{m.name} - {other}{m.name})), {farthest})"
     if m.is_number:
         return f"ABS({one}{m.name} - {other}{m.name})"
     if m.type == "TIMESTAMP":
         return f"ABS(EPOCH({one}{m.name}) - EPOCH({other}{m.name}))"
     return "CAST(NULL AS DOUBLE)"
+
+
+def _size(m, one):
+    """What a share is of: for a DECIMAL a DOUBLE, because its digits and those of the share may be more than fit."""
+    return f"CAST(ABS({one}{m.name}) AS DOUBLE)" if m.is_decimal else f"ABS({one}{m.name})"
 
 
 def _within(m, one, other):
@@ -126,5 +153,5 @@ def _within(m, one, other):
     if m.absolute:
         allowed.append(f"COALESCE({apart} <= {m.absolute!r}, FALSE)")
     if m.relative:
-        allowed.append(f"COALESCE({apart} <= {m.relative!r} * ABS({one}{m.name}), FALSE)")
+        allowed.append(f"COALESCE({apart} <= {m.relative!r} * {_size(m, one)}, FALSE)")
     return f"({' OR '.join([same, *allowed])})"

@@ -27,7 +27,7 @@ MODEL (
 SELECT
   rebuild_cut.cut::TIMESTAMP AS cut, /* Cut of this generation */
   @EACH(@grain, g -> rebuilt.g),
-  @EACH(@state, m -> rebuilt.m),
+  @state_of(@measures, rebuilt),
   in_use.evidence_digest::TEXT AS evidence_digest /* What it was computed from, as its receipt says */
 FROM rebuild.@{domain} AS rebuilt
 CROSS JOIN rebuild.cut AS rebuild_cut

@@ -33,7 +33,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -354,14 +354,16 @@ class ChangeLog:
         `lends` promises to call `Writer.lend` now and then; from such a writer the log is borrowed within `patience`
         seconds (see `lock.exclusive`). `clock` tells commit times that are ahead; a simulated source brings its own.
 
-        Opening it creates an empty log where there is none and moves what a crash left of a landing to the debris.
+        Opening it creates an empty log where there is none, which is taken back if the caller fails before anything has
+        landed, and moves what a crash left of a landing to the debris.
         Raises LockstepError if another process is writing, if the log already belongs to another source (positions
         and log sequence numbers of two databases have no common order), or if watermark and files contradict.
         """
         with exclusive(self.home / "changelog.lock", purpose, lends=lends, patience=patience) as lock:
             if not reclocks:
                 self._require_whole()
-            if not self.exists():
+            is_new = not self.exists()
+            if is_new:
                 self._create(source)
             watermark = self.sound_watermark()
             if watermark.source != source:
@@ -372,7 +374,24 @@ class ChangeLog:
             self._require_schemas()
             watermark = self.settle()
             with ThreadPoolExecutor(os.cpu_count()) as pool:
-                yield Writer(self, watermark, pool, lock, clock)
+                writer = Writer(self, watermark, pool, lock, clock)
+                try:
+                    yield writer
+                except BaseException:
+                    if is_new and not writer.watermark.position and not writer.watermark.resume:
+                        self._take_back()
+                    raise
+
+    def _take_back(self) -> None:
+        """Undo `_create`: remove the files that an empty log has, and the directories if nothing else is in them."""
+        empty = [*self.root.rglob("0-0.parquet"), self.quarantine / "0-0.jsonl"]
+        if not self.source_receipts.stat().st_size:
+            empty.append(self.source_receipts)
+        for path in (*empty, self.journal.path, self._watermark_path):
+            path.unlink(missing_ok=True)
+        for directory in (*sorted(self.root.rglob("*"), reverse=True), self.root, self.quarantine):
+            with suppress(OSError):
+                directory.rmdir()
 
     def _require_whole(self) -> None:
         if self.reclocking.exists():

@@ -9,11 +9,13 @@ from __future__ import annotations
 import csv
 import functools
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from lockstep.errors import LockstepError
+from lockstep.kinds import MOST_DIGITS
 from lockstep.project import project
 from lockstep.schema import TABLES
 
@@ -21,7 +23,8 @@ MODES = ("batch", "shadow", "live")
 MERGES = ("sum", "latest", "max", "min", "batch")
 BAD_EVENTS = ("hold", "skip")
 
-# The unit of a measure decides the type it has in every model.
+# The unit of a measure decides the type it has in every model. Beside these there are amounts, such as `eur(2)`: exact
+# numbers with so many digits behind the point.
 UNITS = {
     "count": "BIGINT",
     "cents": "BIGINT",
@@ -34,7 +37,18 @@ UNITS = {
     "timestamp": "TIMESTAMP",
     "text": "TEXT",
 }
-_MEASURABLE = {"BIGINT", "DOUBLE", "TIMESTAMP"}  # types of which two values lie a distance apart
+_AMOUNT = re.compile(r"[A-Za-z][A-Za-z_/]*\(([0-9]{1,2})\)")
+_MEASURABLE = ("BIGINT", "DOUBLE", "TIMESTAMP", "DECIMAL")  # types of which two values lie a distance apart
+_EXACT = ("BIGINT", "DECIMAL")
+
+
+def type_of(unit: str) -> str | None:
+    """The type of measures of this unit, None if there is no such unit."""
+    amount = _AMOUNT.fullmatch(unit)
+    if amount and int(amount[1]) < MOST_DIGITS:
+        return f"DECIMAL({MOST_DIGITS}, {int(amount[1])})"
+    return UNITS.get(unit)
+
 
 # What the stamped models call columns of their own.
 _RESERVED = frozenset(
@@ -60,7 +74,7 @@ class Measure:
 
     @property
     def type(self) -> str:
-        return UNITS[self.unit]
+        return type_of(self.unit) or ""
 
 
 @dataclass(frozen=True)
@@ -142,10 +156,9 @@ def load(seeds: Path | None = None) -> dict[str, Contract]:
         sources = (table, *row["joined_tables"].split())
         row.check("source_table", table in TABLES, f"one of {', '.join(TABLES)}")
         row.check("joined_tables", set(row["joined_tables"].split()) <= set(TABLES), f"of {', '.join(TABLES)}")
-        row.check("source_table", bool(TABLES[table].key), "a table with a primary key")
         key = TABLES[table].key
         is_key = row["source_key"].split() == " ".join(key).split()  # a column's name may have spaces itself
-        row.check("source_key", is_key, f"the key of {table}: {' '.join(key)}")
+        row.check("source_key", is_key, f"the key of {table}: {' '.join(key) or 'nothing, as it has none'}")
         grain = tuple(row["grain"].split())
         row.check("grain", bool(grain) and all(map(_is_name, grain)), "lower-case names of columns")
         own = tuple(m for m, at in measures if at["domain"] == domain)
@@ -211,13 +224,16 @@ def _measures(path: Path) -> list[tuple[Measure, _Row]]:
         row.check("measure", _is_name(name), "a lower-case name")
         row.check("measure", name not in _RESERVED, f"none of {', '.join(sorted(_RESERVED))}")
         row.check("merge", merge in MERGES, f"one of {', '.join(MERGES)}")
-        row.check("unit", unit in UNITS, f"one of {', '.join(UNITS)}")
-        row.check("unit", merge != "sum" or UNITS[unit] == "BIGINT", "a unit of whole numbers: sums are exact")
-        row.check("unit", merge == "batch" or UNITS[unit] in _MEASURABLE or merge == "latest", "a unit with an order")
+        type_ = type_of(unit) or ""
+        amount = "an amount with its digits behind the point, such as eur(2)"
+        row.check("unit", bool(type_), f"one of {', '.join(UNITS)}, or {amount}")
+        is_exact, is_measurable = type_.startswith(_EXACT), type_.startswith(_MEASURABLE)
+        row.check("unit", merge != "sum" or is_exact, f"a unit of whole numbers, or {amount}: sums are exact")
+        row.check("unit", merge == "batch" or is_measurable or merge == "latest", "a unit with an order")
         for tolerance in ("tolerance_absolute", "tolerance_relative"):
             exact = row.number(tolerance) == 0
             row.check(tolerance, exact or merge not in ("sum", "batch"), f"0, as it merges by {merge}")
-            row.check(tolerance, exact or UNITS[unit] in _MEASURABLE, f"0, as its unit is {unit}")
+            row.check(tolerance, exact or is_measurable, f"0, as its unit is {unit}")
         share = row.number("tolerance_relative")
         row.check("tolerance_relative", share == 0 or unit != "timestamp", "0 for a timestamp")
         twice = any(m.name == name and at["domain"] == row["domain"] for m, at in measures)

@@ -14,10 +14,11 @@ milliseconds, timestamptz(6) microseconds), else the connector's default. See `_
 
 Nothing is rounded, shifted or guessed on the way: a value that is not exactly one of its column's type is a reason.
 
-Identity: an event is known again by table, `tx_id`, `lsn`, op and key. `lsn` is `source.lsn`; for MySQL it is made of
-the binlog's file number, `pos` and `row`. For SQL Server it is a digest of `commit_lsn`, `change_lsn` and
-`event_serial_no`; for Oracle of `scn`, `redo_thread`, `rs_id` and `ssn`, or of `lcr_position`. For any other source it
-is a digest of the event's `source` block and images, so that only an identical event counts as the same.
+Identity: an event is known again by table, `tx_id`, `lsn`, op and key; in a table without a key by its row and its
+number in the transaction. `lsn` is `source.lsn`; for MySQL it is made of the binlog's file number, `pos` and `row`. For
+SQL Server it is a digest of `commit_lsn`, `change_lsn` and `event_serial_no`; for Oracle of `scn`, `redo_thread`,
+`rs_id` and `ssn`, or of `lcr_position`. For any other source it is a digest of the event's `source` block and images,
+so that only an identical event counts as the same.
 """
 
 from __future__ import annotations
@@ -192,13 +193,14 @@ CREATE OR REPLACE TEMP MACRO json_or_null(text) AS CASE
 END;
 CREATE OR REPLACE TEMP MACRO member(doc, image, name) AS
   json_extract(doc, image || '/' || replace(replace(name, '~', '~0'), '/', '~1'))::VARCHAR;
-CREATE OR REPLACE TEMP MACRO extra_columns(doc, image, names) AS CASE
-  WHEN len(names) > 0 THEN '{' || array_to_string(list_transform(list_sort(names), lambda name:
-    to_json(name)::VARCHAR || ':' || CASE
-      WHEN is_unavailable(member(doc, image, name))
-        THEN COALESCE(member(doc, '/before', name), 'null')
-      ELSE member(doc, image, name)
-    END), ',') || '}'
+CREATE OR REPLACE TEMP MACRO extra_member(doc, image, name) AS CASE
+  WHEN is_unavailable(member(doc, image, name)) THEN COALESCE(member(doc, '/before', name), 'null')
+  ELSE member(doc, image, name)
+END;
+/* Bytes as JSON as PostgreSQL prints them, from base64. */
+CREATE OR REPLACE TEMP MACRO printed_bytes(raw) AS CASE
+  WHEN starts_with(raw, '"') THEN COALESCE('"\\x' || lower(hex(TRY(from_base64(raw::JSON ->> '$')))) || '"', raw)
+  ELSE raw
 END;
 """
 
@@ -557,11 +559,21 @@ def _is_json(line: str) -> bool:
     return True
 
 
-# The kind of a change that is of a table in another schema than the source table of that name, or without a key.
+# The kind of a change that is of a table in another schema than the source table of that name, or of a table without a
+# key where that cannot be.
 FOREIGN = "foreign"
-_KEYLESS = (
-    "{} is declared without a key, so an event that comes twice cannot be told from two equal rows: such a table can "
-    "only be followed by `lockstep capture`"
+_KEYLESS = "{} is declared append-only and has no key, so "
+_NUMBERED = (
+    "an event that comes twice can be told from two equal rows only by its number in the transaction, which it lacks: "
+    "provide.transaction.metadata=true has the connector send it"
+)
+_READ = (
+    "what a connector's snapshot read of it may have come before, and nothing tells: land only what is added "
+    "(snapshot.mode=no_data), or follow it with `lockstep capture`"
+)
+_CHANGED = (
+    "none of its rows can be changed or deleted: declare its key if it has one, and discard the event if the row may "
+    "stay as it was"
 )
 
 
@@ -641,17 +653,18 @@ class Schemas:
         _register(con, "records", records)
 
     def _is_keyless(self) -> str:
-        """SQL over `records`: whether the event is of a table without a key and cannot be told from a second one.
+        """SQL over `records`: whether the event is of a table without a key and is no insert that can be known again.
 
-        An insert that `lockstep capture` has rejected can land: it is retried by its place in the log.
+        Rows of one COPY share their lsn, so PostgreSQL's need the number in their transaction. What `lockstep capture`
+        has rejected needs none: it is retried by its place in the log.
         """
-        names = ", ".join(literal(table.name) for table in TABLES.values() if not table.key) or "''"
-        may_land = "op IS NOT DISTINCT FROM 'c'" if self._captured else "FALSE"
-        return f"""kind = 'change' AND "table" IN ({names}) AND NOT ({may_land})"""
+        is_known = "TRUE" if self._captured else f"({_HAS_NUMBER})"
+        return f"""kind = 'change' AND {_of_keyless()} AND NOT (op = 't' OR op = 'c' AND {is_known}) IS TRUE"""
 
     def reason(self) -> str:
         """SQL over `records`: why an event of the kind FOREIGN does not land; null for all others."""
-        reasons = {t.name: literal(_KEYLESS.format(t.name)) for t in TABLES.values() if not t.key}
+        why = f"CASE WHEN op = 'c' THEN {literal(_NUMBERED)} WHEN op = 'r' THEN {literal(_READ)} ELSE {literal(_CHANGED)} END"
+        reasons = {t.name: f"{literal(_KEYLESS.format(t.name))} || {why}" for t in TABLES.values() if not t.key}
         for name, schema in self._first.items():
             reasons.setdefault(name, f"""'it is a change of ' || "schema" || {literal(self._reason(name, schema))}""")
         cases = " ".join(f"WHEN {literal(name)} THEN {reason}" for name, reason in reasons.items())
@@ -665,6 +678,15 @@ class Schemas:
             f"Declare which it is in {SCHEMA_FILE}, CREATE TABLE {schema}.{source}, then events of the other are "
             "passed over; what is in quarantine of it can be discarded"
         )
+
+
+_HAS_NUMBER = "connector IS DISTINCT FROM 'postgresql' OR total_order IS NOT NULL"
+
+
+def _of_keyless() -> str:
+    """SQL over `records`: whether a record is of a table without a key."""
+    names = ", ".join(literal(table.name) for table in TABLES.values() if not table.key) or "''"
+    return f""""table" IN ({names})"""
 
 
 def as_lines(events: Sequence[str]) -> pa.Table:
@@ -684,7 +706,8 @@ def fingerprint(text: str = "doc") -> str:
     """
     return f"""
     CASE WHEN kind IN ('change', '{FOREIGN}') THEN md5(concat_ws(chr(31), "table", op, tx_id, lsn, committed_at,
-      json_extract(doc, '$.before'), json_extract(doc, '$.after'))) ELSE md5({text}) END
+      json_extract(doc, '$.before'), json_extract(doc, '$.after'),
+      CASE WHEN {_of_keyless()} THEN total_order END)) ELSE md5({text}) END
     """
 
 
@@ -984,7 +1007,35 @@ def _image(part: _Part, image: str) -> str:
     for c in part.table.columns:
         value = _typed(part, c, f"raw_{image}.{c.sql}")
         columns.append(f"{c.sql} := {f'NULLIF({value}, {_epoch(c)})' if part.may_be_zero_date(c) else value}")
-    return f"struct_pack({', '.join(columns)}, extra := extra_columns(doc, '/{image}', {image}_extra))"
+    return f"struct_pack({', '.join(columns)}, extra := {_extra(part, image)})"
+
+
+def _extra(part: _Part, image: str) -> str:
+    """SQL for the columns that the project does not know, as JSON, in the order of their names.
+
+    As `lockstep capture` has them where the event's schema tells: decimals and bytes as PostgreSQL prints them.
+    """
+    names, member = f"{image}_extra", f"extra_member(doc, '/{image}', name)"
+    known = {part.source(c) for c in part.table.columns}
+    whens = []
+    for (schema_id, name), said in part.types.items():
+        if schema_id != part.schema_id or name in known:
+            continue
+        if said.name == _DECIMAL:
+            decoded = f"from_bytes({member}::JSON, {member}::JSON ->> '$', {said.scale})::VARCHAR"
+        elif said.name == _OWN_SCALE:
+            scale = f"TRY_CAST({member}::JSON ->> '$.scale' AS INTEGER)"
+            decoded = f"from_bytes({member}::JSON, {member}::JSON ->> '$.value', {scale})::VARCHAR"
+        elif said.type == "bytes" and said.name == "None":
+            decoded = f"printed_bytes({member})"
+        else:
+            continue
+        whens.append(f"WHEN {literal(name)} THEN {decoded}")
+    value = f"CASE name {' '.join(whens)} ELSE {member} END" if whens else member
+    return f"""
+    CASE WHEN len({names}) > 0 THEN '{{' || array_to_string(list_transform(list_sort({names}), lambda name:
+      to_json(name)::VARCHAR || ':' || {value}), ',') || '}}' END
+    """
 
 
 def _epoch(column: Column) -> str:

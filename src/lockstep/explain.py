@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from decimal import Decimal, localcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import duckdb
 from lockstep import warehouse
 from lockstep.contracts import Contract, Measure
 from lockstep.errors import LockstepError
+from lockstep.kinds import MOST_DIGITS, plain
 from lockstep.project import project
 from lockstep.schema import TABLES
 from lockstep.warehouse import Row
@@ -262,8 +264,9 @@ class _Diagnosis:
                 f"ORDER BY position LIMIT {self._limit}"
             )
             for event in events:
-                key = tuple((event["before"] or event["after"])[name] for name in TABLES[source].key)
-                where = f"{_named(TABLES[source].key, key)}, position {event['position']}"
+                names = [c.name for c in TABLES[source].key_columns]
+                key = tuple((event["before"] or event["after"])[name] for name in names)
+                where = f"{_named(names, key)}, position {event['position']}"
                 findings.append(Finding(NOT_APPEND_ONLY, where, _plain(key), [event]))
         return findings
 
@@ -271,13 +274,16 @@ class _Diagnosis:
         """Keys on which a before image is not the after image of the change before."""
         findings = []
         for source, table in self._sources.items():
+            if not TABLES[source].key:  # its rows have one change each, or two if TRUNCATE took them away
+                continue
             of_change = [f"COALESCE(after.{k}, before.{k})" for k in TABLES[source].sql_key]
             key = [f"__k{n}" for n, _ in enumerate(of_change)]
             keys = self._rows(
                 f"""WITH chain AS (
                     SELECT {_list(f"{value} AS {k}" for value, k in zip(of_change, key, strict=True))},
-                        position, before,
-                        LAG(after) OVER (PARTITION BY {_list(of_change)} ORDER BY position) AS previous
+                        position, {_declared(source, "before")} AS before,
+                        LAG({_declared(source, "after")})
+                            OVER (PARTITION BY {_list(of_change)} ORDER BY position) AS previous
                     FROM {table}
                 ) SELECT {_list(key)} FROM chain WHERE before IS DISTINCT FROM previous
                 GROUP BY ALL ORDER BY ALL LIMIT {self._limit}"""
@@ -292,6 +298,8 @@ class _Diagnosis:
             f"{' AND '.join(f'COALESCE(after.{k}, before.{k}) = ?' for k in TABLES[source].sql_key)} ORDER BY position",
             *values,
         )
+        for image in (e[side] for e in events for side in ("before", "after") if e[side]):
+            del image["extra"]  # as in `_declared`
         at = next(i for i, e in enumerate(events) if e["before"] != (events[i - 1]["after"] if i else None))
         event, previous = events[at], events[at - 1] if at else None
         shown = [e for e in (previous, event) if e]
@@ -436,6 +444,12 @@ class _Diagnosis:
         return [e for t in tables for e in self._rows(f"SELECT * FROM {t} WHERE {condition}", *parameters)]
 
 
+def _declared(source: str, image: str) -> str:
+    """SQL for an image without its `extra`, which may change with no change of the row: as the macro declared_image."""
+    columns = _list(f"{c.sql} := {image}.{c.sql}" for c in TABLES[source].columns)
+    return f"CASE WHEN {image} IS NOT NULL THEN STRUCT_PACK({columns}) END"
+
+
 def _merge(measure: Measure, condition: str) -> str:
     """A measure over the rows of a group that meet a condition."""
     name = measure.name
@@ -450,12 +464,15 @@ def _merge(measure: Measure, condition: str) -> str:
 def _is_near(measure: Measure) -> str:
     """Whether two sides of a cell lie as near as the contract allows; `one_` is what a relative tolerance is of."""
     one, other = f"one_{measure.name}", f"other_{measure.name}"
+    size = f"ABS({one})"
     if measure.type == "TIMESTAMP":
         return f"COALESCE(ABS(EPOCH({one}) - EPOCH({other})) <= {measure.tolerance_absolute}, FALSE)"
     if measure.type == "TEXT":
         return "FALSE"
-    allowed = f"GREATEST({measure.tolerance_absolute}, {measure.tolerance_relative} * ABS({one}))"
-    return f"COALESCE(ABS({one} - {other}) <= {allowed}, FALSE)"
+    if measure.type.startswith("DECIMAL"):  # a product of DECIMALs may have more digits than fit
+        size = f"CAST({size} AS DOUBLE)"
+    allowed = f"GREATEST({measure.tolerance_absolute}, {measure.tolerance_relative} * {size})"
+    return f"COALESCE(TRY(ABS({one} - {other})) <= {allowed}, FALSE)"
 
 
 def _differences(row: Row, contract: Contract) -> str:
@@ -464,7 +481,11 @@ def _differences(row: Row, contract: Contract) -> str:
     for m in contract.merged:
         one, other = row[f"one_{m.name}"], row[f"other_{m.name}"]
         if one != other:
-            apart.append(f"{m.name} {one - other:+}" if m.merge == "sum" else f"{m.name} {one}, not {other}")
+            apart.append(
+                f"{m.name} {_signed(one, other)}"
+                if m.merge == "sum"
+                else f"{m.name} {_shown(one)}, not {_shown(other)}"
+            )
     return f"{', '.join(apart)} in the cell {cell}"
 
 
@@ -474,7 +495,17 @@ def _columns_apart(one: Row, other: Row) -> int:
 
 def _named(names: Iterable[str], values: Iterable[Any]) -> str:
     """Columns with their values, without those that are not there."""
-    return ", ".join(f"{n} {v}" for n, v in zip(names, values, strict=True) if v is not None)
+    return ", ".join(f"{n} {_shown(v)}" for n, v in zip(names, values, strict=True) if v is not None)
+
+
+def _shown(value: Any) -> str:
+    return "nothing" if value is None else str(value) if isinstance(value, datetime) else plain(value)
+
+
+def _signed(one: Any, other: Any) -> str:
+    """How far one number lies above (+) or below (-) another, with every digit."""
+    with localcontext(prec=2 * MOST_DIGITS):
+        return f"{Decimal(one) - Decimal(other):+f}"
 
 
 def _plain(key: tuple[Any, ...]) -> Any:

@@ -254,7 +254,7 @@ class Landing:
               CASE WHEN op IS DISTINCT FROM 'r' THEN tx_id END AS tx_id, /* what a snapshot read has no transaction */
               {debezium.fingerprint(_RAW)} AS fingerprint
             FROM broken
-            JOIN (SELECT ordinal, kind, op, tx_id, lsn, doc FROM records) USING (ordinal)
+            JOIN (SELECT ordinal, kind, op, tx_id, lsn, total_order, doc FROM records) USING (ordinal)
             JOIN (SELECT ordinal, line FROM lines) USING (ordinal)
             WHERE fingerprint NOT IN (SELECT fingerprint FROM quarantined)
             QUALIFY ROW_NUMBER() OVER (PARTITION BY fingerprint ORDER BY ordinal) = 1
@@ -389,14 +389,24 @@ class Landing:
                 con.execute(f"CREATE OR REPLACE TABLE fresh_{name} AS FROM nothing")
                 tables.append(table)
             changes = _changes(self._log, table)
-            con.execute(
-                f"""
-                INSERT INTO fresh_{name}
-                SELECT ? + ROW_NUMBER() OVER (ORDER BY ordinal), ?, 'd', after, NULL, ?, ?
-                FROM ({changes}) WHERE op <> 'd' AND ordinal IN (
+            live = f"""
+                SELECT ordinal, after AS image FROM ({changes}) WHERE op <> 'd' AND ordinal IN (
                   SELECT MAX(ordinal) FROM ({_lives(table, changes)}) WHERE ordinal < ?
                   GROUP BY key HAVING NOT arg_max(is_end, ordinal)
                 )
+            """
+            if not table.key:
+                live = f"""
+                SELECT 0 AS ordinal, image FROM (
+                  SELECT image, SUM(weight)::BIGINT AS weight FROM (
+                    SELECT ordinal, UNNEST([before, after]) AS image, UNNEST([-1, 1]) AS weight FROM ({changes})
+                  ) WHERE image IS NOT NULL AND ordinal < ? GROUP BY image
+                ), UNNEST(RANGE(weight))
+                """
+            con.execute(
+                f"""
+                INSERT INTO fresh_{name}
+                SELECT ? + ROW_NUMBER() OVER (ORDER BY ordinal), ?, 'd', image, NULL, ?, ? FROM ({live})
                 """,
                 [ordinal, committed_at, tx_id, lsn, ordinal],
             )
@@ -436,11 +446,15 @@ class Landing:
                 )
                 """
             )
+        identity, numbered = "tx_id, lsn, same_op, same_key", ""
+        if not table.key:  # equal rows of one transaction, which lands whole
+            identity += ", total_order"
+            numbered = "JOIN (SELECT ordinal, total_order FROM records) USING (ordinal)"
         return f"""
         SELECT ordinal, committed_at, op, before, after, tx_id, lsn
-        FROM parsed_{table.name} AS p
+        FROM parsed_{table.name} AS p {numbered}
         WHERE {" AND ".join(conditions)}
-        QUALIFY ROW_NUMBER() OVER (PARTITION BY tx_id, lsn, same_op, same_key ORDER BY ordinal) = 1
+        QUALIFY ROW_NUMBER() OVER (PARTITION BY {identity} ORDER BY ordinal) = 1
         """
 
     def _files(self, table: Table, low: int, high: int, until: int) -> list[Path]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import date, datetime
+from decimal import Decimal
 from typing import Any
 
 import pyarrow as pa
@@ -56,6 +58,15 @@ class Kind:
         if self.is_decimal and self.name == "numeric":
             return f"numeric({self.type.precision}, {self.type.scale})"
         return self.name if self.name in _STORED or self.name in ("text", "uuid", "timetz") else self.sql.lower()
+
+
+def plain(value: Any) -> str:
+    """A value as text for people: a DECIMAL with every digit, bytes as PostgreSQL prints them, times in ISO format."""
+    if isinstance(value, bytes):
+        return f"\\x{value.hex()}"
+    if isinstance(value, Decimal):
+        return f"{value:f}"
+    return value.isoformat() if isinstance(value, (datetime, date)) else str(value)
 
 
 def meaning(kind: Kind) -> str:

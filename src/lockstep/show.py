@@ -5,7 +5,8 @@ from __future__ import annotations
 import json as json_module
 import sys
 from collections.abc import Sequence
-from datetime import date, datetime
+from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lockstep.kinds import plain
 from lockstep.schema import SCHEMA_FILE
 
 if TYPE_CHECKING:
@@ -41,13 +43,7 @@ if not console.is_terminal:
 
 def json(value: Any) -> None:
     """Print as indented JSON; times in ISO format, UTC."""
-    print(json_module.dumps(value, indent=2, default=_plain))
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, bytes):
-        return f"\\x{value.hex()}"
-    return value.isoformat() if isinstance(value, (datetime, date)) else str(value)
+    print(json_module.dumps(value, indent=2, default=plain))
 
 
 def _seconds(at: datetime | None) -> str:
@@ -345,7 +341,7 @@ def _cell(cell: Row) -> str:
     measures = [name.removeprefix("rebuild_") for name in cell if name.startswith("rebuild_")]
     sides = {f"{side}_{m}" for m in measures for side in ("rebuild", "increments")}
     columns = {n: v for n, v in cell.items() if n not in sides | {"cut", "class"} and v is not None}
-    grain = ", ".join(f"{n} {_plain(v)}" for n, v in columns.items())
+    grain = ", ".join(f"{n} {plain(v)}" for n, v in columns.items())
     apart = [m for m in measures if cell[f"rebuild_{m}"] != cell[f"increments_{m}"]]
     return f"{grain}: " + ", ".join(
         f"{m} {_value(cell[f'rebuild_{m}'])} rebuilt, {_value(cell[f'increments_{m}'])} added up" for m in apart
@@ -353,7 +349,11 @@ def _cell(cell: Row) -> str:
 
 
 def _value(value: Any) -> str:
-    return f"{value:,}" if isinstance(value, (int, float)) else "nothing" if value is None else _plain(value)
+    if isinstance(value, (int, float)):
+        return f"{value:,}"
+    if isinstance(value, Decimal):
+        return f"{value:,f}"
+    return "nothing" if value is None else plain(value)
 
 
 def _images(event: Row) -> str:
@@ -361,9 +361,9 @@ def _images(event: Row) -> str:
     before, after = event["before"], event["after"]
     if before and after:
         changed = [n for n in after if before[n] != after[n]]
-        return ", ".join(f"{n} {_plain(before[n])} -> {_plain(after[n])}" for n in changed) or "no column changed"
+        return ", ".join(f"{n} {plain(before[n])} -> {plain(after[n])}" for n in changed) or "no column changed"
     image = after or before or {}
-    return ", ".join(f"{n} {_plain(v)}" for n, v in image.items() if v is not None)
+    return ", ".join(f"{n} {plain(v)}" for n, v in image.items() if v is not None)
 
 
 def progress(records: int, bytes_read: int) -> None:

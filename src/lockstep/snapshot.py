@@ -89,11 +89,14 @@ def begin(home: Path, writer: Writer, source: Source, new_snapshot: bool, stop: 
         try:
             return _snapshot(home, writer, source, identity, connection, replication, state, stop)
         except BaseException as e:
-            # A slot that nobody reads keeps the server's log from being removed.
-            with suppress(psycopg2.Error, LockstepError):
+            # A slot that nobody reads keeps the server's log from being removed. Once it is gone nothing needs to know
+            # of it: a log that has just been begun is then taken back.
+            with suppress(psycopg2.Error, LockstepError, OSError):
                 source.drop_slot(connection)
                 if is_published:
                     source.drop_publication(connection)
+                if not is_begun:
+                    writer.land({}, resume=resume)
             if isinstance(e, _Stopped):
                 log.info("stopped before the snapshot was complete: nothing landed, the next start takes another")
                 return 0

@@ -17,7 +17,7 @@ from sqlglot.errors import SqlglotError
 _SERVING = ("served_from", "as_of")  # the same of all cells
 _KNOWN = (
     *(exp.Select, exp.From, exp.Join, exp.Group, exp.Having, exp.Table, exp.TableAlias, exp.Alias, exp.Identifier),
-    *(exp.Column, exp.Cast, exp.DataType, exp.Coalesce, exp.Literal, exp.Paren, exp.And, exp.Sum),
+    *(exp.Column, exp.Cast, exp.DataType, exp.DataTypeParam, exp.Coalesce, exp.Literal, exp.Paren, exp.And, exp.Sum),
     *(exp.EQ, exp.NEQ, exp.LT, exp.LTE, exp.GT, exp.GTE),
 )
 
@@ -113,7 +113,7 @@ def find_sums(query: str) -> Sums | None:
     ):
         return None
     added = [f"{_sql(value)} AS {name}" for name, value in keys.items()]
-    added += [f"CAST({_sql(value)} AS BIGINT) AS {name}" for name, value in sums.items()]
+    added += [f"{_sql(value)} AS {name}" for name, value in sums.items()]
     return Sums(
         cells=_relation(cells),
         dimension=_relation(dimension) if dimension else None,

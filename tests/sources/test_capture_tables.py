@@ -110,6 +110,8 @@ def test_a_snapshot_that_fails_leaves_no_slot_and_no_publication(
         patch.setattr(Source, "copy", fails)
         assert "The snapshot could not be completed" in refusal(strangers, home)
     assert left_behind(strangers) == []
+    assert not ChangeLog(home).exists()
+    assert {p.name for p in home.iterdir()} == {"capture.json", "capture.lock", "changelog.lock", "metrics"}
     assert capture(strangers, home).snapshot == 1
     assert_log_is_source(strangers, home)
 

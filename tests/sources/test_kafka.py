@@ -31,6 +31,7 @@ from lockstep.cli import cli
 from lockstep.errors import LockstepError
 from lockstep.ingest import Summary, ingest
 from lockstep.kafka import Address, Options, follow
+from lockstep.schema import TABLES, declared
 
 ORDERS = "shop.public.orders"
 LOCKSTEP = str(Path(sys.executable).with_name("lockstep"))
@@ -121,6 +122,24 @@ def test_a_transaction_waits_for_all_its_events(broker, home):
     send(broker, ORDERS, events[1], partition=1)
     assert catch_up(home, broker, ORDERS, MARKS).unfinished == 0
     assert ids(home) == [101, 102, 103, 201]
+
+
+def test_a_table_without_a_key_lands_each_of_equal_rows_once(broker, home, tmp_path, monkeypatch):
+    (tmp_path / "schema.sql").write_text("-- append-only\nCREATE TABLE visits (page text)")
+    monkeypatch.setattr(TABLES, "_found", declared(tmp_path / "schema.sql"))
+    visits = "shop.public.visits"
+    broker.topic(visits, 2)
+    broker.topic(MARKS)
+    rows = [event("c", None, {"page": "a"}, tx=1, marked=True, table="visits") for _ in range(3)]  # of one COPY
+    for number, row in enumerate(rows, 1):
+        row["transaction"]["total_order"] = number
+        send(broker, visits, row, partition=number % 2)
+    end = {"event_count": 3, "data_collections": [{"data_collection": "public.visits", "event_count": 3}]}
+    send(broker, MARKS, mark("BEGIN", 1), mark("END", 1) | end)
+    send(broker, visits, *rows[1:])  # the connector was started anew
+    assert catch_up(home, broker, visits, MARKS).landed == {"visits": 3}
+    assert catch_up(home, broker, visits, MARKS, from_beginning=True).landed == {}
+    assert [row["after"]["page"] for row in log_rows(home, "visits")] == ["a"] * 3
 
 
 def test_complete_lands_what_there_is(broker, home):

@@ -438,3 +438,26 @@ def test_any_identifier_may_be_a_columns_name(home, declare):
 def test_a_column_that_an_image_cannot_hold_is_refused(declare, columns, message):
     with pytest.raises(LockstepError, match=message):
         declare(f"CREATE TABLE items (id int PRIMARY KEY, {columns});")
+
+
+def test_columns_without_a_declaration_are_as_capture_has_them_if_the_schema_tells(home):
+    said = {
+        "rate": {"type": "bytes", "name": "org.apache.kafka.connect.data.Decimal", "parameters": {"scale": "2"}},
+        "any": {"type": "struct", "name": "io.debezium.data.VariableScaleDecimal"},
+        "raw": {"type": "bytes"},
+        "note": {"type": "string"},
+    }
+    values = {"rate": "bg==", "any": {"scale": 3, "value": "/w=="}, "raw": "AP8=", "note": "AP8="}
+    nothing = dict.fromkeys(said)
+    large = {**values, "raw": base64.b64encode(b"__debezium_unavailable_value").decode()}
+    deliver(
+        home,
+        with_schema(event("c", None, order(**values)), **said),
+        with_schema(event("u", order(**values), order(**large), n=2), **said),
+        with_schema(event("c", None, order(2, **nothing), n=3), **said),
+        event("c", None, order(3, **values), n=4),
+    )
+    assert reasons(home) == []
+    first, second, third, fourth = (json.loads(text) for text in landed(home, "extra"))
+    assert first == second == {"any": "-0.001", "note": "AP8=", "rate": "1.10", "raw": "\\x00ff"}
+    assert (third, fourth) == (nothing, values)

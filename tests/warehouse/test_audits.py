@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 
 import pytest
 
+from lockstep.schema import TABLES
 from rendered import Rendered
 
 CUT = datetime(2026, 1, 5, 11)
@@ -111,23 +112,30 @@ def test_log_is_complete_names_a_log_that_is_gone_altogether(models):
     assert models.audit("rebuild.cut", "log_is_complete")
 
 
-ORDER = "STRUCT(order_id BIGINT, cents BIGINT)"
-STOP = "STRUCT(route_id BIGINT, stop_number INT, cents BIGINT)"
+def image(table, **columns):
+    """An image of a source table; columns that are not given are NULL."""
+    return {**dict.fromkeys((*(c.name for c in TABLES[table].columns), "extra")), **columns}
 
 
-def chain(models, model, table, kind, *changes):
+def image_type(table):
+    columns = (f"{c.sql} {c.kind.duckdb}" for c in TABLES[table].columns)
+    return f"STRUCT({', '.join(columns)}, extra TEXT)"
+
+
+def chain(models, model, table, *changes):
     """The positions that image_chain_unbroken names; changes are (before, after), one per minute from 10:00 on."""
     rows = [
         {"position": position, "logged_at": at(10, position), "before": before, "after": after}
         for position, (before, after) in enumerate(changes, 1)
     ]
+    kind = image_type(table.removeprefix("changes."))
     models.table(table, *rows, before=kind, after=kind)
     models.table("rebuild.cut", {"domain": model.partition(".")[2], "cut": CUT}, {"domain": "another", "cut": at(9)})
     return sorted(row["position"] for row in models.audit(model, "image_chain_unbroken", source_table=table))
 
 
-def order(key, cents):
-    return {"order_id": key, "cents": cents}
+def order(key, cents, extra=None):
+    return image("orders", order_id=key, amount_cents=cents, extra=extra)
 
 
 @pytest.mark.parametrize(
@@ -143,17 +151,18 @@ def order(key, cents):
         pytest.param(
             [(None, order(1, 5)), (order(1, 5), None), (order(1, 5), order(1, 7))], [3], id="after-its-delete"
         ),
+        pytest.param([(None, order(1, 5)), (order(1, 5, "{}"), order(1, 6, "{}"))], [], id="undeclared-column-added"),
     ],
 )
 def test_image_chain_unbroken(models, changes, named):
-    assert chain(models, "rebuild.orders", "changes.orders", ORDER, *changes) == named
+    assert chain(models, "rebuild.orders", "changes.orders", *changes) == named
 
 
 def test_image_chain_unbroken_goes_by_the_whole_key(models):
-    one, other = ({"route_id": 1, "stop_number": stop, "cents": 5} for stop in (1, 2))
-    swapped = {"route_id": 2, "stop_number": 1, "cents": 5}
+    one, other = (image("route_stops", route_id=1, stop_number=stop) for stop in (1, 2))
+    swapped = image("route_stops", route_id=2, stop_number=1)
     changes = [(None, one), (None, other), (None, swapped), (one, None), (swapped, None), (other, None)]
-    assert chain(models, "rebuild.route_performance", "changes.route_stops", STOP, *changes) == []
+    assert chain(models, "rebuild.route_performance", "changes.route_stops", *changes) == []
 
 
 def test_image_chain_unbroken_ends_at_the_cut(models):
@@ -161,7 +170,7 @@ def test_image_chain_unbroken_ends_at_the_cut(models):
         {"position": 1, "logged_at": CUT - MICROSECOND, "before": order(1, 1)},
         {"position": 2, "logged_at": CUT, "before": order(2, 1)},
     ]
-    models.table("changes.orders", *rows, before=ORDER, after=ORDER)
+    models.table("changes.orders", *rows, before=image_type("orders"), after=image_type("orders"))
     models.table("rebuild.cut", {"domain": "orders", "cut": CUT}, {"domain": "another", "cut": at(12)})
     assert [row["position"] for row in models.audit("rebuild.orders", "image_chain_unbroken")] == [1]
 

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+import time
 from collections import defaultdict
+from dataclasses import dataclass
 from datetime import UTC, date, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import pytest
 
+import every_type
+from every_type import Shop
+from homes import SharedHomes
+from lockstep.changelog import SETTLING
 from lockstep.errors import LockstepError
 from lockstep.init import init
 from lockstep.schema import declared
@@ -71,7 +80,7 @@ def order(key: int, day: int, purchaser: int, quantity: int, product: int) -> Im
     return {"id": key, "order_date": day, "purchaser": purchaser, "quantity": quantity, "product_id": product}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def inventory() -> Inventory:
     shop = Inventory()
     for key, first in ((1001, "Sally"), (1002, "George"), (1003, "Edward"), (1004, "Anne")):
@@ -99,26 +108,64 @@ def inventory() -> Inventory:
     return shop
 
 
-def test_the_page_makes_a_project_that_agrees(tmp_path: Path, inventory: Inventory) -> None:
-    project = tmp_path / "shop"
-    assert subprocess.run([sys.executable, "-m", "lockstep.cli", "init", str(project)], cwd=ROOT).returncode == 0
-    (tmp_path / "inventory.jsonl").write_text("\n".join(inventory.lines) + "\n", encoding="utf-8")
-    empty = lockstep(project, "ingest", str(tmp_path / "inventory.jsonl"))
-    assert "source_schema.sql declares no table" in empty.stderr
-    for name, text in FILES.items():
-        (project / name).parent.mkdir(parents=True, exist_ok=True)
-        (project / name).write_text(text, encoding="utf-8")
-    refused = lockstep(project, "simulate")
-    assert "does not declare customers as the simulated company has it" in refused.stderr
+@dataclass
+class Built:
+    """The project of the page, carried out, with tables of every type beside its own. `shop` made their changes."""
 
-    for command in re.findall(r"^lockstep (ingest|run|receipts)(.*)$", PAGE, re.MULTILINE):
-        done = lockstep(project, command[0], *command[1].split())
-        assert done.returncode == 0, done.stdout + done.stderr
-    assert "passed" in done.stdout
+    project: Path
+    shop: Shop
+    said: dict[str, str]
 
-    with duckdb.connect(
-        str(project / "data" / "warehouse.duckdb"), config={"file_search_path": f"{project}/data"}
-    ) as db:
+
+@pytest.fixture(scope="module")
+def built(shared_home: SharedHomes, inventory: Inventory) -> Built:
+    def build(directory: Path) -> Built:
+        directory.mkdir()
+        project = directory / "shop"
+        said = {}
+
+        def step(name: str, *arguments: str) -> None:
+            done = lockstep(project, *arguments)
+            said[name] = done.stdout + done.stderr
+            assert done.returncode == 0, said[name]
+
+        assert subprocess.run([sys.executable, "-m", "lockstep.cli", "init", str(project)], cwd=ROOT).returncode == 0
+        (directory / "inventory.jsonl").write_text("\n".join(inventory.lines) + "\n", encoding="utf-8")
+        said["without a table"] = lockstep(project, "ingest", str(directory / "inventory.jsonl")).stderr
+        for name, text in FILES.items():
+            (project / name).parent.mkdir(parents=True, exist_ok=True)
+            (project / name).write_text(text, encoding="utf-8")
+        said["simulate"] = lockstep(project, "simulate").stderr
+        every_type.add_to(project)
+        shop = Shop()
+        shop.work(datetime(2026, 3, 2, 4), datetime(2026, 3, 3, 1))
+        shop.extremes(datetime(2026, 3, 3, 1))
+        for command in re.findall(r"^lockstep (ingest|run|receipts)(.*)$", PAGE, re.MULTILINE):
+            if command[0] == "run":
+                step("first day", "ingest", written(shop, directory / "1.jsonl"))
+            step(command[0], command[0], *command[1].split())
+        shop.work(datetime(2026, 3, 3, 2), datetime(2026, 3, 3, 20))
+        shop.late_price(datetime(2026, 3, 3, 20))
+        shop.work(datetime(2026, 3, 3, 21), datetime(2026, 3, 4, 1))
+        step("second day", "ingest", written(shop, directory / "2.jsonl"))
+        step("second run", "run")
+        return Built(project, shop, said)
+
+    return shared_home("own_tables", build)
+
+
+def written(shop: Shop, path: Path) -> str:
+    path.write_text("".join(f"{line}\n" for line in shop.feed.lines()), encoding="utf-8")
+    return str(path)
+
+
+def test_the_page_makes_a_project_that_agrees(built: Built, inventory: Inventory) -> None:
+    project, said = built.project, built.said
+    assert "source_schema.sql declares no table" in said["without a table"]
+    assert "does not declare customers as the simulated company has it" in said["simulate"]
+    assert "passed" in said["receipts"]
+
+    with warehouse(project) as db:
         served = db.execute("SELECT order_date, product_id, orders, units FROM live.purchases").fetchall()
         marts = db.execute("SELECT SUM(units), ANY_VALUE(served_from) FROM mart.purchases").fetchone()
         city = db.execute("SELECT after.city, after.extra FROM changes.addresses").fetchone()
@@ -135,6 +182,77 @@ def test_the_page_makes_a_project_that_agrees(tmp_path: Path, inventory: Invento
             text=True,
         )
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+CELLS = "SELECT method, store, paid_on, is_refund, rate, opens, terminal, channel, payments, amount, weight FROM "
+MIDNIGHT = datetime(2026, 3, 4)
+SETTLED = SETTLING.total_seconds() + 0.05  # after which a landing is in what is published
+
+
+def warehouse(project: Path, read_only: bool = True) -> duckdb.DuckDBPyConnection:
+    path = project / "data" / "warehouse.duckdb"
+    return duckdb.connect(str(path), read_only=read_only, config={"file_search_path": str(path.parent)})
+
+
+def cells(db: duckdb.DuckDBPyConnection, table: str) -> dict[Any, Any]:
+    return {row[:8]: row[8:] for row in db.execute(CELLS + table).fetchall()}
+
+
+def test_figures_over_columns_of_every_type_are_exact(built: Built) -> None:
+    feed = built.shop.feed
+    at_midnight, now = feed.payments(MIDNIGHT), feed.payments()
+    with warehouse(built.project) as db:
+        receipts = db.execute(
+            "SELECT domain, cut, verdict, cells_compared, cells_differing, cells_beyond, "
+            "rebuild_fingerprint = increments_fingerprint FROM reconcile.receipts ORDER BY sequence"
+        ).fetchall()
+        assert cells(db, "verified.payments WHERE cut = '2026-03-04'") == at_midnight
+        assert cells(db, "live.payments") == cells(db, "mart.payments") == now
+        prices = db.execute("SELECT symbol, price, highest FROM mart.prices").fetchall()
+        [tiers] = db.execute("SELECT LIST(DISTINCT after.extra ORDER BY after.extra) FROM changes.payments").fetchone()
+        rebuilt = db.execute("SELECT symbol, price, highest FROM rebuild.prices").fetchall()
+    assert tiers == ['{"tier":"1.10"}', None]
+    assert {r[2] for r in receipts} == {"passed"}
+    assert [r[1:] for r in receipts if r[0] == "payments"][-1] == (MIDNIGHT, "passed", len(at_midnight), 0, 0, True)
+    assert [r[1:] for r in receipts if r[0] == "prices"][-1] == (MIDNIGHT, "passed", 2, 1, 0, False)  # a tolerated cell
+    assert {symbol: figures for symbol, *figures in rebuilt} == feed.prices(MIDNIGHT)
+    assert {symbol: figures for symbol, *figures in prices} == feed.prices()
+    assert any(cell[0] == "wire" and figures[2] == every_type.LARGEST for cell, figures in now.items())
+    archived = [json.loads(line) for line in (built.project / "data" / "receipts.jsonl").read_text().splitlines()]
+    assert len(archived) == len(receipts)
+
+
+def test_published_figures_over_columns_of_every_type_go_on_exactly(built: Built, tmp_path: Path) -> None:
+    project, shop = tmp_path / "shop", copy.deepcopy(built.shop)
+    shutil.copytree(built.project, project, symlinks=True)
+    assert lockstep(project, "publish").returncode == 0  # the home has moved
+    shop.work(datetime(2026, 3, 4, 1, 30), datetime(2026, 3, 4, 4))
+    assert lockstep(project, "ingest", written(shop, tmp_path / "tail.jsonl")).returncode == 0
+    time.sleep(SETTLED)
+    now = shop.feed.payments()
+    daily: dict[date, list[Any]] = defaultdict(lambda: [0, Decimal(0), Decimal(0)])
+    for (_, _, day, *_), figures in now.items():
+        daily[day] = [every_type.EXACT.add(a, b) for a, b in zip(daily[day], figures, strict=True)]
+    with duckdb.connect(str(project / "data" / "analytics.duckdb"), read_only=True) as db:
+        assert cells(db, "mart.payments") == now
+        assert cells(db, "mart.payments_as_of('2026-03-03 10:00')") == shop.feed.payments(datetime(2026, 3, 3, 10))
+        found = db.execute("SELECT paid_on, payments, amount, weight FROM mart.payments_daily").fetchall()
+        assert {day: figures for day, *figures in found} == daily
+        assert db.execute("SELECT COUNT(*) FROM folded.mart_payments_daily").fetchone()  # it is published as its sums
+
+
+def test_a_difference_is_told_with_every_digit(built: Built, tmp_path: Path) -> None:
+    project = tmp_path / "shop"
+    shutil.copytree(built.project, project, symlinks=True)
+    with warehouse(project, read_only=False) as db:
+        [(view,)] = db.execute(
+            "SELECT sql FROM duckdb_views() WHERE schema_name = 'rebuild' AND view_name = 'payments'"
+        ).fetchall()
+        [table] = re.findall(r"FROM (.*);", view)
+        db.execute(f"UPDATE {table} SET weight = weight - '1e-10'::DECIMAL(38, 10) WHERE method = 'wire'")
+    said = lockstep(project, "explain", "payments").stdout
+    assert "weight 9,999,999,999,999,999,999,999,999,999.9999999998 rebuilt" in said
+    assert "9,999,999,999,999,999,999,999,999,999.9999999999 added up" in said
 
 
 def test_it_takes_as_many_lines_as_the_page_says() -> None:

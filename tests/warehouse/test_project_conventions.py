@@ -98,9 +98,12 @@ def test_lint_fails_on_each_planted_violation(sqlmesh, copy):
     config.write_text(re.sub(r"\n *owner: .*", "", config.read_text()))
     for file, (_, model) in PLANTED.items():
         (copy / "models" / "mart" / f"{file}.sql").write_text(model)
+    diffs = copy / "models" / "diffs" / "orders.sql"
+    diffs.write_text(diffs.read_text().replace("::BIGINT AS orders", "::DOUBLE AS orders"))
     result = sqlmesh("lint", project=copy)
     assert result.returncode != 0
     found = dict(re.findall(r"/(\w+)\.sql`:\n(.*?)(?=\n\n|$)", result.stdout, re.DOTALL))
+    assert "orders is DOUBLE, must be BIGINT" in found["orders"]
     assert [file for file, (rule, _) in PLANTED.items() if f"{rule}:" not in found.get(file, "")] == [], result.stdout
 
 
