@@ -42,7 +42,7 @@ CATALOG = {
         {"spelling": "TEXT", "status": "TEXT", "since": "TIMESTAMP", "until": "TIMESTAMP"},
         ("spelling", "since"),
         is_static=True,
-        matches_once=True,
+        valid=("since", "until"),
     ),
 }
 RULES = [

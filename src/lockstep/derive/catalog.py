@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import duckdb
 from sqlglot import exp
+
+from lockstep.derive.refusals import Refused
 
 PREFIX = "__"  # of generated names: no column of a source may begin with it
 
@@ -16,14 +20,15 @@ class Table:
     """A table of the query: its columns with their DuckDB types, its key, and how it changes.
 
     `not_null`: columns that are never NULL, beyond the key. `is_static`: a seed, which does not change while cells do.
-    `matches_once`: at most one row of it fits where a LEFT JOIN looks for it, which the caller must have audited.
+    `valid`: the columns (since, until) of a table with `since` in its key: of rows that agree in the rest of the key at
+    most one has since <= t < until for any t, which the caller must have audited.
     """
 
     columns: Mapping[str, str]
     key: tuple[str, ...] = ()
     not_null: frozenset[str] = frozenset()
     is_static: bool = False
-    matches_once: bool = False
+    valid: tuple[str, str] | None = None
 
     def is_nullable(self, column: str) -> bool:
         return column not in self.key and column not in self.not_null
@@ -33,25 +38,69 @@ Catalog = Mapping[str, Table]  # by the name that the query has for it: `source.
 
 
 class Types:
-    """Asks DuckDB itself for the types of expressions, over empty tables of the catalog."""
+    """Asks DuckDB itself for the types of queries and expressions, over empty tables."""
 
     def __init__(self, catalog: Catalog) -> None:
-        self._connection = duckdb.connect(":memory:")
+        self._connection = duckdb.connect(":memory:", config={"threads": 1})
         for name, table in catalog.items():
             schema, _, _ = name.rpartition(".")
             if schema:
                 self._connection.execute(f"CREATE SCHEMA IF NOT EXISTS {schema}")
-            columns = ", ".join(f'"{column}" {kind}' for column, kind in table.columns.items())
-            self._connection.execute(f"CREATE TABLE {name} ({columns})")
+            self.add(name, table.columns.items())
+
+    def add(self, table: str, columns: Iterable[tuple[str, str]]) -> None:
+        """Add an empty table."""
+        listed = ", ".join(f'"{column}" {kind}' for column, kind in columns)
+        self._connection.execute(f"CREATE TABLE {table} ({listed})")
+
+    def of_query(self, query: str) -> list[tuple[str, str]]:
+        """The names and types of a query's columns. Raises Refused with what DuckDB has against the query."""
+        try:
+            found = self._connection.execute(f"DESCRIBE {query}").fetchall()
+        except duckdb.Error as e:
+            said = str(e).split("\n\nLINE ")
+            line = f"line {said[1].split(':')[0]}: " if len(said) > 1 else ""
+            raise Refused(f"{line}{said[0]}", None, "DuckDB does not take the query.") from None
+        return [(row[0], row[1]) for row in found]
+
+    def plan(self, query: str) -> Any:
+        """What DuckDB reads a query as: its unoptimized plan, without the names and places of what it reads."""
+        found = self._connection.execute("SELECT JSON_SERIALIZE_PLAN(?, optimize := FALSE)", [query]).fetchone()
+        assert found is not None
+
+        def nameless(node: dict[str, Any]) -> dict[str, Any]:
+            return {part: value for part, value in node.items() if part not in ("alias", "names", "query_location")}
+
+        plan = json.loads(found[0], object_hook=nameless)
+        if plan["error"]:
+            raise Refused(plan["error_message"], None, "DuckDB does not take the query.")
+        return plan["plans"]
 
     def of(self, tables: Sequence[tuple[str, str]], expressions: Sequence[exp.Expr]) -> list[str]:
         """The types of expressions over `tables`, which are pairs of alias and name."""
-        if not expressions:
-            return []
-        query = exp.select(*(e.copy().as_(f"e{i}") for i, e in enumerate(expressions)))
-        if tables:
-            query = query.from_(exp.to_table(tables[0][1]).as_(tables[0][0]))
-            for alias, name in tables[1:]:
-                query = query.join(exp.to_table(name).as_(alias), join_type="cross")
-        found = self._connection.execute(f"DESCRIBE {query.sql('duckdb')}").fetchall()
-        return [row[1] for row in found]
+        return [kind for _, kind in self.of_query(_selected(tables, expressions).sql("duckdb"))] if expressions else []
+
+    def of_union(self, sides: Sequence[tuple[Sequence[tuple[str, str]], Sequence[exp.Expr]]]) -> list[str]:
+        """The types that a UNION ALL of expressions over tables gives them."""
+        queries = [_selected(tables, expressions).sql("duckdb") for tables, expressions in sides]
+        return [kind for _, kind in self.of_query(" UNION ALL ".join(queries))]
+
+
+def _selected(tables: Sequence[tuple[str, str]], expressions: Sequence[exp.Expr]) -> exp.Select:
+    query = exp.select(*(e.copy().as_(f"e{i}") for i, e in enumerate(expressions)))
+    if tables:
+        query = query.from_(exp.to_table(tables[0][1]).as_(tables[0][0]))
+    for alias, name in tables[1:]:
+        query = query.join(exp.to_table(name).as_(alias), join_type="cross")
+    return query
+
+
+def summed(plan: Any) -> Iterator[tuple[str, str]]:
+    """Each SUM and AVG in a plan, windows included, and the type of its argument."""
+    if isinstance(plan, dict):
+        if plan.get("name") in ("sum", "avg", "mean") and plan.get("arguments"):
+            yield plan["name"], plan["arguments"][0]["id"]
+        plan = list(plan.values())
+    if isinstance(plan, list):
+        for part in plan:
+            yield from summed(part)

@@ -46,7 +46,6 @@ class Core:
 
     name: str
     keys: tuple[str, ...]
-    key_types: tuple[str, ...]
     measures: tuple[Measure, ...]
     terms: tuple[Term, ...]
 
@@ -86,6 +85,10 @@ class Core:
                     else:
                         factors.append((other_alias, state(other), False))
                 parts.append(self._part(term, factors))
+        if not parts:  # static tables alone
+            first = self.terms[0]
+            nothing = self._part(first, [(alias, state(name), False) for alias, name in first.product.tables])
+            parts = [nothing.select(exp.cast(exp.Null(), "TIMESTAMP").as_(LOGGED_AT)).where(exp.false())]
         return self._summed(parts, by_hour=True)
 
     def _part(self, term: Term, factors: Sequence[tuple[str, exp.Expr, bool]]) -> exp.Select:
