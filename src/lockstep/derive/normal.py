@@ -75,7 +75,7 @@ def _check_reading(parsed: exp.Query, qualified: exp.Query, types: Types) -> Non
         aliases = {alias.alias.lower() for alias in parsed.find_all(exp.Alias)}
         both = sorted(aliases & {column.name.lower() for column in parsed.find_all(exp.Column) if not column.table})
         named = f" ({', '.join(both)})" if both else ""
-        raise Refused(f"A name that may be a column or an expression{named}", None, "Write columns with their tables.")
+        raise Refused(f"A name or star that may be read in two ways{named}", None, "Write each column with its table.")
 
 
 def name_of(table: exp.Table) -> str:
