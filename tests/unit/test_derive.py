@@ -420,6 +420,18 @@ def test_names_are_the_same_in_any_case() -> None:
     assert core.tables() == {"Shop.Orders"}
 
 
+def test_names_may_be_words_of_sql() -> None:
+    catalog = {"shop.order": Table({"select": "BIGINT", "a b": "INTEGER", 'we"ird': "TEXT"}, ("select",))}
+    derivation = derive('SELECT * FROM shop."order" QUALIFY SUM("a b") OVER () > 1', catalog)
+    assert '"we""ird"' in derivation.finish.sql("duckdb")
+
+
+def test_an_interval_is_no_key() -> None:
+    """Without it one of two equal intervals that are written otherwise would be shown as the other."""
+    with pytest.raises(Refused, match="EPOCH"):
+        derive("SELECT lasts FROM source.t", {"source.t": Table({"lasts": "INTERVAL"})})
+
+
 def test_the_page_shows_what_is_true(capsys: pytest.CaptureFixture[str]) -> None:
     page = (Path(__file__).parents[2] / "docs" / "deriving.md").read_text(encoding="utf-8")
     [example] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)

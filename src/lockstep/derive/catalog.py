@@ -37,21 +37,27 @@ class Table:
 Catalog = Mapping[str, Table]  # by the name that the query has for it: `source.orders`
 
 
+def table_of(name: str) -> exp.Table:
+    """A table of the catalog as it stands in a query, whatever words its name is made of."""
+    parts = dict(zip(("table", "db", "catalog"), reversed(name.split(".")), strict=False))
+    return exp.table_(**parts, quoted=True)
+
+
 class Types:
     """Asks DuckDB itself for the types of queries and expressions, over empty tables."""
 
     def __init__(self, catalog: Catalog) -> None:
         self._connection = duckdb.connect(":memory:", config={"threads": 1})
         for name, table in catalog.items():
-            schema, _, _ = name.rpartition(".")
-            if schema:
-                self._connection.execute(f"CREATE SCHEMA IF NOT EXISTS {schema}")
-            self.add(name, table.columns.items())
+            relation = table_of(name)
+            if relation.db:
+                self._connection.execute(f"CREATE SCHEMA IF NOT EXISTS {relation.args['db'].sql('duckdb')}")
+            self.add(relation, table.columns.items())
 
-    def add(self, table: str, columns: Iterable[tuple[str, str]]) -> None:
+    def add(self, table: exp.Table, columns: Iterable[tuple[str, str]]) -> None:
         """Add an empty table."""
-        listed = ", ".join(f'"{column}" {kind}' for column, kind in columns)
-        self._connection.execute(f"CREATE TABLE {table} ({listed})")
+        listed = ", ".join(f"{exp.to_identifier(column, quoted=True).sql('duckdb')} {kind}" for column, kind in columns)
+        self._connection.execute(f"CREATE TABLE {table.sql('duckdb')} ({listed})")
 
     def of_query(self, query: str) -> list[tuple[str, str]]:
         """The names and types of a query's columns. Raises Refused with what DuckDB has against the query."""
@@ -89,9 +95,9 @@ class Types:
 def _selected(tables: Sequence[tuple[str, str]], expressions: Sequence[exp.Expr]) -> exp.Select:
     query = exp.select(*(e.copy().as_(f"e{i}") for i, e in enumerate(expressions)))
     if tables:
-        query = query.from_(exp.to_table(tables[0][1]).as_(tables[0][0]))
+        query = query.from_(table_of(tables[0][1]).as_(tables[0][0], table=True))
     for alias, name in tables[1:]:
-        query = query.join(exp.to_table(name).as_(alias), join_type="cross")
+        query = query.join(table_of(name).as_(alias, table=True), join_type="cross")
     return query
 
 

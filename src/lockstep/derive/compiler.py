@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from sqlglot import exp
 
-from lockstep.derive.catalog import PREFIX, Catalog, Types, summed
+from lockstep.derive.catalog import PREFIX, Catalog, Types, summed, table_of
 from lockstep.derive.cores import ROWS, Core, Measure, Term
 from lockstep.derive.normal import aggregates, name_of, normal, own_columns, sources, subqueries
 from lockstep.derive.products import Flattener, Product, is_row_level, substituted
@@ -39,7 +39,10 @@ def derive(query: str | exp.Query, catalog: Catalog) -> Derivation:
     types = Types(catalog)
     normalized = normal(query, catalog, types)
     compiler = _Compiler(catalog, types)
-    derivation = Derivation(finish=compiler.query(normalized), cores=tuple(compiler.cores))
+    finish = compiler.query(normalized)
+    for identifier in finish.find_all(exp.Identifier):
+        identifier.set("quoted", not identifier.name.startswith(PREFIX))
+    derivation = Derivation(tuple(compiler.cores), finish)
     _check(derivation, types, query if isinstance(query, str) else query.sql("duckdb"))
     return derivation
 
@@ -51,7 +54,12 @@ def _check(derivation: Derivation, types: Types, query: str) -> None:
         if kind in _FLOATS:
             raise _refused_sum(f"{aggregate.upper()} of a {kind}", None, kind)
     for core in derivation.cores:
-        types.add(core.name, types.of_query(core.full(exp.to_table).sql("duckdb")))
+        cells = types.of_query(core.full(table_of).sql("duckdb"))
+        if any("INTERVAL" in kind for _, kind in cells):
+            raise Refused(
+                "An INTERVAL as a key of cells", None, "Take its EPOCH: 1 day is not written as 24 hours are."
+            )
+        types.add(table_of(core.name), cells)
     assert {t.name for t in derivation.finish.find_all(exp.Table)} <= {core.name for core in derivation.cores}
     derived = types.of_query(derivation.finish.sql("duckdb"))
     for (name, kind), (_, found) in zip(written, derived, strict=True):

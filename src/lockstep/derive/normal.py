@@ -10,7 +10,7 @@ from sqlglot.errors import ParseError, SqlglotError
 from sqlglot.optimizer.qualify import qualify
 
 from lockstep.derive.allowed import check
-from lockstep.derive.catalog import PREFIX, Catalog, Types
+from lockstep.derive.catalog import PREFIX, Catalog, Types, table_of
 from lockstep.derive.refusals import Refused
 
 
@@ -46,7 +46,7 @@ def normal(query: str | exp.Query, catalog: Catalog, types: Types) -> exp.Query:
     for table in list(qualified.find_all(exp.Table)):
         if name_of(table).lower() not in spelled:
             raise Refused(f"{name_of(table)} is not in the catalog", table, "Declare the table, or read another.")
-        table.replace(exp.to_table(spelled[name_of(table).lower()]).as_(table.alias_or_name, table=True))
+        table.replace(table_of(spelled[name_of(table).lower()]).as_(table.alias_or_name, table=True))
     _plain_aggregates(qualified)
     for select in list(qualified.find_all(exp.Select)):
         _group_by_all(select)
@@ -70,7 +70,7 @@ def _check_reading(parsed: exp.Query, qualified: exp.Query, types: Types) -> Non
         is_key = columns and all(isinstance(c, exp.Column) and c.name.lower() in keys for c in columns)
         return columns[0] if is_key else node
 
-    written, read = (types.plan(q.transform(of_left).sql("duckdb")) for q in (parsed, qualified))
+    written, read = (types.plan(q.transform(of_left).sql("duckdb", identify=True)) for q in (parsed, qualified))
     if written != read:
         aliases = {alias.alias.lower() for alias in parsed.find_all(exp.Alias)}
         both = sorted(aliases & {column.name.lower() for column in parsed.find_all(exp.Column) if not column.table})
