@@ -17,9 +17,9 @@ _KNOWN = {  # the parts that a node may have: the nodes
     "this": """Abs Avg Boolean Ceil CountIf DataTypeParam Date DateStrToDate Day DayOfMonth DayOfWeek DenseRank Floor
         From Having Hour IsNan Length LogicalAnd LogicalOr Lower Max Median Min Minute Month Neg Not Paren Qualify
         Quarter Rank Second Sign Sqrt Sum Timestamp Upper Var Week Where Year""",
-    "this expression": """Add And Contains EQ EndsWith Exists Extract Filter GT GTE IntDiv Is LT LTE Left Mod Mul NEQ
-        NullSafeEQ NullSafeNEQ Nullif Or PercentileCont PercentileDisc Pow Right SafeDivide StartsWith Sub
-        WithinGroup""",
+    "this expression": """Add And ArgMax ArgMin Contains EQ EndsWith Exists Extract Filter GT GTE IntDiv Is LT
+        LTE Left Mod Mul NEQ NullSafeEQ NullSafeNEQ Nullif Or PercentileCont PercentileDisc Pow Right SafeDivide
+        StartsWith Sub WithinGroup""",
     "this expression unit": "DateAdd DateDiff DateSub TimestampAdd TimestampSub",
     "this expression negate": "ILike Like",
     "this expression safe": "DPipe",

@@ -20,6 +20,7 @@ class Table:
     """A table of the query: its columns with their DuckDB types, its key, and how it changes.
 
     `not_null`: columns that are never NULL, beyond the key. `is_static`: a seed, which does not change while cells do.
+    `is_append_only`: its rows never change and never go, so that the extremes of cells fold like their sums.
     `valid`: the columns (since, until) of a table with `since` in its key: of rows that agree in the rest of the key at
     most one has since <= t < until for any t, which the caller must have audited.
     """
@@ -28,6 +29,7 @@ class Table:
     key: tuple[str, ...] = ()
     not_null: frozenset[str] = frozenset()
     is_static: bool = False
+    is_append_only: bool = False
     valid: tuple[str, str] | None = None
 
     def is_nullable(self, column: str) -> bool:

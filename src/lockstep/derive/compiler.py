@@ -199,19 +199,21 @@ class _Compiler:
         return cells.repeated(keys).subquery(table.alias)
 
     def _cells(self, products: list[Product]) -> _Cells:
-        return _Cells(f"{PREFIX}cells{next(self._numbers)}", products, self._types)
+        tables = [self._catalog[name] for p in products for _, name in p.tables]
+        only_grows = all(p.sign > 0 for p in products) and all(t.is_static or t.is_append_only for t in tables)
+        return _Cells(f"{PREFIX}cells{next(self._numbers)}", products, self._types, only_grows)
 
 
 class _Cells:
     """The cells of a sum of products, while it shows what must be kept of them."""
 
-    def __init__(self, name: str, products: list[Product], types: Types) -> None:
+    def __init__(self, name: str, products: list[Product], types: Types, only_grows: bool) -> None:
         self.name = name
         self._products = products
         self._types = types
+        self._only_grows = only_grows
         self._keys: list[exp.Expr] = []
-        self._summands: list[exp.Expr] = []
-        self._measures: list[Measure] = []
+        self._held: dict[tuple[str, exp.Expr], Measure] = {}  # by how it folds, and of what
 
     def key(self, expression: exp.Expr) -> exp.Column:
         """The key that holds an expression; it becomes one if it is none."""
@@ -222,6 +224,10 @@ class _Cells:
     def aggregate(self, node: exp.AggFunc) -> exp.Expr:
         """What stands for an aggregate in the finish."""
         argument = node.this
+        if isinstance(node, exp.Min | exp.Max | exp.ArgMin | exp.ArgMax) and self._only_grows:
+            return self._extreme(node)
+        if isinstance(node, exp.ArgMin | exp.ArgMax):
+            return type(node)(this=self.key(argument.unnest()), expression=self.key(node.expression.unnest()))
         if isinstance(node, _OF_VALUES) or (isinstance(argument, exp.Distinct) and isinstance(node, _LINEAR)):
             copy = node.copy()
             if isinstance(argument, exp.Distinct):
@@ -235,17 +241,38 @@ class _Cells:
         measure = None if rows_only else self._measure(argument.unnest(), counted=isinstance(node, exp.Count))
         return exp.paren(_total(node, self.name, measure))
 
+    def _extreme(self, node: exp.AggFunc) -> exp.Expr:
+        """MIN and MAX of rows that never go, as measures: the extreme of a union is the extreme of its extremes.
+
+        ARG_MAX(v, o) is the `v` of MAX({o, v}) over rows where neither is NULL, which DuckDB leaves out: pairs compare
+        by their first part, which is unique. So the order by which it was the last is kept with it.
+        """
+        fold = "MIN" if isinstance(node, exp.Min | exp.ArgMin) else "MAX"
+        argument = node.this.expressions[0] if isinstance(node.this, exp.Distinct) else node.this
+        if isinstance(node, exp.ArgMin | exp.ArgMax):
+            parts = {"o": node.expression.unnest(), "v": argument.unnest()}
+            named = [exp.PropertyEQ(this=exp.to_identifier(name), expression=e.copy()) for name, e in parts.items()]
+            there = exp.and_(*(e.copy().is_(exp.Null()).not_() for e in parts.values()))
+            argument = exp.Case(ifs=[exp.If(this=there, true=exp.Struct(expressions=named))])
+        held = (fold, argument.unnest())
+        if held not in self._held:
+            self._held[held] = Measure(f"{PREFIX}s{len(self._held) + 1}", ROWS, fold=fold)
+        extreme = exp.func(fold, exp.column(self._held[held].name, self.name))
+        if isinstance(node, exp.ArgMin | exp.ArgMax):
+            return exp.func("STRUCT_EXTRACT", extreme, exp.Literal.string("v"))
+        return extreme
+
     def core(self) -> Core:
         """What was asked for, as a core."""
         return Core(
             self.name,
             tuple(f"{PREFIX}k{i + 1}" for i in range(len(self._keys))),
-            tuple(self._measures),
+            tuple(self._held.values()),
             tuple(
                 Term(
                     replace(p, conditions=tuple(c.copy().transform(_tried) for c in p.conditions)),
                     _in(p, self._keys),
-                    _in(p, self._summands),
+                    _in(p, [summand for _, summand in self._held]),
                 )
                 for p in self._products
             ),
@@ -260,15 +287,15 @@ class _Cells:
 
     def _measure(self, summand: exp.Expr, counted: bool) -> Measure:
         """The sum of `summand`, and how often it is not NULL, which is all that is wanted of it if `counted`."""
-        if summand not in self._summands:
+        held = ("SUM", summand)
+        if held not in self._held:
             first = self._products[0]
             [kind] = self._types.of(first.tables, [substituted(summand, first.columns)])
             if counted and not _is_exact(kind):
                 there = exp.If(this=summand.copy().is_(exp.Null()).not_(), true=exp.Literal.number(1))
                 return self._measure(exp.Case(ifs=[there]), counted)
-            self._summands.append(summand.copy())
-            self._measures.append(_kept(len(self._summands), summand, kind))
-        return self._measures[self._summands.index(summand)]
+            self._held[held] = _kept(len(self._held) + 1, summand, kind)
+        return self._held[held]
 
 
 def _in(product: Product, expressions: Sequence[exp.Expr]) -> tuple[exp.Expr, ...]:

@@ -53,7 +53,7 @@ def normal(query: str | exp.Query, catalog: Catalog, types: Types) -> exp.Query:
     check(qualified)
     _check_names(qualified)
     _unique_aliases(qualified, {}, itertools.count(1))
-    _check_aggregates(qualified)
+    _check_aggregates(qualified, catalog)
     return qualified
 
 
@@ -148,9 +148,18 @@ def _check_names(query: exp.Query) -> None:
             raise Refused(f"A subquery with two columns of the name {twice}", subquery, "Give each a name of its own.")
 
 
-def _check_aggregates(query: exp.Query) -> None:
-    """An aggregate of columns of an outer query alone belongs to that query: its place says otherwise."""
+def _check_aggregates(query: exp.Query, catalog: Catalog) -> None:
+    """An aggregate of columns of an outer query alone belongs to that query: its place says otherwise.
+
+    ARG_MAX names any of the rows that are last, so that there must be one: it is by the key of the one table there is.
+    """
     for select in query.find_all(exp.Select):
+        found = sources(select)
+        key = catalog[name_of(found[0])].key if len(found) == 1 and isinstance(found[0], exp.Table) else ()
+        for last in own(select, exp.ArgMax, exp.ArgMin):
+            by = last.expression.unnest()
+            if not isinstance(by, exp.Column) or [by.name] != [name.lower() for name in key]:
+                raise Refused(f"{last.sql('duckdb')} by what is not unique", last, "Take it by the key of one table.")
         inside = {source.alias_or_name for source in sources(select)}
         for aggregate in aggregates(select):
             tables = {column.table for column in own_columns(aggregate)}
