@@ -131,6 +131,9 @@ QUERIES = {
     "extremes beside what changes": """SELECT c.region, MAX(k.price) AS high FROM source.clicks AS k
         JOIN source.customers AS c ON c.id = k.customer GROUP BY 1""",
     "the last of what changes": "SELECT customer, ARG_MAX(status, id) AS last FROM source.orders GROUP BY 1",
+    "functions that are written as operators": "SELECT id, units - MOD(product - 1, 2) * 2 AS m FROM source.orders",
+    "ways to write it": """SELECT id, POW(units, 2) AS p, "at" + INTERVAL '2 days' AS d FROM source.orders
+        WHERE status NOTNULL AND units NOT IN (1, 5) AND status NOT LIKE 'y%' AND (units > 1) IS NOT FALSE""",
     # Each of these was wrong once, or would be with one rule less.
     "aggregates of windows alone": "SELECT COUNT(*) OVER () AS n FROM source.orders",
     "frames of groups": """SELECT id, SUM(units) OVER (ORDER BY customer GROUPS BETWEEN 1 PRECEDING AND 1 FOLLOWING
@@ -345,7 +348,7 @@ def test_what_is_linear_is_one_core(query: str, cores: list[set[str]]) -> None:
     [
         ("SELEC 1", "line 1: Invalid expression"),
         ("INSERT INTO source.orders VALUES (1)", "no query"),
-        ("SELECT nothing FROM source.orders", "'nothing' could not be resolved"),
+        ("SELECT nothing FROM source.orders", '"nothing" not found'),
         ("SELECT\n  status,\n  ANY_VALUE(id)\nFROM source.orders GROUP BY 1", "line 3: ANY_VALUE(id). Take MIN or MAX"),
         ("SELECT FIRST(id) FROM source.orders", "FIRST(). Take MIN or MAX"),
         ("SELECT LIST(id) FROM source.orders", "no order of their own"),
@@ -372,6 +375,7 @@ def test_what_is_linear_is_one_core(query: str, cores: list[set[str]]) -> None:
         ("SELECT MAX(units, 2) FROM source.orders", "MAX()"),
         ("SELECT MIN(units, 2) FROM source.orders", "MIN()"),
         ("SELECT ARG_MAX(id, units, 2) FROM source.orders", "ARG_MAX()"),
+        ("SELECT id FROM source.orders WHERE units = 2 IS NOT NULL", "into parentheses"),
         ("SELECT ARG_MAX(status, units) FROM source.orders", "by what is not unique"),
         ("SELECT ARG_MAX(l.units, o.id) FROM source.orders AS o, source.lines AS l", "by what is not unique"),
         ("SELECT SUM(units ORDER BY id) FROM source.orders", "units ORDER BY id"),

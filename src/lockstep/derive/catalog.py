@@ -39,6 +39,62 @@ class Table:
 Catalog = Mapping[str, Table]  # by the name that the query has for it: `source.orders`
 
 
+_WRITTEN = ("alias", "names", "query_location", "is_operator")
+_NEGATED = {
+    "OPERATOR_IS_NULL": "OPERATOR_IS_NOT_NULL",
+    "COMPARE_IN": "COMPARE_NOT_IN",
+    "COMPARE_NOT_DISTINCT_FROM": "COMPARE_DISTINCT_FROM",
+    "~~": "!~~",
+    "~~*": "!~~*",
+}
+_ONE_NAME = {
+    **dict.fromkeys(("pow", "power", "^"), "**"),
+    **dict.fromkeys(("^@", "prefix"), "starts_with"),
+    **dict.fromkeys(("instr", "position"), "strpos"),
+    "mod": "%",
+    "substr": "substring",
+    "len": "length",
+    "ceiling": "ceil",
+    "mean": "avg",
+    "suffix": "ends_with",
+    "datediff": "date_diff",
+    "datetrunc": "date_trunc",
+    "datepart": "date_part",
+    "lcase": "lower",
+    "ucase": "upper",
+}
+
+
+def _plain(node: dict[str, Any]) -> dict[str, Any]:
+    """A node of a plan without what differs between ways to write it: MOD(a, b), a % b; IS NOT NULL, NOT IS NULL."""
+    node = {part: value for part, value in node.items() if part not in _WRITTEN}
+    if node.get("type") == "OPERATOR_NOT":
+        [inner] = node["children"]
+        for part in ("type", "name"):
+            if inner.get(part) in _NEGATED:
+                return {**inner, part: _NEGATED[inner[part]]}
+    kind, name = node.get("expression_class"), node.get("name")
+    if kind == "BOUND_CONSTANT" and isinstance(node["value"].get("value"), str):
+        node["value"] = {**node["value"], "value": node["value"]["value"].lower()}
+    elif kind == "BOUND_CAST" and node["child"].get("expression_class") == "BOUND_CONSTANT":
+        value = str(node["child"]["value"].get("value"))
+        number, _, unit = value.partition(" ")
+        if number.isdigit():
+            node = {"number": number} if not unit else {"number": number, "unit": unit.rstrip("s")}
+    elif kind == "BOUND_FUNCTION" and str(name).startswith("to_") and _number(node["children"][0]):
+        node = {"number": _number(node["children"][0]), "unit": str(name)[3:].rstrip("s")}
+    elif kind == "BOUND_FUNCTION":
+        node["name"] = _ONE_NAME.get(str(name), name)
+    return node
+
+
+def _number(node: Any) -> str | None:
+    """The number below casts, as `_plain` leaves it: 2 days are TO_DAYS of it."""
+    while isinstance(node, dict) and "number" not in node:
+        node = node.get("child") or next(iter(node.get("children") or [None]))
+    return node["number"] if node else None
+
+
 def table_of(name: str) -> exp.Table:
     """A table of the catalog as it stands in a query, whatever words its name is made of."""
     parts = dict(zip(("table", "db", "catalog"), reversed(name.split(".")), strict=False))
@@ -68,18 +124,14 @@ class Types:
         except duckdb.Error as e:
             said = str(e).split("\n\nLINE ")
             line = f"line {said[1].split(':')[0]}: " if len(said) > 1 else ""
-            raise Refused(f"{line}{said[0]}", None, "DuckDB does not take the query.") from None
+            raise Refused(f"{line}{' '.join(said[0].split())}", None, "DuckDB does not take the query.") from None
         return [(row[0], row[1]) for row in found]
 
     def plan(self, query: str) -> Any:
-        """What DuckDB reads a query as: its unoptimized plan, without the names and places of what it reads."""
+        """What DuckDB reads a query as: its unoptimized plan, equal for all ways to write the same."""
         found = self._connection.execute("SELECT JSON_SERIALIZE_PLAN(?, optimize := FALSE)", [query]).fetchone()
         assert found is not None
-
-        def nameless(node: dict[str, Any]) -> dict[str, Any]:
-            return {part: value for part, value in node.items() if part not in ("alias", "names", "query_location")}
-
-        plan = json.loads(found[0], object_hook=nameless)
+        plan = json.loads(found[0], object_hook=_plain)
         if plan["error"]:
             raise Refused(plan["error_message"], None, "DuckDB does not take the query.")
         return plan["plans"]

@@ -28,6 +28,11 @@ def normal(query: str | exp.Query, catalog: Catalog, types: Types) -> exp.Query:
     if others:
         raise Refused("This is more than one statement", None, "Write one SELECT.")
     check(parsed)
+    text = query if isinstance(query, str) else query.sql("duckdb")
+    types.of_query(text)  # or else DuckDB says what is wrong with it
+    _parenthesize(parsed)
+    if types.plan(text) != types.plan(parsed.sql("duckdb", identify=True)):
+        raise Refused("An expression that may be read in two ways", None, "Put its parts into parentheses.")
     try:
         qualified = qualify(
             parsed.copy(),
@@ -40,7 +45,7 @@ def normal(query: str | exp.Query, catalog: Catalog, types: Types) -> exp.Query:
     except SqlglotError as e:
         raise Refused(str(e), None, "Name tables and columns as the catalog has them.") from None
     assert isinstance(qualified, exp.Query)
-    _check_reading(parsed, qualified, types)
+    _check_names_of(parsed, qualified, types)
     _inline(qualified)
     spelled = {name.lower(): name for name in catalog}
     for table in list(qualified.find_all(exp.Table)):
@@ -57,7 +62,21 @@ def normal(query: str | exp.Query, catalog: Catalog, types: Types) -> exp.Query:
     return qualified
 
 
-def _check_reading(parsed: exp.Query, qualified: exp.Query, types: Types) -> None:
+def _parenthesize(query: exp.Query) -> None:
+    """Let nothing depend on which operator binds first: `MOD(a, b)` and `x IS NOT NULL` are written as operators."""
+    operators = (exp.Binary, exp.Unary, exp.Between, exp.In)
+    for node in reversed(list(query.walk())):
+        around = node.parent
+        if not isinstance(node, operators) or not isinstance(around, operators):
+            continue
+        is_chain = isinstance(node, exp.Connector) and type(node) is type(around)
+        if not is_chain and not isinstance(node, exp.Paren) and not isinstance(around, exp.Paren):
+            parentheses = exp.Paren()
+            node.replace(parentheses)
+            parentheses.set("this", node)
+
+
+def _check_names_of(parsed: exp.Query, qualified: exp.Query, types: Types) -> None:
     """Whether DuckDB reads every name as what it was qualified to.
 
     Whether a name is that of a column or of another expression of the SELECT is another rule in each clause.
@@ -159,7 +178,8 @@ def _check_aggregates(query: exp.Query, catalog: Catalog) -> None:
         for last in own(select, exp.ArgMax, exp.ArgMin):
             by = last.expression.unnest()
             if not isinstance(by, exp.Column) or [by.name] != [name.lower() for name in key]:
-                raise Refused(f"{last.sql('duckdb')} by what is not unique", last, "Take it by the key of one table.")
+                named = "ARG_MAX" if isinstance(last, exp.ArgMax) else "ARG_MIN"
+                raise Refused(f"{named} by what is not unique", last, "Take it by the key of one table.")
         inside = {source.alias_or_name for source in sources(select)}
         for aggregate in aggregates(select):
             tables = {column.table for column in own_columns(aggregate)}
