@@ -130,10 +130,15 @@ QUERIES = {
         JOIN seeds.rules AS r ON r.spelling = k.page GROUP BY 1""",
     "extremes beside what changes": """SELECT c.region, MAX(k.price) AS high FROM source.clicks AS k
         JOIN source.customers AS c ON c.id = k.customer GROUP BY 1""",
-    "the last of what changes": "SELECT customer, ARG_MAX(status, id) AS last FROM source.orders GROUP BY 1",
+    "the last of what changes": "SELECT customer, MAX_BY(status, id) AS last FROM source.orders GROUP BY 1",
     "functions that are written as operators": "SELECT id, units - MOD(product - 1, 2) * 2 AS m FROM source.orders",
-    "ways to write it": """SELECT id, POW(units, 2) AS p, "at" + INTERVAL '2 days' AS d FROM source.orders
-        WHERE status NOTNULL AND units NOT IN (1, 5) AND status NOT LIKE 'y%' AND (units > 1) IS NOT FALSE""",
+    "conditions in places of values": """SELECT id FROM source.orders AS o WHERE (o.units > 1) IN
+        (SELECT c.rank = 2 OR c.rank = 0 FROM source.customers AS c WHERE c.id = o.customer)""",
+    "the last condition": """SELECT customer, ARG_MAX(NOT price > 1, id) AS n,
+        ARG_MIN(price IS NULL OR page = 'x', id) AS m FROM source.clicks GROUP BY 1""",
+    "ways to write it": """SELECT id, SUBSTR(status, 1, 2) AS s, POW(units, 2) AS p, "at" + INTERVAL '2 days' AS d
+        FROM source.orders WHERE status NOTNULL AND units NOT IN (1, 5) AND status NOT LIKE 'y%'
+        AND (units > 1) IS NOT FALSE""",
     # Each of these was wrong once, or would be with one rule less.
     "aggregates of windows alone": "SELECT COUNT(*) OVER () AS n FROM source.orders",
     "frames of groups": """SELECT id, SUM(units) OVER (ORDER BY customer GROUPS BETWEEN 1 PRECEDING AND 1 FOLLOWING

@@ -51,11 +51,12 @@ _ONE_NAME = {
     **dict.fromkeys(("pow", "power", "^"), "**"),
     **dict.fromkeys(("^@", "prefix"), "starts_with"),
     **dict.fromkeys(("instr", "position"), "strpos"),
+    **dict.fromkeys(("argmax", "max_by"), "arg_max"),
+    **dict.fromkeys(("argmin", "min_by"), "arg_min"),
     "mod": "%",
     "substr": "substring",
     "len": "length",
     "ceiling": "ceil",
-    "mean": "avg",
     "suffix": "ends_with",
     "datediff": "date_diff",
     "datetrunc": "date_trunc",
@@ -80,10 +81,10 @@ def _plain(node: dict[str, Any]) -> dict[str, Any]:
         value = str(node["child"]["value"].get("value"))
         number, _, unit = value.partition(" ")
         if number.isdigit():
-            node = {"number": number} if not unit else {"number": number, "unit": unit.rstrip("s")}
+            node = {"number": number, "unit": unit.rstrip("s")} if unit else {**node, "child": None, "number": number}
     elif kind == "BOUND_FUNCTION" and str(name).startswith("to_") and _number(node["children"][0]):
         node = {"number": _number(node["children"][0]), "unit": str(name)[3:].rstrip("s")}
-    elif kind == "BOUND_FUNCTION":
+    elif kind in ("BOUND_FUNCTION", "BOUND_AGGREGATE", "BOUND_WINDOW"):
         node["name"] = _ONE_NAME.get(str(name), name)
     return node
 
@@ -158,7 +159,7 @@ def _selected(tables: Sequence[tuple[str, str]], expressions: Sequence[exp.Expr]
 def summed(plan: Any) -> Iterator[tuple[str, str]]:
     """Each SUM and AVG in a plan, windows included, and the type of its argument."""
     if isinstance(plan, dict):
-        if plan.get("name") in ("sum", "avg", "mean") and plan.get("arguments"):
+        if plan.get("name") in ("sum", "avg") and plan.get("arguments"):
             yield plan["name"], plan["arguments"][0]["id"]
         plan = list(plan.values())
     if isinstance(plan, list):

@@ -252,7 +252,7 @@ class _Cells:
         if isinstance(node, exp.ArgMin | exp.ArgMax):
             parts = {"o": node.expression.unnest(), "v": argument.unnest()}
             named = [exp.PropertyEQ(this=exp.to_identifier(name), expression=e.copy()) for name, e in parts.items()]
-            there = exp.and_(*(e.copy().is_(exp.Null()).not_() for e in parts.values()))
+            there = exp.and_(*(exp.paren(e.copy()).is_(exp.Null()).not_() for e in parts.values()))
             argument = exp.Case(ifs=[exp.If(this=there, true=exp.Struct(expressions=named))])
         held = (fold, argument.unnest())
         if held not in self._held:
@@ -292,7 +292,7 @@ class _Cells:
             first = self._products[0]
             [kind] = self._types.of(first.tables, [substituted(summand, first.columns)])
             if counted and not _is_exact(kind):
-                there = exp.If(this=summand.copy().is_(exp.Null()).not_(), true=exp.Literal.number(1))
+                there = exp.If(this=exp.paren(summand.copy()).is_(exp.Null()).not_(), true=exp.Literal.number(1))
                 return self._measure(exp.Case(ifs=[there]), counted)
             self._held[held] = _kept(len(self._held) + 1, summand, kind)
         return self._held[held]

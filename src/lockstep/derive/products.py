@@ -189,7 +189,7 @@ class Flattener:
             wanted, found = inner.this, selected.unalias()
             if is_not and (self._may_be_null(product, wanted) or self._may_be_null(both, found)):
                 raise NotLinear("NOT IN with NULLs")
-            both = both.where(exp.EQ(this=wanted.copy(), expression=found.copy()))
+            both = both.where(exp.EQ(this=exp.paren(wanted.copy()), expression=exp.paren(found.copy())))
         added = replace(both, tables=both.tables[len(product.tables) :])
         self._require_one_match(both, product, added, "a subquery in WHERE")
         joined = replace(both, columns=product.columns)
