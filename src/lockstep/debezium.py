@@ -663,7 +663,8 @@ class Schemas:
 
     def reason(self) -> str:
         """SQL over `records`: why an event of the kind FOREIGN does not land; null for all others."""
-        why = f"CASE WHEN op = 'c' THEN {literal(_NUMBERED)} WHEN op = 'r' THEN {literal(_READ)} ELSE {literal(_CHANGED)} END"
+        whens = f"WHEN op = 'c' THEN {literal(_NUMBERED)} WHEN op = 'r' THEN {literal(_READ)}"
+        why = f"CASE {whens} ELSE {literal(_CHANGED)} END"
         reasons = {t.name: f"{literal(_KEYLESS.format(t.name))} || {why}" for t in TABLES.values() if not t.key}
         for name, schema in self._first.items():
             reasons.setdefault(name, f"""'it is a change of ' || "schema" || {literal(self._reason(name, schema))}""")

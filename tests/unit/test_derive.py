@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -38,18 +38,25 @@ CATALOG = {
     ),
     "source.customers": Table({"id": "BIGINT", "region": "TEXT", "rank": "INTEGER"}, ("id",)),
     "source.lines": Table({"order_id": "BIGINT", "line": "INTEGER", "units": "INTEGER"}, ("order_id", "line")),
+    "source.clicks": Table(
+        {"id": "BIGINT", "customer": "BIGINT", "page": "TEXT", "price": "DECIMAL(9,2)"}, ("id",), is_append_only=True
+    ),
+    "seeds.codes": Table({"code": "TEXT", "name": "TEXT"}, ("code",), is_static=True),
     "seeds.rules": Table(
         {"spelling": "TEXT", "status": "TEXT", "since": "TIMESTAMP", "until": "TIMESTAMP"},
         ("spelling", "since"),
         is_static=True,
-        matches_once=True,
+        valid=("since", "until"),
     ),
 }
-RULES = [
-    ("x", "paid", datetime(2026, 1, 1), datetime(2026, 1, 1, 3)),
-    ("x", "done", datetime(2026, 1, 1, 3), datetime(2027, 1, 1)),
-    ("y", "new", datetime(2026, 1, 1), datetime(2027, 1, 1)),
-]
+STATIC: dict[str, list[tuple[Any, ...]]] = {
+    "seeds.codes": [("1", "one"), ("01", "uno"), ("2", "two")],
+    "seeds.rules": [
+        ("x", "paid", datetime(2026, 1, 1), datetime(2026, 1, 1, 3)),
+        ("x", "done", datetime(2026, 1, 1, 3), datetime(2027, 1, 1)),
+        ("y", "new", datetime(2026, 1, 1), datetime(2027, 1, 1)),
+    ],
+}
 MOVING = [name for name, table in CATALOG.items() if not table.is_static]
 BEGIN, HOUR = datetime(2026, 1, 1), timedelta(hours=1)
 
@@ -119,6 +126,65 @@ QUERIES = {
     "a text that is no number": "SELECT TRY_CAST(status AS INTEGER) AS t, COUNT(*) AS n FROM source.orders GROUP BY 1",
     "one name in two scopes": """SELECT o.status, (SELECT COUNT(*) FROM source.orders AS o WHERE o.units > 1) AS n,
         SUM(o.units) AS s FROM source.orders AS o GROUP BY o.status""",
+    "extremes of what only grows": """SELECT k.customer, MAX(k.price) AS high, MIN(k.page) AS p, COUNT(*) AS n,
+        MAX(DISTINCT k.price) - MIN(k.price) AS d, SUM(k.price) AS s FROM source.clicks AS k GROUP BY 1""",
+    "the last of what only grows": """SELECT customer, ARG_MAX(page, id) AS last, ARG_MIN(price, id) AS first
+        FROM source.clicks GROUP BY 1""",
+    "extremes beside rules": """SELECT r.status, MAX(k.price) AS high FROM source.clicks AS k
+        JOIN seeds.rules AS r ON r.spelling = k.page GROUP BY 1""",
+    "extremes beside what changes": """SELECT c.region, MAX(k.price) AS high FROM source.clicks AS k
+        JOIN source.customers AS c ON c.id = k.customer GROUP BY 1""",
+    "the last of what changes": "SELECT customer, MAX_BY(status, id) AS last FROM source.orders GROUP BY 1",
+    "functions that are written as operators": "SELECT id, units // MOD(product, 2) AS m FROM source.orders",
+    "conditions in places of values": """SELECT id FROM source.orders AS o WHERE (o.units > 1) IN
+        (SELECT c.rank = 2 OR c.rank = 0 FROM source.customers AS c WHERE c.id = o.customer)""",
+    "the last condition": """SELECT customer, ARG_MAX(NOT price > 1, id) AS n,
+        ARG_MIN(price IS NULL OR page = 'x', id) AS m FROM source.clicks GROUP BY 1""",
+    "ways to write it": """SELECT id, SUBSTR(status, 1, 2) AS s, POW(units, 2) AS p, "at" + INTERVAL '2 days' AS d
+        FROM source.orders WHERE status NOTNULL AND units NOT IN (1, 5) AND status NOT LIKE 'y%'
+        AND (units > 1) IS NOT FALSE""",
+    # Each of these was wrong once, or would be with one rule less.
+    "aggregates of windows alone": "SELECT COUNT(*) OVER () AS n FROM source.orders",
+    "frames of groups": """SELECT id, SUM(units) OVER (ORDER BY customer GROUPS BETWEEN 1 PRECEDING AND 1 FOLLOWING
+        EXCLUDE GROUP) AS s FROM source.orders""",
+    "counts of what is no number": """SELECT customer, COUNT(status) AS n, COUNT(units > 1) AS m, SUM(units > 1) AS b,
+        COUNT("at") AS t, COUNT(1) AS c FROM source.orders GROUP BY 1""",
+    "types that a union all makes one": """SELECT k || '' AS k, COUNT(*) AS n FROM (SELECT units AS k FROM source.orders
+        UNION ALL SELECT amount FROM source.orders UNION ALL SELECT NULL FROM source.lines) AS u GROUP BY 1""",
+    "a union all of constants": "SELECT 1 AS k, id FROM source.orders UNION ALL SELECT 2.5, NULL FROM source.lines",
+    "nulls with a type": """SELECT DATE_TRUNC('hour', o."at") AS h, c.rank || '' AS r, COUNT(*) AS n
+        FROM source.customers AS c LEFT JOIN source.orders AS o ON o.id = c.rank GROUP BY 1, 2""",
+    "a key as a number": """SELECT o.customer, COUNT(*) AS n, COUNT(c.name) AS m FROM source.orders AS o
+        LEFT JOIN seeds.codes AS c ON c.code = o.units GROUP BY 1""",
+    "limits within": "SELECT SUM(x.units) AS s FROM ((SELECT id, units FROM source.orders) ORDER BY id LIMIT 2) AS x",
+    "offset": "SELECT x.id FROM (SELECT id FROM source.orders ORDER BY id OFFSET 2) AS x",
+    "using": "SELECT * FROM source.orders JOIN source.customers USING (id)",
+    "left join using": "SELECT id, region, amount FROM source.orders LEFT JOIN source.customers USING (id)",
+    "stars without": "SELECT * EXCLUDE (amount) REPLACE (units + 1 AS units) RENAME (id AS z) FROM source.orders",
+    "names of the same select": "SELECT units + 1 AS a, a * 2 AS b FROM source.orders WHERE a > 1",
+    "a name that is a column first": "SELECT units + 1 AS customer, customer + 1 AS b FROM source.orders",
+    "a cte that hides another": """WITH t AS (SELECT id AS k FROM source.orders), u AS
+        (WITH t AS (SELECT id AS k FROM source.customers) SELECT k FROM t) SELECT t.k, u.k AS j FROM t, u""",
+    "a cte used twice": """WITH t AS (SELECT customer, SUM(units) AS s FROM source.orders GROUP BY 1)
+        SELECT a.customer, b.s FROM t AS a JOIN t AS b ON a.s > b.s""",
+    "a cte with names": "WITH t(k, v) AS (SELECT customer, amount FROM source.orders) "
+    "SELECT k, SUM(v) AS s FROM t GROUP BY 1",
+    "constants in group by all": "SELECT DATE '2026-01-01' AS d, 'x' AS x, SUM(units) AS s "
+    "FROM source.orders GROUP BY ALL",
+    "all that is there": "SELECT customer FROM source.orders EXCEPT ALL SELECT id FROM source.customers",
+    "both": "SELECT customer FROM source.orders INTERSECT ALL SELECT id FROM source.customers",
+    "a number beside an aggregate": "SELECT SUM((SELECT COUNT(*) FROM source.lines)) AS s, COUNT(*) AS n "
+    "FROM source.orders",
+    "grouped by a count": "SELECT (SELECT COUNT(*) FROM source.lines) AS k, COUNT(*) AS n "
+    "FROM source.orders GROUP BY 1",
+    "rules that there are": "SELECT id FROM source.orders WHERE EXISTS (SELECT 1 FROM seeds.rules)",
+    "no rules": "SELECT COUNT(*) AS n FROM source.orders WHERE NOT EXISTS (SELECT 1 FROM seeds.rules)",
+    "rules from a time on": """SELECT COUNT(r.status) AS n FROM source.orders AS o LEFT JOIN seeds.rules AS r
+        ON r.spelling = o.status AND r.since <= o."at" """,
+    "rules alone": "SELECT status, COUNT(*) AS n FROM seeds.rules GROUP BY 1",
+    "several levels down": """SELECT c.id FROM source.customers AS c WHERE EXISTS (SELECT 1 FROM source.orders AS o
+        WHERE o.customer = c.id AND NOT EXISTS
+        (SELECT 1 FROM source.lines AS l WHERE l.order_id = o.id AND l.units < c.rank))""",
     "a name of the outer query": """SELECT x.k, SUM(x.v) AS s FROM (SELECT o.customer AS k, o.units AS v
         FROM source.orders AS o WHERE o.units IS NOT NULL) AS x WHERE x.k > 1 GROUP BY x.k""",
 }
@@ -142,6 +208,8 @@ class World:
         name = self.rng.choice(MOVING)
         key, row = self._row(name)
         old = current[name].get(key)
+        if old and CATALOG[name].is_append_only:
+            return
         if old:
             self.signed.append((name, old, -1, at))
         if old and self.rng.random() < 0.3:
@@ -158,6 +226,9 @@ class World:
         if name == "source.lines":
             pair = number(1, 6), number(1, 3)
             return pair, (*pair, one_of([1, 2, None]))
+        if name == "source.clicks":
+            key = number(1, 20)
+            return key, (key, one_of([1, 2, None]), one_of(["x", "y", None]), one_of([None, "1.25", "-3.10", "99.99"]))
         key = number(1, 8)
         at = BEGIN + timedelta(minutes=number(600))
         amount, status = one_of([None, "1.25", "-3.10", "99.99"]), one_of(["x", "y", "7", None])
@@ -165,103 +236,97 @@ class World:
 
 
 class Database:
-    """The tables of a world: as a query reads them, as they were when a batch began, and their changes since."""
+    """A world's tables as they were at the end of each hour, in a database per hour, and their changes since some."""
 
-    def __init__(self) -> None:
-        self.connection = duckdb.connect(":memory:")
-        for schema in ("source", "seeds", "state", "delta"):
-            self.connection.execute(f"CREATE SCHEMA {schema}")
-        for name, table in CATALOG.items():
-            columns = ", ".join(f'"{column}" {kind}' for column, kind in table.columns.items())
-            self.connection.execute(f"CREATE TABLE {name} ({columns})")
-            self.connection.execute(f"CREATE TABLE {self.state(name).sql()} ({columns})")
-            signed = f"{columns}, __weight TINYINT, __logged_at TIMESTAMP"
-            self.connection.execute(f"CREATE TABLE {self.delta(name).sql()} ({signed})")
-        for relation in ("seeds.rules", "state.rules"):
-            self._fill(relation, RULES)
+    BEGINS = (0, 2)
 
-    @staticmethod
-    def state(name: str) -> exp.Table:
-        return exp.to_table(f"state.{name.partition('.')[2]}")
+    def __init__(self, world: World) -> None:
+        self.hours = world.hours
+        self.connection = duckdb.connect(":memory:", config={"threads": 1})
+        for hour in range(world.hours + 1):
+            self.connection.execute(f"ATTACH ':memory:' AS hour{hour}")
+            for name, table in CATALOG.items():
+                rows = STATIC[name] if table.is_static else world.rows[hour][name]
+                self._fill(f"hour{hour}.{name}", table.columns, rows)
+        for begin in self.BEGINS:
+            since = BEGIN + begin * HOUR
+            for name in MOVING:
+                signed = CATALOG[name].columns | {"__weight": "TINYINT", "__logged_at": "TIMESTAMP"}
+                rows = [(*row, w, at) for table, row, w, at in world.signed if table == name and at >= since]
+                self._fill(f"changes_since_{begin}.{name.partition('.')[2]}", signed, rows)
 
-    @staticmethod
-    def delta(name: str) -> exp.Table:
-        return exp.to_table(f"delta.{name.partition('.')[2]}")
-
-    def _fill(self, relation: str, rows: list[tuple[Any, ...]]) -> None:
-        self.connection.execute(f"DELETE FROM {relation}")
+    def _fill(self, relation: str, columns: Mapping[str, str], rows: list[tuple[Any, ...]]) -> None:
+        self.connection.execute(f"CREATE SCHEMA IF NOT EXISTS {relation.rpartition('.')[0]}")
+        listed = ", ".join(f'"{column}" {kind}' for column, kind in columns.items())
+        self.connection.execute(f"CREATE TABLE {relation} ({listed})")
         if rows:
-            self.connection.executemany(f"INSERT INTO {relation} VALUES ({', '.join('?' * len(rows[0]))})", rows)
+            places = ", ".join([f"({', '.join('?' * len(columns))})"] * len(rows))
+            self.connection.execute(f"INSERT INTO {relation} VALUES {places}", [v for row in rows for v in row])
 
-    def begin_batch(self, world: World, hour: int) -> None:
-        """State at the end of `hour` hours, and all changes after that as one batch."""
-        for name in MOVING:
-            self._fill(self.state(name).sql(), world.rows[hour][name])
-            since = BEGIN + hour * HOUR
-            changes = [(*row, w, at) for table, row, w, at in world.signed if table == name and at >= since]
-            self._fill(self.delta(name).sql(), changes)
+    def as_written(self, query: str, hour: int) -> list[Any]:
+        self.connection.execute(f"USE hour{hour}.main")
+        try:
+            return self.connection.execute(query).fetchall()
+        finally:
+            self.connection.execute("USE memory.main")
 
-    def as_written(self, query: str, world: World, hour: int) -> list[Any]:
-        for name in MOVING:
-            self._fill(name, world.rows[hour][name])
-        return self.connection.execute(query).fetchall()
+    def add_up(self, core: Core, begin: int) -> None:
+        """The cells of the state at `begin`, and the increments of each hour since."""
 
-    def derived(self, derivation: Derivation, until: datetime) -> list[Any]:
-        """The finish over the cells of the state and the increments of the hours before `until`."""
-        for core in derivation.cores:
-            self._make_cells(core, until)
-        return self.connection.execute(derivation.finish.sql("duckdb")).fetchall()
+        def state(name: str) -> exp.Table:
+            return exp.to_table(f"hour{begin}.{name}")
 
-    def _make_cells(self, core: Core, until: datetime) -> None:
-        columns = [*core.keys, "__n", *(name for m in core.measures for name in (m.name, m.count))]
-        listed, keys = ", ".join(columns), ", ".join(core.keys)
-        kinds = {"__n": "BIGINT"} | {m.count: "BIGINT" for m in core.measures}
-        summed = [f"CAST(SUM({c}) AS {kinds[c]}) AS {c}" if c in kinds else f"SUM({c}) AS {c}" for c in columns]
-        selected = ", ".join([*core.keys, *summed[len(core.keys) :]])
-        increments = core.increment(CATALOG, self.state, self.delta).sql("duckdb")
+        def delta(name: str) -> exp.Table:
+            return exp.to_table(f"changes_since_{begin}.{name.partition('.')[2]}")
+
         self.connection.execute(
-            f"CREATE OR REPLACE TEMP TABLE {core.name} AS SELECT {selected} FROM ("
-            f"SELECT {listed} FROM ({core.full(self.state).sql('duckdb')}) UNION ALL "
-            f"SELECT {listed} FROM ({increments}) WHERE __hour < TIMESTAMP '{until}'"
-            f"){f' GROUP BY {keys}' if keys else ''}"
+            f"CREATE OR REPLACE TEMP TABLE {core.name}_parts AS SELECT NULL::TIMESTAMP AS __hour, * "
+            f"FROM ({core.full(state).sql('duckdb')}) "
+            f"UNION ALL BY NAME ({core.increment(CATALOG, state, delta).sql('duckdb')})"
         )
+
+    def derived(self, derivation: Derivation, hour: int) -> list[Any]:
+        """The finish over the cells as they were at the end of an hour."""
+        for core in derivation.cores:
+            until = f"__hour IS NULL OR __hour < TIMESTAMP '{BEGIN + hour * HOUR}'"
+            cells = core.added_up(exp.select("*").from_(f"{core.name}_parts").where(until)).sql("duckdb")
+            self.connection.execute(f"CREATE OR REPLACE TEMP VIEW {core.name} AS {cells}")
+        return self.connection.execute(derivation.finish.sql("duckdb")).fetchall()
 
 
 @pytest.fixture(scope="module")
 def database() -> Iterator[Database]:
-    database = Database()
+    database = Database(World(seed=1))
     yield database
     database.connection.close()
 
 
-def assert_equal_at_each_hour(database: Database, query: str, world: World) -> None:
+def assert_equal_at_each_hour(database: Database, query: str) -> None:
     derivation = derive(query, CATALOG)
-    for begins in (0, 2):
-        database.begin_batch(world, begins)
-        for hour in range(begins + 1, world.hours + 1):
-            written = database.as_written(query, world, hour)
-            derived = database.derived(derivation, BEGIN + hour * HOUR)
-            assert sorted(derived, key=repr) == sorted(written, key=repr), (
-                begins,
-                hour,
-                derivation.finish.sql("duckdb"),
-            )
+    written = [sorted(database.as_written(query, hour), key=repr) for hour in range(database.hours + 1)]
+    for begin in database.BEGINS:
+        for core in derivation.cores:
+            database.add_up(core, begin)
+        for hour in range(begin, database.hours + 1):
+            derived = sorted(database.derived(derivation, hour), key=repr)
+            assert derived == written[hour], (begin, hour, derivation.finish.sql("duckdb"))
 
 
 @pytest.mark.parametrize("name", QUERIES)
 def test_the_derived_rows_are_those_of_the_query_as_written(database: Database, name: str) -> None:
-    assert_equal_at_each_hour(database, QUERIES[name], World(seed=1))
+    assert_equal_at_each_hour(database, QUERIES[name])
 
 
 @pytest.mark.generated
-@settings(max_examples=6, deadline=None, derandomize="CI" in os.environ, phases=[Phase.explicit, Phase.generate])
+@settings(max_examples=4, deadline=None, derandomize="CI" in os.environ, phases=[Phase.explicit, Phase.generate])
 @given(
     seed=st.integers(0, 10**6), names=st.lists(st.sampled_from(sorted(QUERIES)), min_size=4, max_size=4, unique=True)
 )
-def test_whatever_happens_to_the_tables(database: Database, seed: int, names: list[str]) -> None:
-    world = World(seed)
+def test_whatever_happens_to_the_tables(seed: int, names: list[str]) -> None:
+    database = Database(World(seed))
     for name in names:
-        assert_equal_at_each_hour(database, QUERIES[name], world)
+        assert_equal_at_each_hour(database, QUERIES[name])
+    database.connection.close()
 
 
 @pytest.mark.parametrize(
@@ -273,6 +338,9 @@ def test_whatever_happens_to_the_tables(database: Database, seed: int, names: li
         ("union all", [{"source.orders", "source.lines"}]),
         ("three tables and having", [{"source.orders", "source.lines", "source.customers"}]),
         ("share of the whole", [{"source.orders"}]),
+        ("extremes of what only grows", [{"source.clicks"}]),
+        ("the last of what only grows", [{"source.clicks"}]),
+        ("extremes beside rules", [{"source.clicks", "seeds.rules"}]),
     ],
 )
 def test_what_is_linear_is_one_core(query: str, cores: list[set[str]]) -> None:
@@ -287,7 +355,7 @@ def test_what_is_linear_is_one_core(query: str, cores: list[set[str]]) -> None:
     [
         ("SELEC 1", "line 1: Invalid expression"),
         ("INSERT INTO source.orders VALUES (1)", "no query"),
-        ("SELECT nothing FROM source.orders", "'nothing' could not be resolved"),
+        ("SELECT nothing FROM source.orders", '"nothing" not found'),
         ("SELECT\n  status,\n  ANY_VALUE(id)\nFROM source.orders GROUP BY 1", "line 3: ANY_VALUE(id). Take MIN or MAX"),
         ("SELECT FIRST(id) FROM source.orders", "FIRST(). Take MIN or MAX"),
         ("SELECT LIST(id) FROM source.orders", "no order of their own"),
@@ -307,6 +375,52 @@ def test_what_is_linear_is_one_core(query: str, cores: list[set[str]]) -> None:
         ("SELECT id, ROW_NUMBER() OVER () FROM source.orders", "in which order"),
         ("SELECT SUM(amount::DOUBLE) FROM source.orders", "Cast it to DECIMAL"),
         ("SELECT id FROM source.orders, RANGE(3) AS t(x)", "not on the list"),
+        ("SELECT id FROM source.orders UNION ALL BY NAME SELECT id FROM source.customers", "in one order"),
+        ("SELECT o.id FROM source.orders AS o SEMI JOIN source.customers AS c ON c.id = o.id", "EXISTS (SELECT"),
+        ("SELECT id FROM source.orders ANTI JOIN source.customers USING (id)", "ANTI JOIN"),
+        ("SELECT o.id FROM source.orders AS o POSITIONAL JOIN source.lines AS l", "POSITIONAL JOIN"),
+        ("SELECT MAX(units, 2) FROM source.orders", "MAX()"),
+        ("SELECT MIN(units, 2) FROM source.orders", "MIN()"),
+        ("SELECT ARG_MAX(id, units, 2) FROM source.orders", "ARG_MAX()"),
+        ("SELECT id FROM source.orders WHERE units = 2 IS NOT NULL", "into parentheses"),
+        ("SELECT ARG_MAX(status, units) FROM source.orders", "by what is not unique"),
+        ("SELECT ARG_MAX(l.units, o.id) FROM source.orders AS o, source.lines AS l", "by what is not unique"),
+        ("SELECT SUM(units ORDER BY id) FROM source.orders", "units ORDER BY id"),
+        ("SELECT COUNT(DISTINCT (id, units)) FROM source.orders", "one by one"),
+        ("SELECT id FROM source.orders WHERE (id, units) IN (SELECT id, rank FROM source.customers)", "one by one"),
+        ("SELECT DISTINCT ON (units) units, id FROM source.orders ORDER BY 1, 2", "ROW_NUMBER() OVER (...) = 1"),
+        ("SELECT LAG(id) OVER () FROM source.orders", "in which order"),
+        ("SELECT SUM(units) OVER (ROWS 1 PRECEDING) FROM source.orders", "in which order"),
+        ("SELECT SUM(units) OVER w FROM source.orders WINDOW w AS (ORDER BY id)", "WINDOWS"),
+        ("SELECT LAG(id IGNORE NULLS) OVER (ORDER BY id) FROM source.orders", "name one value"),
+        ("SELECT MODE() WITHIN GROUP (ORDER BY id) FROM source.orders", "MODE()"),
+        ("SELECT status COLLATE NOCASE AS s FROM source.orders", "COLLATE"),
+        ("SELECT id INTO t FROM source.orders", "INTO"),
+        ("SELECT id FROM source.orders ORDER BY id FOR UPDATE", "LOCKS"),
+        ("SELECT id FROM source.orders ORDER BY id LIMIT 10%", "10 PERCENT"),
+        ("SELECT id FROM source.orders ORDER BY id LIMIT (SELECT COUNT(*) FROM source.lines)", "Give it a number"),
+        ("SELECT id FROM source.orders OFFSET 1", "LIMIT without ORDER BY"),
+        ("SELECT UNNEST([1, 2]) FROM source.orders", "not on the list"),
+        ("SELECT * FROM source.orders PIVOT (SUM(units) FOR status IN ('x'))", "PIVOT"),
+        ("SELECT * FROM (VALUES (1)) AS v(x)", "Read a seed"),
+        ("SELECT COLUMNS('u.*') FROM source.orders", "COLUMNS"),
+        (
+            "SELECT l.* FROM source.orders AS o, LATERAL (SELECT * FROM source.lines AS l WHERE l.line = o.id) AS l",
+            "LATERAL",
+        ),
+        ("SELECT a FROM source.customers AS c(a, b)", "Names of columns in"),
+        ("SELECT o.id FROM (source.orders AS o JOIN source.lines AS l ON l.line = o.id)", "Joins in parentheses"),
+        ("SELECT x.a FROM (SELECT id AS a, units AS a FROM source.orders) AS x", "two columns of the name a"),
+        ("SELECT 1 AS one, COUNT(*) AS n FROM source.orders GROUP BY 1", "a constant"),
+        ("SELECT units + COUNT(*) AS n FROM source.orders GROUP BY ALL", "Cannot mix aggregates"),
+        ("SELECT units % 2 AS k, COUNT(*) AS n FROM source.orders GROUP BY ALL HAVING units % 2 = 1", "beside"),
+        ("SELECT id, ROW_NUMBER() OVER (ORDER BY id) AS units FROM source.orders QUALIFY units = 1", "(units)"),
+        ("SELECT * RENAME (id AS z) FROM (SELECT units FROM source.lines), source.customers", "A name or star"),
+        ("SELECT status, (SELECT SUM(o.units)) AS s FROM source.orders AS o GROUP BY 1", "outer query's column"),
+        ("SELECT status, SUM(units / 2) AS s FROM source.orders GROUP BY ROLLUP (status)", "SUM of a DOUBLE"),
+        ('SELECT AVG("at") FROM source.orders', "a TIMESTAMP"),
+        ("SELECT id FROM source.orders; DROP TABLE source.orders", "more than one statement"),
+        ("SELECT COUNT(*) FROM nothing", "nothing does not exist"),
         ("WITH RECURSIVE t AS (SELECT 1 AS n UNION ALL SELECT n + 1 FROM t) SELECT n FROM t", "WITH RECURSIVE"),
     ],
 )
@@ -321,6 +435,45 @@ def test_what_cannot_be_derived_is_refused(query: str, says: str) -> None:
 def test_a_column_with_a_generated_name_is_refused() -> None:
     with pytest.raises(Refused, match="__weight"):
         derive("SELECT 1", {"source.t": Table({"__weight": "INTEGER"})})
+
+
+def test_a_text_that_is_no_number_comes_and_goes_within_a_batch() -> None:
+    """Without it the increment would end with an error that the query, which never sees that text, does not have."""
+    catalog = {"t": Table({"id": "BIGINT", "v": "TEXT"}, ("id",))}
+    query = (
+        "SELECT CAST(v AS INTEGER) AS k, SUM(CAST(v AS INTEGER)) AS s FROM t WHERE CAST(v AS INTEGER) > 1 GROUP BY 1"
+    )
+    [core] = derive(query, catalog).cores
+    with duckdb.connect(":memory:") as connection:
+        connection.execute("CREATE TABLE t (id BIGINT, v TEXT)")
+        connection.execute(
+            "CREATE TABLE t_changes AS SELECT *, TIMESTAMP '2026-01-01' AS __logged_at "
+            "FROM (VALUES (1, 'abc', 1), (1, 'abc', -1), (1, '5', 1)) AS c(id, v, __weight)"
+        )
+        increment = core.increment(catalog, exp.to_table, lambda name: exp.to_table(f"{name}_changes"))
+        [(_, key, rows, *_)] = connection.execute(increment.sql("duckdb")).fetchall()
+        assert (key, rows) == (5, 1)
+
+
+def test_names_are_the_same_in_any_case() -> None:
+    catalog = {"Shop.Orders": Table({"Id": "BIGINT", "Amount": "DECIMAL(12,2)"}, ("Id",))}
+    derivation = derive(
+        'SELECT ID, "AMOUNT" + 1 AS Total FROM shop.ORDERS WHERE id IN (SELECT iD FROM SHOP.orders)', catalog
+    )
+    [core] = derivation.cores
+    assert core.tables() == {"Shop.Orders"}
+
+
+def test_names_may_be_words_of_sql() -> None:
+    catalog = {"shop.order": Table({"select": "BIGINT", "a b": "INTEGER", 'we"ird': "TEXT"}, ("select",))}
+    derivation = derive('SELECT * FROM shop."order" QUALIFY SUM("a b") OVER () > 1', catalog)
+    assert '"we""ird"' in derivation.finish.sql("duckdb")
+
+
+def test_an_interval_is_no_key() -> None:
+    """Without it one of two equal intervals that are written otherwise would be shown as the other."""
+    with pytest.raises(Refused, match="EPOCH"):
+        derive("SELECT lasts FROM source.t", {"source.t": Table({"lasts": "INTERVAL"})})
 
 
 def test_the_page_shows_what_is_true(capsys: pytest.CaptureFixture[str]) -> None:

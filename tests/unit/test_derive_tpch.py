@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import duckdb
 import pytest
-from sqlglot import exp
+from sqlglot import exp, parse_one
 
 from lockstep.derive import Catalog, Table, derive
 from lockstep.serve import extension
@@ -70,13 +70,8 @@ def test_a_query_of_tpch(tpch: tuple[duckdb.DuckDBPyConnection, Catalog], number
         increment = core.increment(
             catalog, lambda table: relation("state", table), lambda table: relation("delta", table)
         ).sql("duckdb")
-        counts = ["__n", *(m.count for m in core.measures)]
-        summed = [f"SUM({c})::BIGINT AS {c}" for c in counts] + [f"SUM({m.name}) AS {m.name}" for m in core.measures]
-        keys = ", ".join(core.keys)
-        connection.execute(
-            f"CREATE OR REPLACE TEMP TABLE {core.name} AS SELECT {', '.join([*core.keys, *summed])} "
-            f"FROM (FROM ({full}) UNION ALL BY NAME FROM ({increment})){f' GROUP BY {keys}' if keys else ''}"
-        )
+        cells = core.added_up(parse_one(f"FROM ({full}) UNION ALL BY NAME FROM ({increment})", dialect="duckdb"))
+        connection.execute(f"CREATE OR REPLACE TEMP TABLE {core.name} AS {cells.sql('duckdb')}")
     found = connection.execute(derivation.finish.sql("duckdb")).fetchall()
     connection.execute("USE final")
     try:

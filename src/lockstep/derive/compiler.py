@@ -5,18 +5,20 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sqlglot import exp
 
-from lockstep.derive.catalog import PREFIX, Catalog, Types
+from lockstep.derive.catalog import PREFIX, Catalog, Types, summed, table_of
 from lockstep.derive.cores import ROWS, Core, Measure, Term
-from lockstep.derive.normal import name_of, normal, own, own_columns, sources, subqueries
+from lockstep.derive.normal import aggregates, name_of, normal, own_columns, sources, subqueries
 from lockstep.derive.products import Flattener, Product, is_row_level, substituted
 from lockstep.derive.refusals import NotLinear, Refused
 
 _LINEAR = (exp.Sum, exp.Count, exp.Avg)
 # These ask which values there are, and not how often, so that a cell need not be repeated for each of its rows.
+_FLOATS = ("DOUBLE", "FLOAT")
+_DECIMAL = r"DECIMAL\(\d+,(\d+)\)"
 _OF_VALUES = (exp.Min, exp.Max, exp.LogicalAnd, exp.LogicalOr)
 
 
@@ -34,17 +36,43 @@ def derive(query: str | exp.Query, catalog: Catalog) -> Derivation:
         reserved = [column for column in table.columns if column.startswith(PREFIX)]
         if reserved:
             raise Refused(f"{name} has a column {reserved[0]}", None, f"Names that begin with {PREFIX} are generated.")
-    compiler = _Compiler(catalog)
-    finish = compiler.query(normal(query, catalog))
-    return Derivation(tuple(compiler.cores), finish)
+    types = Types(catalog)
+    normalized = normal(query, catalog, types)
+    compiler = _Compiler(catalog, types)
+    finish = compiler.query(normalized)
+    for identifier in finish.find_all(exp.Identifier):
+        identifier.set("quoted", not identifier.name.startswith(PREFIX))
+    derivation = Derivation(tuple(compiler.cores), finish)
+    _check(derivation, types, query if isinstance(query, str) else query.sql("duckdb"))
+    return derivation
+
+
+def _check(derivation: Derivation, types: Types, query: str) -> None:
+    """Whether DuckDB takes what was compiled, and gives it the types of the query as written."""
+    written = types.of_query(query)
+    for aggregate, kind in summed(types.plan(query)):
+        if kind in _FLOATS:
+            raise _refused_sum(f"{aggregate.upper()} of a {kind}", None, kind)
+    for core in derivation.cores:
+        cells = types.of_query(core.full(table_of).sql("duckdb"))
+        if any("INTERVAL" in kind for _, kind in cells):
+            raise Refused(
+                "An INTERVAL as a key of cells", None, "Take its EPOCH: 1 day is not written as 24 hours are."
+            )
+        types.add(table_of(core.name), cells)
+    assert {t.name for t in derivation.finish.find_all(exp.Table)} <= {core.name for core in derivation.cores}
+    derived = types.of_query(derivation.finish.sql("duckdb"))
+    for (name, kind), (_, found) in zip(written, derived, strict=True):
+        if kind != found:
+            raise Refused(f"{name} would be {found} and not {kind}", None, f"Cast it to {kind}.")
 
 
 class _Compiler:
-    def __init__(self, catalog: Catalog) -> None:
+    def __init__(self, catalog: Catalog, types: Types) -> None:
         self.cores: list[Core] = []
         self._catalog = catalog
-        self._types = Types(catalog)
-        self._flattener = Flattener(catalog)
+        self._types = types
+        self._flattener = Flattener(catalog, types)
         self._numbers = itertools.count(1)
 
     def query(self, query: exp.Query) -> exp.Query:
@@ -69,14 +97,18 @@ class _Compiler:
         if later:
             raise NotLinear(later[0].sql("duckdb"))
         cells = self._cells(products)
-        columns = [cells.key(s.unalias()).as_(s.alias_or_name) for s in select.selects]
+        constants = [s.find(exp.Column) is None for s in select.selects]
+        columns = [
+            (s.unalias().copy() if is_constant else cells.key(s.unalias())).as_(s.alias_or_name)
+            for s, is_constant in zip(select.selects, constants, strict=True)
+        ]
         self.cores.append(cells.core())
         return cells.repeated(columns)
 
     def _groups(self, select: exp.Select) -> exp.Query:
         """An aggregated query: sums by its keys, and by whatever else its finish needs to see."""
         group = select.args.get("group")
-        if group is None and not any(any(own(s, exp.AggFunc)) for s in select.selects):
+        if group is None and not any(any(aggregates(s)) for s in select.selects):
             raise NotLinear("rows that depend on each other")
         if group and any(group.args.get(kind) for kind in ("rollup", "cube", "grouping_sets", "totals")):
             raise NotLinear("ROLLUP, CUBE, GROUPING SETS")
@@ -159,27 +191,29 @@ class _Compiler:
 
     def _columns_read(self, select: exp.Select, table: exp.Table) -> exp.Subquery:
         columns = self._catalog[name_of(table)].columns
-        read = {column.name for column in select.find_all(exp.Column) if column.table == table.alias}
+        read = {column.name.lower() for column in select.find_all(exp.Column) if column.table == table.alias}
         cells = self._cells(self._flattener.source(table))
-        kept = [name for name in columns if name in read] or list(columns)[:1]
+        kept = [name.lower() for name in columns if name.lower() in read] or [next(iter(columns)).lower()]
         keys = [cells.key(exp.column(name, table.alias)).as_(name) for name in kept]
         self.cores.append(cells.core())
         return cells.repeated(keys).subquery(table.alias)
 
     def _cells(self, products: list[Product]) -> _Cells:
-        return _Cells(f"{PREFIX}cells{next(self._numbers)}", products, self._types)
+        tables = [self._catalog[name] for p in products for _, name in p.tables]
+        only_grows = all(p.sign > 0 for p in products) and all(t.is_static or t.is_append_only for t in tables)
+        return _Cells(f"{PREFIX}cells{next(self._numbers)}", products, self._types, only_grows)
 
 
 class _Cells:
     """The cells of a sum of products, while it shows what must be kept of them."""
 
-    def __init__(self, name: str, products: list[Product], types: Types) -> None:
+    def __init__(self, name: str, products: list[Product], types: Types, only_grows: bool) -> None:
         self.name = name
         self._products = products
         self._types = types
+        self._only_grows = only_grows
         self._keys: list[exp.Expr] = []
-        self._summands: list[exp.Expr] = []
-        self._measures: list[Measure] = []
+        self._held: dict[tuple[str, exp.Expr], Measure] = {}  # by how it folds, and of what
 
     def key(self, expression: exp.Expr) -> exp.Column:
         """The key that holds an expression; it becomes one if it is none."""
@@ -190,6 +224,10 @@ class _Cells:
     def aggregate(self, node: exp.AggFunc) -> exp.Expr:
         """What stands for an aggregate in the finish."""
         argument = node.this
+        if isinstance(node, exp.Min | exp.Max | exp.ArgMin | exp.ArgMax) and self._only_grows:
+            return self._extreme(node)
+        if isinstance(node, exp.ArgMin | exp.ArgMax):
+            return type(node)(this=self.key(argument.unnest()), expression=self.key(node.expression.unnest()))
         if isinstance(node, _OF_VALUES) or (isinstance(argument, exp.Distinct) and isinstance(node, _LINEAR)):
             copy = node.copy()
             if isinstance(argument, exp.Distinct):
@@ -200,18 +238,44 @@ class _Cells:
         if not isinstance(node, _LINEAR) or node.args.get("expressions"):
             raise NotLinear(f"{node.sql('duckdb')} depends on how often each value is there")
         rows_only = isinstance(node, exp.Count) and (argument is None or isinstance(argument, exp.Star | exp.Literal))
-        return exp.paren(_total(node, self.name, None if rows_only else self._measure(argument.unnest())))
+        measure = None if rows_only else self._measure(argument.unnest(), counted=isinstance(node, exp.Count))
+        return exp.paren(_total(node, self.name, measure))
+
+    def _extreme(self, node: exp.AggFunc) -> exp.Expr:
+        """MIN and MAX of rows that never go, as measures: the extreme of a union is the extreme of its extremes.
+
+        ARG_MAX(v, o) is the `v` of MAX({o, v}) over rows where neither is NULL, which DuckDB leaves out: pairs compare
+        by their first part, which is unique. So the order by which it was the last is kept with it.
+        """
+        fold = "MIN" if isinstance(node, exp.Min | exp.ArgMin) else "MAX"
+        argument = node.this.expressions[0] if isinstance(node.this, exp.Distinct) else node.this
+        if isinstance(node, exp.ArgMin | exp.ArgMax):
+            parts = {"o": node.expression.unnest(), "v": argument.unnest()}
+            named = [exp.PropertyEQ(this=exp.to_identifier(name), expression=e.copy()) for name, e in parts.items()]
+            there = exp.and_(*(exp.paren(e.copy()).is_(exp.Null()).not_() for e in parts.values()))
+            argument = exp.Case(ifs=[exp.If(this=there, true=exp.Struct(expressions=named))])
+        held = (fold, argument.unnest())
+        if held not in self._held:
+            self._held[held] = Measure(f"{PREFIX}s{len(self._held) + 1}", ROWS, fold=fold)
+        extreme = exp.func(fold, exp.column(self._held[held].name, self.name))
+        if isinstance(node, exp.ArgMin | exp.ArgMax):
+            return exp.func("STRUCT_EXTRACT", extreme, exp.Literal.string("v"))
+        return extreme
 
     def core(self) -> Core:
         """What was asked for, as a core."""
-        first = self._products[0]
-        keys = [substituted(key, first.columns) for key in self._keys]
         return Core(
             self.name,
-            tuple(f"{PREFIX}k{i + 1}" for i in range(len(keys))),
-            tuple(self._types.of(first.tables, keys)),
-            tuple(self._measures),
-            tuple(Term(p, _in(p, self._keys), _in(p, self._summands)) for p in self._products),
+            tuple(f"{PREFIX}k{i + 1}" for i in range(len(self._keys))),
+            tuple(self._held.values()),
+            tuple(
+                Term(
+                    replace(p, conditions=tuple(c.copy().transform(_tried) for c in p.conditions)),
+                    _in(p, self._keys),
+                    _in(p, [summand for _, summand in self._held]),
+                )
+                for p in self._products
+            ),
         )
 
     def repeated(self, columns: Sequence[exp.Expr]) -> exp.Select:
@@ -221,13 +285,17 @@ class _Cells:
         rows = exp.select(*keys, copies).from_(exp.to_table(self.name))
         return exp.select(*columns).from_(rows.subquery(self.name))
 
-    def _measure(self, summand: exp.Expr) -> Measure:
-        if summand not in self._summands:
+    def _measure(self, summand: exp.Expr, counted: bool) -> Measure:
+        """The sum of `summand`, and how often it is not NULL, which is all that is wanted of it if `counted`."""
+        held = ("SUM", summand)
+        if held not in self._held:
             first = self._products[0]
             [kind] = self._types.of(first.tables, [substituted(summand, first.columns)])
-            self._summands.append(summand.copy())
-            self._measures.append(_kept(len(self._summands), summand, kind))
-        return self._measures[self._summands.index(summand)]
+            if counted and not _is_exact(kind):
+                there = exp.If(this=exp.paren(summand.copy()).is_(exp.Null()).not_(), true=exp.Literal.number(1))
+                return self._measure(exp.Case(ifs=[there]), counted)
+            self._held[held] = _kept(len(self._held) + 1, summand, kind)
+        return self._held[held]
 
 
 def _in(product: Product, expressions: Sequence[exp.Expr]) -> tuple[exp.Expr, ...]:
@@ -245,13 +313,22 @@ def _tried(node: exp.Expr) -> exp.Expr:
 
 def _kept(number: int, summand: exp.Expr, kind: str) -> Measure:
     """How a summand of this type is kept."""
-    if kind in ("DOUBLE", "FLOAT"):
+    if not _is_exact(kind):
         written = re.sub(rf"\b{PREFIX}t\d+\.", "", summand.sql("duckdb"))
-        what = f"The sum of {written}, a {kind}, depends on the order of its rows"
-        raise Refused(what, summand, "Cast it to DECIMAL(p, s).")
-    decimal = re.fullmatch(r"DECIMAL\(\d+,(\d+)\)", kind)
+        raise _refused_sum(f"The sum of {written}, a {kind}", summand, kind)
+    decimal = re.fullmatch(_DECIMAL, kind)
     scale = int(decimal[1]) if decimal else 0
     return Measure(f"{PREFIX}s{number}", f"{PREFIX}m{number}", scale, decimal is not None)
+
+
+def _refused_sum(what: str, node: exp.Expr | None, kind: str) -> Refused:
+    order = " depends on the order of its rows" if kind in _FLOATS else ""
+    return Refused(f"{what}{order}", node, "Cast it to DECIMAL(p, s).")
+
+
+def _is_exact(kind: str) -> bool:
+    """Whether sums of this type are the same in whatever order: integers, decimals, booleans (which count as 1)."""
+    return re.fullmatch(rf"U?(TINY|SMALL|BIG|HUGE)?INT(EGER)?|BOOLEAN|{_DECIMAL}", kind) is not None
 
 
 def _total(aggregate: exp.Expr, cells: str, measure: Measure | None) -> exp.Expr:

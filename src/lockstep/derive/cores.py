@@ -20,12 +20,16 @@ class Measure:
     """A sum of a cell, and the column that counts what is not NULL in it (`ROWS` if nothing can be).
 
     Sums are DECIMAL(38, scale): HUGEINT would become DOUBLE in Parquet, and sums of floats depend on their order.
+
+    `fold` is MIN or MAX for an extreme instead, of rows that never go: extremes are distributive over insertions and
+    not over deletions (Palpanas et al., Incremental maintenance for non-distributive aggregate functions, VLDB 2002).
     """
 
     name: str
     count: str
-    scale: int
-    is_decimal: bool  # in the query as written; else an integer
+    scale: int = 0
+    is_decimal: bool = False  # in the query as written; else an integer
+    fold: str = "SUM"
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,6 @@ class Core:
 
     name: str
     keys: tuple[str, ...]
-    key_types: tuple[str, ...]
     measures: tuple[Measure, ...]
     terms: tuple[Term, ...]
 
@@ -60,6 +63,15 @@ class Core:
             self._part(term, [(alias, rows(name), False) for alias, name in term.product.tables]) for term in self.terms
         ]
         return self._summed(parts, by_hour=False)
+
+    def added_up(self, cells: exp.Query) -> exp.Select:
+        """Cells of several sets of rows as those of all of them: one per key."""
+        keys = [exp.column(key) for key in self.keys]
+        counts = dict.fromkeys([ROWS, *(m.count for m in self.measures)])
+        folded = [exp.func(m.fold, exp.column(m.name)).as_(m.name) for m in self.measures]
+        summed = [exp.cast(exp.Sum(this=exp.column(count)), "BIGINT").as_(count) for count in counts]
+        added = exp.select(*keys, *summed, *folded).from_(cells.subquery(f"{PREFIX}added"))
+        return added.group_by(*(key.copy() for key in keys)) if keys else added
 
     def increment(self, catalog: Catalog, state: Relation, delta: Relation) -> exp.Select:
         """What the cells gain, by hour.
@@ -86,6 +98,10 @@ class Core:
                     else:
                         factors.append((other_alias, state(other), False))
                 parts.append(self._part(term, factors))
+        if not parts:  # static tables alone
+            first = self.terms[0]
+            nothing = self._part(first, [(alias, state(name), False) for alias, name in first.product.tables])
+            parts = [nothing.select(exp.cast(exp.Null(), "TIMESTAMP").as_(LOGGED_AT)).where(exp.false())]
         return self._summed(parts, by_hour=True)
 
     def _part(self, term: Term, factors: Sequence[tuple[str, exp.Expr, bool]]) -> exp.Select:
@@ -116,6 +132,9 @@ class Core:
         columns.append(exp.cast(exp.Sum(this=weight.copy()), "BIGINT").as_(ROWS))
         emitted = [exp.column(ROWS)]
         for measure in self.measures:
+            if measure.fold != "SUM":
+                columns.append(exp.func(measure.fold, exp.column(measure.name)).as_(measure.name))
+                continue
             value = exp.cast(exp.column(measure.name), f"DECIMAL(38, {measure.scale})", dialect="duckdb")
             signed = exp.Case(
                 ifs=[

@@ -5,19 +5,19 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping
 
-from sqlglot import exp, parse_one
+from sqlglot import exp, parse
 from sqlglot.errors import ParseError, SqlglotError
 from sqlglot.optimizer.qualify import qualify
 
 from lockstep.derive.allowed import check
-from lockstep.derive.catalog import PREFIX, Catalog
+from lockstep.derive.catalog import PREFIX, Catalog, Types, table_of
 from lockstep.derive.refusals import Refused
 
 
-def normal(query: str | exp.Query, catalog: Catalog) -> exp.Query:
+def normal(query: str | exp.Query, catalog: Catalog, types: Types) -> exp.Query:
     """The query over `catalog`, normalized. Raises Refused."""
     try:
-        parsed = parse_one(query, dialect="duckdb") if isinstance(query, str) else query.copy()
+        [parsed, *others] = parse(query, dialect="duckdb") if isinstance(query, str) else [query.copy()]
     except SqlglotError as e:
         place = e.errors[0] if isinstance(e, ParseError) and e.errors else {"line": "?", "description": str(e)}
         raise Refused(
@@ -25,10 +25,17 @@ def normal(query: str | exp.Query, catalog: Catalog) -> exp.Query:
         ) from None
     if not isinstance(parsed, exp.Query):
         raise Refused("This is no query", parsed, "Write a SELECT.")
+    if others:
+        raise Refused("This is more than one statement", None, "Write one SELECT.")
     check(parsed)
+    text = query if isinstance(query, str) else query.sql("duckdb")
+    types.of_query(text)  # or else DuckDB says what is wrong with it
+    _parenthesize(parsed)
+    if types.plan(text) != types.plan(parsed.sql("duckdb", identify=True)):
+        raise Refused("An expression that may be read in two ways", None, "Put its parts into parentheses.")
     try:
         qualified = qualify(
-            parsed,
+            parsed.copy(),
             schema=_schema(catalog),
             dialect="duckdb",
             quote_identifiers=False,
@@ -38,15 +45,56 @@ def normal(query: str | exp.Query, catalog: Catalog) -> exp.Query:
     except SqlglotError as e:
         raise Refused(str(e), None, "Name tables and columns as the catalog has them.") from None
     assert isinstance(qualified, exp.Query)
-    for table in qualified.find_all(exp.Table):
-        if table.db and name_of(table) not in catalog:
-            raise Refused(f"{name_of(table)} is no table of the catalog", table, "Declare it, or read another.")
+    _check_names_of(parsed, qualified, types)
     _inline(qualified)
+    spelled = {name.lower(): name for name in catalog}
+    for table in list(qualified.find_all(exp.Table)):
+        if name_of(table).lower() not in spelled:
+            raise Refused(f"{name_of(table)} is not in the catalog", table, "Declare the table, or read another.")
+        table.replace(table_of(spelled[name_of(table).lower()]).as_(table.alias_or_name, table=True))
+    _plain_aggregates(qualified)
     for select in list(qualified.find_all(exp.Select)):
         _group_by_all(select)
-    _plain_aggregates(qualified)
+    check(qualified)
+    _check_names(qualified)
     _unique_aliases(qualified, {}, itertools.count(1))
+    _check_aggregates(qualified, catalog)
     return qualified
+
+
+def _parenthesize(query: exp.Query) -> None:
+    """Let nothing depend on which operator binds first: `MOD(a, b)` and `x IS NOT NULL` are written as operators."""
+    operators = (exp.Binary, exp.Unary, exp.Between, exp.In)
+    for node in reversed(list(query.walk())):
+        around = node.parent
+        if not isinstance(node, operators) or not isinstance(around, operators):
+            continue
+        is_chain = isinstance(node, exp.Connector) and type(node) is type(around)
+        if not is_chain and not isinstance(node, exp.Paren) and not isinstance(around, exp.Paren):
+            parentheses = exp.Paren()
+            node.replace(parentheses)
+            parentheses.set("this", node)
+
+
+def _check_names_of(parsed: exp.Query, qualified: exp.Query, types: Types) -> None:
+    """Whether DuckDB reads every name as what it was qualified to.
+
+    Whether a name is that of a column or of another expression of the SELECT is another rule in each clause.
+    """
+    keys = {key.name.lower() for join in parsed.find_all(exp.Join) for key in join.args.get("using") or []}
+
+    def of_left(node: exp.Expr) -> exp.Expr:
+        """A key of USING is the left table's: where that is NULL, nothing is joined."""
+        columns = [node.this, *node.expressions] if isinstance(node, exp.Coalesce) else []
+        is_key = columns and all(isinstance(c, exp.Column) and c.name.lower() in keys for c in columns)
+        return columns[0] if is_key else node
+
+    written, read = (types.plan(q.transform(of_left).sql("duckdb", identify=True)) for q in (parsed, qualified))
+    if written != read:
+        aliases = {alias.alias.lower() for alias in parsed.find_all(exp.Alias)}
+        both = sorted(aliases & {column.name.lower() for column in parsed.find_all(exp.Column) if not column.table})
+        named = f" ({', '.join(both)})" if both else ""
+        raise Refused(f"A name or star that may be read in two ways{named}", None, "Write each column with its table.")
 
 
 def name_of(table: exp.Table) -> str:
@@ -65,8 +113,11 @@ def _schema(catalog: Catalog) -> dict[str, object]:
 
 
 def _inline(query: exp.Query) -> None:
-    """Put each CTE where it is read. A later CTE may read earlier ones, and a subquery those around it."""
-    for inner in [query, *(q for q in query.find_all(exp.Query) if q is not query)]:
+    """Put each CTE where it is read. A later CTE may read earlier ones, and a subquery those around it.
+
+    The innermost come first, so that a name means the nearest CTE around it, or else a table.
+    """
+    for inner in reversed(list(query.find_all(exp.Query))):
         with_ = inner.args.get("with_")
         if not with_:
             continue
@@ -90,8 +141,50 @@ def _replace_references(query: exp.Query, known: Mapping[str, exp.Query]) -> Non
 def _group_by_all(select: exp.Select) -> None:
     group = select.args.get("group")
     if group and group.args.get("all"):
-        plain = [p.unalias().copy() for p in select.selects if not any(own(p, exp.AggFunc))]
+        # DuckDB groups by what reads a column: without one there is one row, also of no rows.
+        plain = [p.unalias().copy() for p in select.selects if p.find(exp.Column) and not any(aggregates(p))]
         select.set("group", exp.Group(expressions=plain) if plain else None)
+        group = select.args.get("group")
+        for column in (c for clause in ("having", "qualify", "order") for c in _ungrouped(select.args.get(clause))):
+            if column.table and column not in plain:  # DuckDB would group by it too
+                raise Refused(f"GROUP BY ALL beside {column.sql('duckdb')}", select, "Name the keys in GROUP BY.")
+    for constant in [g for g in group.expressions if isinstance(g.unnest(), exp.Literal)] if group else []:
+        raise Refused(f"GROUP BY {constant.sql('duckdb')}, a constant", select, "Leave it out of the keys.")
+
+
+def _ungrouped(clause: exp.Expr | None) -> Iterator[exp.Column]:
+    """The columns of a clause outside of aggregates."""
+    inside = {id(column) for a in (aggregates(clause) if clause else ()) for column in own_columns(a)}
+    yield from (column for column in (own_columns(clause) if clause else ()) if id(column) not in inside)
+
+
+def _check_names(query: exp.Query) -> None:
+    """A subquery with two columns of one name: which of them the name means is DuckDB's secret."""
+    for subquery in query.find_all(exp.Subquery):
+        names = [s.alias_or_name for s in subquery.this.selects]
+        if isinstance(subquery.parent, exp.From | exp.Join) and len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise Refused(f"A subquery with two columns of the name {twice}", subquery, "Give each a name of its own.")
+
+
+def _check_aggregates(query: exp.Query, catalog: Catalog) -> None:
+    """An aggregate of columns of an outer query alone belongs to that query: its place says otherwise.
+
+    ARG_MAX names any of the rows that are last, so that there must be one: it is by the key of the one table there is.
+    """
+    for select in query.find_all(exp.Select):
+        found = sources(select)
+        key = catalog[name_of(found[0])].key if len(found) == 1 and isinstance(found[0], exp.Table) else ()
+        for last in own(select, exp.ArgMax, exp.ArgMin):
+            by = last.expression.unnest()
+            if not isinstance(by, exp.Column) or [by.name] != [name.lower() for name in key]:
+                named = "ARG_MAX" if isinstance(last, exp.ArgMax) else "ARG_MIN"
+                raise Refused(f"{named} by what is not unique", last, "Take it by the key of one table.")
+        inside = {source.alias_or_name for source in sources(select)}
+        for aggregate in aggregates(select):
+            tables = {column.table for column in own_columns(aggregate)}
+            if tables and not tables & inside:
+                raise Refused(f"{aggregate.sql_name()}() of an outer query's column", select, "Move it to that query.")
 
 
 def _plain_aggregates(query: exp.Query) -> None:
@@ -99,7 +192,7 @@ def _plain_aggregates(query: exp.Query) -> None:
     for filtered in list(query.find_all(exp.Filter)):
         aggregate, condition = filtered.this, filtered.expression.this
         argument = aggregate.this
-        counted = exp.Literal.number(1) if isinstance(argument, exp.Star) else argument
+        counted = exp.Literal.number(1) if argument is None or isinstance(argument, exp.Star) else argument
         if isinstance(argument, exp.Distinct):
             [counted] = argument.expressions
         chosen = exp.Case(ifs=[exp.If(this=condition.copy(), true=counted.copy())])
@@ -145,6 +238,14 @@ def own(node: exp.Expr, *kinds: type[exp.Expr]) -> Iterator[exp.Expr]:
     """Nodes of these kinds that belong to a query itself, and not to a query within it."""
     for found in node.walk(prune=lambda n: n is not node and isinstance(n, exp.Query)):
         if isinstance(found, kinds) and not (found is not node and isinstance(found, exp.Query)):
+            yield found
+
+
+def aggregates(node: exp.Expr) -> Iterator[exp.AggFunc]:
+    """The aggregates of a query's groups: not those of windows, but those within them, as in SUM(SUM(x)) OVER ()."""
+    for found in own(node, exp.AggFunc):
+        holder = found.parent if isinstance(found.parent, exp.WithinGroup) else found
+        if isinstance(found, exp.AggFunc) and not isinstance(holder.parent, exp.Window):
             yield found
 
 

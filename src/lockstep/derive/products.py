@@ -11,12 +11,12 @@ concatenates, a join multiplies. Where at most one row s fits a row r, because t
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from sqlglot import exp
 
-from lockstep.derive.catalog import PREFIX, Catalog
+from lockstep.derive.catalog import PREFIX, Catalog, Types
 from lockstep.derive.normal import name_of, own
 from lockstep.derive.refusals import NotLinear
 
@@ -48,7 +48,9 @@ class Product:
 
 
 def substituted(expression: exp.Expr, columns: Columns) -> exp.Expr:
-    """A copy of an expression in terms of a product's tables. NotLinear if it names a column of something else."""
+    """A copy of an expression in terms of a product's tables. NotLinear if it needs something else."""
+    if expression.find(exp.Query):
+        raise NotLinear(f"{expression.sql('duckdb')} reads a query")
 
     def of(node: exp.Expr) -> exp.Expr:
         if not isinstance(node, exp.Column):
@@ -64,8 +66,9 @@ def substituted(expression: exp.Expr, columns: Columns) -> exp.Expr:
 class Flattener:
     """Turns sources and row-level queries into products over the tables of a catalog."""
 
-    def __init__(self, catalog: Catalog) -> None:
+    def __init__(self, catalog: Catalog, types: Types) -> None:
         self._catalog = catalog
+        self._types = types
         self._numbers = itertools.count(1)
 
     def source(self, node: exp.Expr) -> list[Product]:
@@ -79,26 +82,19 @@ class Flattener:
     def _table(self, name: str, under: str) -> Product:
         alias = f"{PREFIX}b{next(self._numbers)}"
         columns = {
-            (under, column): exp.column(exp.to_identifier(column, quoted=True), alias)
+            (under, column.lower()): exp.column(exp.to_identifier(column, quoted=True), alias)
             for column in self._catalog[name].columns
         }
         return Product(1, ((alias, name),), (), columns)
 
     def _query(self, query: exp.Query, under: str) -> list[Product]:
         """The rows of a query under an alias."""
+        if any(query.args.get(clause) for clause in ("order", "limit", "offset", "distinct")):
+            raise NotLinear("rows that depend on each other")
         if isinstance(query, exp.Subquery):
             return self._query(query.this, under)
         if isinstance(query, exp.Union):
-            if query.args.get("distinct") or query.args.get("limit") or query.args.get("order"):
-                raise NotLinear("UNION without ALL")
-            names = [s.alias_or_name for s in query.selects]
-            left, right = self._query(query.left, under), self._query(query.right, under)
-            others = [s.alias_or_name for s in query.right.selects]
-            renamed = [
-                replace(p, columns={(under, n): p.columns[under, o] for n, o in zip(names, others, strict=True)})
-                for p in right
-            ]
-            return left + renamed
+            return self._union_all(query, under)
         if not isinstance(query, exp.Select) or not is_row_level(query):
             raise NotLinear("an aggregated query in FROM")
         products, rest = self.rows(query)
@@ -108,6 +104,25 @@ class Flattener:
             replace(p, columns={(under, s.alias_or_name): substituted(s.unalias(), p.columns) for s in query.selects})
             for p in products
         ]
+
+    def _union_all(self, query: exp.Union, under: str) -> list[Product]:
+        """The rows of both sides, with the names of the left one, cast where the types of the two differ."""
+        left, right = self._query(query.left, under), self._query(query.right, under)
+        names = [(under, s.alias_or_name) for s in query.left.selects]
+        others = [(under, s.alias_or_name) for s in query.right.selects]
+        sides = [(left, names), (right, others)]
+        typed = [(ps[0].tables, [ps[0].columns[n] for n in columns]) for ps, columns in sides]
+        kinds = self._types.of_union(typed)
+        found = []
+        for (products, columns), of_side in zip(sides, typed, strict=True):
+            differs = [k != own_kind for k, own_kind in zip(kinds, self._types.of(*of_side), strict=True)]
+            for p in products:
+                values = [
+                    exp.cast(p.columns[c], k, dialect="duckdb") if d else p.columns[c]
+                    for c, k, d in zip(columns, kinds, differs, strict=True)
+                ]
+                found.append(replace(p, columns=dict(zip(names, values, strict=True))))
+        return found
 
     def rows(self, select: exp.Select) -> tuple[list[Product], list[exp.Expr]]:
         """FROM, joins and WHERE as products, and the conditions that are not linear and must come later."""
@@ -146,7 +161,10 @@ class Flattener:
         for condition in on:
             both = both.where(condition)
         self._require_one_match(both, left, other, "LEFT JOIN")
-        nulls = {key: exp.Null() for key in other.columns}
+        kinds = self._types.of(other.tables, list(other.columns.values()))
+        nulls = {
+            key: exp.cast(exp.Null(), kind, dialect="duckdb") for key, kind in zip(other.columns, kinds, strict=True)
+        }
         return [
             both,
             replace(left, columns={**left.columns, **nulls}),
@@ -171,7 +189,7 @@ class Flattener:
             wanted, found = inner.this, selected.unalias()
             if is_not and (self._may_be_null(product, wanted) or self._may_be_null(both, found)):
                 raise NotLinear("NOT IN with NULLs")
-            both = both.where(exp.EQ(this=wanted.copy(), expression=found.copy()))
+            both = both.where(exp.EQ(this=exp.paren(wanted.copy()), expression=exp.paren(found.copy())))
         added = replace(both, tables=both.tables[len(product.tables) :])
         self._require_one_match(both, product, added, "a subquery in WHERE")
         joined = replace(both, columns=product.columns)
@@ -197,16 +215,22 @@ class Flattener:
         """Raise NotLinear unless at most one combination of right's rows fits a row of left, by its keys."""
         for alias, name in right.tables:
             table = self._catalog[name]
-            if table.matches_once:
-                continue
             fixed = {
                 side.name
                 for condition in both.conditions
                 for side, other in _equal_sides(condition)
                 if isinstance(side, exp.Column) and side.table == alias and not _reads(other, right.aliases())
+                if self._is_one_to_one(both, side, other)
             }
+            if table.valid and _is_at_a_time(both.conditions, alias, table.valid, right.aliases()):
+                fixed.add(table.valid[0])
             if not table.key or not set(table.key) <= fixed:
                 raise NotLinear(f"{what} that does not name the whole key of {name}")
+
+    def _is_one_to_one(self, both: Product, side: exp.Expr, other: exp.Expr) -> bool:
+        """Whether different keys stay different where they are compared: as numbers, '1' and '01' are equal."""
+        kind, compared = self._types.of(both.tables, [side, other])
+        return kind == compared or ("INT" in kind and "INT" in compared)
 
     def _may_be_null(self, product: Product, expression: exp.Expr) -> bool:
         plain = substituted(expression, product.columns).unnest()
@@ -239,6 +263,22 @@ def _equal_sides(condition: exp.Expr) -> Iterable[tuple[exp.Expr, exp.Expr]]:
         left, right = condition.left.unnest(), condition.right.unnest()
         yield left, right
         yield right, left
+
+
+def _is_at_a_time(conditions: Sequence[exp.Expr], alias: str, valid: tuple[str, str], right: frozenset[str]) -> bool:
+    """Whether since <= t and t < until for one t that does not come from the right."""
+    since, until = (exp.column(exp.to_identifier(name, quoted=True), alias) for name in valid)
+    begun, ending = set(), set()
+    for condition in conditions:
+        found = condition.unnest()
+        if isinstance(found, exp.LTE | exp.GTE | exp.LT | exp.GT):
+            sides = (found.left.unnest(), found.right.unnest())
+            low, high = sides if isinstance(found, exp.LTE | exp.LT) else sides[::-1]
+            if low == since and isinstance(found, exp.LTE | exp.GTE) and not _reads(high, right):
+                begun.add(high)
+            elif high == until and isinstance(found, exp.LT | exp.GT) and not _reads(low, right):
+                ending.add(low)
+    return bool(begun & ending)
 
 
 def _reads(expression: exp.Expr, aliases: frozenset[str]) -> bool:
