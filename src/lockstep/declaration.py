@@ -55,6 +55,16 @@ class Declaration:
     columns_left_out: tuple[str, ...]
     tables_left_out: tuple[str, ...]
 
+    @property
+    def named_otherwise(self) -> list[str]:
+        """The tables and columns whose name in the log is not that at the source, with it."""
+        named = []
+        for table in self.tables:
+            name = table.sql_at(None)
+            named += [f"{name}: {table.name}"] if table.source != table.name else []
+            named += [f"{name}.{identifier(str(c.source))}: {c.name}" for c in table.columns if c.source != c.name]
+        return named
+
 
 def declare(title: str, tables: Iterable[SourceTable]) -> Declaration:
     """Declare the tables that can be, in their order. `title` is the file's first line.

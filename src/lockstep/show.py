@@ -460,12 +460,13 @@ def simulation_into(result: Row) -> None:
 
 
 def declared(directory: Path, declaration: Declaration) -> None:
-    """What `lockstep init --from` wrote, and what it left out."""
+    """What `lockstep init --from` wrote, what it named otherwise, and what it left out."""
     columns = sum(len(table.columns) for table in declaration.tables)
     print(
         f"{directory / SCHEMA_FILE} declares {_count(len(declaration.tables), 'table')}, {_count(columns, 'column')}."
     )
     for title, lines in (
+        ("Named otherwise in the log", declaration.named_otherwise),
         ("Columns that it does not declare", declaration.columns_left_out),
         ("Left out", declaration.tables_left_out),
     ):

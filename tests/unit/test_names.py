@@ -12,10 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
 from click.testing import CliRunner
 
 from debezium_events import deliver, event, log_rows
+from lockstep import explain
 from lockstep.changelog import ChangeLog
 from lockstep.cli import cli
 from lockstep.ddl import parsed
@@ -348,6 +350,19 @@ def test_a_transaction_over_topics_counts_its_tables_by_any_name(declare: Declar
     assert add(3, *changes[2:]) == 5
 
 
+def test_explain_finds_a_broken_chain_whatever_the_key_is_called(declare: Declare) -> None:
+    declare("CREATE TABLE lines (position int, previous int, before int, PRIMARY KEY (position, previous, before));")
+    diagnosis = explain._Diagnosis.__new__(explain._Diagnosis)
+    diagnosis._connection, diagnosis._limit, diagnosis._sources = duckdb.connect(), 9, {"lines": "log"}
+    image = "{'position': 1, 'previous': 2, 'before': 3}"
+    diagnosis._connection.execute(
+        f"CREATE TABLE log AS SELECT 1 AS position, 'c' AS op, NULL::STRUCT(position INT, previous INT, before INT) "
+        f"AS before, {image} AS after UNION ALL SELECT 2, 'u', NULL, {image}"
+    )
+    [finding] = diagnosis.broken_chains()
+    assert finding.where.startswith("position 1, previous 2, before 3, position 2")
+
+
 def recording(*tables: tuple[str, str, list[str]]) -> str:
     records = []
     for schema, table, columns in tables:
@@ -373,6 +388,8 @@ def test_init_writes_the_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     )
     done = CliRunner().invoke(cli, ["init", str(tmp_path / "project"), "--from", str(path)])
     assert done.exit_code == 0 and "Left out" not in done.output, done.output
+    for said in ('"SALES"."ORDERS": orders\n', '"SALES"."ORDERS"."EXTRA": orders_extra\n', ".id: orders_id\n"):
+        assert said in done.output.partition("Named otherwise in the log:\n")[2]
     ambiguous = CliRunner().invoke(cli, ["init", str(tmp_path / "p"), "--from", str(path), "--table", "ORDERS"])
     assert 'holds several tables ORDERS. It has "SALES"."ORDERS", "ARCHIVE"."ORDERS".' in str(ambiguous.exception)
     tables = declared(tmp_path / "project" / "source_schema.sql")
