@@ -202,7 +202,7 @@ def _worst(contract: Contract, receipts: list[Row]) -> list[Row]:
         rows.append(
             {
                 "measure": measure.name,
-                "unit": "seconds" if measure.unit == "timestamp" else measure.unit,
+                "unit": "seconds" if measure.unit == "timestamp" else measure.unit.partition("(")[0],
                 "cells_differing": max((e["cells_differing"] for e in entries), default=0),
                 "worst_absolute": max((e["worst_absolute"] for e in entries), default=0.0),
                 "worst_relative": max((e["worst_relative"] for e in entries), default=0.0),

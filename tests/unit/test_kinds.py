@@ -18,7 +18,8 @@ from debezium_events import deliver, event, log_rows
 from lockstep import quarantine, texts
 from lockstep.changelog import ChangeLog
 from lockstep.ddl import parsed
-from lockstep.kinds import Kind
+from lockstep.explain import _signed
+from lockstep.kinds import Kind, plain
 from lockstep.pgvalues import typed
 from lockstep.schema import TABLES
 
@@ -185,3 +186,13 @@ def test_a_double_in_a_point_is_printed_as_postgresql_does(value: float, printed
     """Without it one point would be two texts, by the stream and by Debezium."""
     kind = Kind("other", sql="point")
     assert texts.printed(kind, texts.Said("struct"), {"x": value, "y": 1}) == f"({printed},1)"
+
+
+def test_a_value_is_told_with_every_digit() -> None:
+    assert plain(Decimal("0E-10")) == "0.0000000000"
+    assert plain(Decimal("12345678901234567890123456.7890000000")) == "12345678901234567890123456.7890000000"
+    assert plain(b"\x00\xff") == "\\x00ff"
+    one, other = (Decimal(f"{sign}9999999999999999999999999999.9999999999") for sign in ("", "-"))
+    assert _signed(one, other) == "+19999999999999999999999999999.9999999998"
+    assert _signed(Decimal("0.1000000000"), Decimal("0.1000000001")) == "-0.0000000001"
+    assert _signed(3, 5) == "-2"
