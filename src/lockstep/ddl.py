@@ -112,24 +112,28 @@ class _Declared:
 
     def table(self, path: Path, name: str, domains: Mapping[str, Kind], problems: list[str]) -> Table:
         """The table; adds what is wrong with it to `problems`."""
-        keys = {key.identity for key in self.key}
+        sources = [_as_name(definition.this) for definition in self._columns]
+        names = {source: self.definition.columns.get(source) or str(source) for source in sources}
+        keys = [_same(key, sources) for key in self.key]
         found: list[Column] = []
-        for definition in self._columns:
-            source = _as_name(definition.this)
-            named = self.definition.columns.get(source) or str(source)
+        for source, definition in zip(sources, self._columns, strict=True):
             try:
-                found.append(_column(path, name, definition, named, domains, source.identity in keys))
+                found.append(_column(path, name, definition, names[source], domains, source in keys))
             except LockstepError as e:
                 problems.append(str(e))
         problems += self._column_problems(path, name)
+        problems += [
+            f"{path}: the PRIMARY KEY of table {name} has a column {key}, which the table does not declare. Declare it."
+            for key, source in zip(self.key, keys, strict=True)
+            if source is None
+        ]
         if not self.key and not self.definition.is_append_only:
             problems.append(
                 f"{path}: table {name} has no PRIMARY KEY, so its rows cannot be told apart. Declare one; or if rows "
                 "are only ever added to it, say so with the line `-- append-only` before its CREATE TABLE; or leave "
                 "the table out of the file."
             )
-        by_source = {(c.source or Name(c.name)).identity: c.name for c in found}
-        key = tuple(by_source[k.identity] for k in self.key if k.identity in by_source)
+        key = tuple(names[source] for source in keys if source is not None)
         return Table(name, key, tuple(found), self.schema, self.definition.is_append_only, self.name)
 
     def _column_problems(self, path: Path, table: str) -> list[str]:
@@ -164,6 +168,13 @@ def _name(identifier: Any) -> Name | None:
     return _as_name(identifier) if identifier else None
 
 
+def _same(name: Name, others: Sequence[Name]) -> Name | None:
+    """The one of the others that a name stands for in the same statement."""
+    alike = [other for other in others if other.identity == name.identity]
+    alike += [] if name.is_quoted else [other for other in others if other.lower() == name.lower()]
+    return alike[0] if alike else None
+
+
 @dataclass(frozen=True)
 class _Definition:
     """A statement: its first line, its text, and what the comments in it say.
@@ -194,7 +205,7 @@ def _definitions(text: str, what: str) -> Iterator[_Definition]:
             is_key = what == "TABLE" and TokenType.PRIMARY_KEY in kinds
             if is_key or [t.text.upper() for t in statement[:2]] == ["CREATE", what]:
                 head = kinds.index(TokenType.L_PAREN) if TokenType.L_PAREN in kinds else 0
-                comments = {comment.strip() for t in statement[: head + 1] for comment in t.comments}
+                comments = [comment.strip() for t in statement[: head + 1] for comment in t.comments]
                 yield _Definition(
                     statement[0].line,
                     text[statement[0].start : statement[-1].end + 1],

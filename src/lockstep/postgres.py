@@ -490,7 +490,12 @@ class Source:
         layouts = self.layouts(connection, tables)
         found = self._relations(connection, tables)
         problems = self._check_server(connection)
+        places: dict[tuple[str, str], Table] = {}
         for table in tables:
+            other = places.setdefault(table.in_postgresql(self.schema), table)
+            if other is not table:
+                text = f"{other.name} and {table.name} are both declared as {self._name(connection, table)}"
+                problems.append(Problem(text, "-- leave one of them out of source_schema.sql"))
             problems += self._check_table(connection, layouts[table.name], found.get(table.name))
         if any(column.kind.name == "money" for table in tables for column in table.columns):
             problems += self._check_money()

@@ -107,13 +107,13 @@ def read(name: str, wanted: Sequence[str]) -> tuple[Declaration, str | None]:
         )
         for (schema, table), found in seen.items()
     ]
-    names = {n: t for t in tables for n in (t.qualified, t.name)}
+    chosen = [] if wanted else tables
     for n in wanted:
-        if n not in names:
-            raise LockstepError(
-                f"{name} holds no events of a table {n}. It has {', '.join(t.qualified for t in tables)}."
-            )
-    chosen = [t for t in tables if not wanted or any(names[n] is t for n in wanted)]
+        found = [t for t in tables if n in (t.qualified, f"{t.schema}.{t.name}", t.name)]
+        if len(found) != 1:
+            which = f"several tables {n}" if found else f"no events of a table {n}"
+            raise LockstepError(f"{name} holds {which}. It has {', '.join(t.qualified for t in found or tables)}.")
+        chosen += [t for t in found if t not in chosen]
     return declare(f"The source tables, as the events of {name} name them.", chosen), reader.problem
 
 

@@ -17,6 +17,7 @@ from lockstep import capture as capturing
 from lockstep import quarantine
 from lockstep.changelog import ChangeLog
 from lockstep.cli import cli
+from lockstep.errors import LockstepError
 from lockstep.postgres import Source
 from lockstep.schema import TABLES, declared
 from lockstep.verify import Verified, verify
@@ -103,6 +104,28 @@ def test_any_name_is_captured_and_verified(awkward: Cluster, tmp_path: Path) -> 
     assert (image["op"], image["order_lines_op"], image["order_lines_weight"], image["extra"]) == ("o", "p", 2, None)
     said = verified(awkward, home)
     assert {(t.table, t.verdict) for t in said.tables} == {(name, "passed") for name in NAMES}
+
+
+def test_a_table_that_is_declared_twice_is_refused(
+    shop: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "source_schema.sql"
+    path.write_text(
+        "CREATE TABLE products (id int PRIMARY KEY);\n"
+        "-- named goods\nCREATE TABLE public.products (id int PRIMARY KEY);"
+    )
+    monkeypatch.setattr(TABLES, "_found", declared(path))
+    with pytest.raises(LockstepError, match=r'products and goods are both declared as "public"\."products"'):
+        capture(shop, tmp_path / "home")
+
+
+def test_capitals_without_quotes_are_named(shop: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shop.execute('CREATE TABLE film ("Id" int PRIMARY KEY)')
+    path = tmp_path / "source_schema.sql"
+    path.write_text("CREATE TABLE Film (Id int PRIMARY KEY)")
+    monkeypatch.setattr(TABLES, "_found", declared(path))
+    with pytest.raises(LockstepError, match=r'-- write "Id" in source_schema\.sql, in quotes: without, it is id'):
+        capture(shop, tmp_path / "home")
 
 
 def test_differences_and_quarantine_go_by_these_names(awkward: Cluster, tmp_path: Path) -> None:

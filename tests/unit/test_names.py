@@ -1,4 +1,4 @@
-"""What a table and a column are called in the log: the rule of docs/sources.md, a row each, and what breaks it.
+"""What a table and a column are called in the log: the rules of docs/sources.md, row by row, and what breaks them.
 
 Awkward cases: names that differ only in case, in their schema or in what the rule drops; names that are Lockstep's
 own; names without quotes at each kind of source; events that do not say of which of two tables they are.
@@ -7,6 +7,7 @@ own; names without quotes at each kind of source; events that do not say of whic
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,15 @@ from lockstep.changelog import ChangeLog
 from lockstep.cli import cli
 from lockstep.ddl import parsed
 from lockstep.debezium import as_lines
+from lockstep.derive.catalog import PREFIX
 from lockstep.errors import LockstepError
 from lockstep.ingest import ingest
 from lockstep.lines import SCHEMA as LINES
-from lockstep.names import Name, log_name
+from lockstep.names import GENERATED, Name, log_name
 from lockstep.schema import TABLES, declared
 from lockstep.sequence import Sequencer
 
+PAGE = (Path(__file__).parents[2] / "docs" / "sources.md").read_text(encoding="utf-8")
 Declare = Callable[[str], None]
 
 
@@ -44,35 +47,45 @@ def problems(ddl: str) -> list[str]:
     return parsed(ddl, Path("source_schema.sql"))[1]
 
 
-@pytest.mark.parametrize(
-    ("name", "in_the_log"),
-    [
-        ("orders", "orders"),
-        ("ORDERS", "orders"),
-        ("Order Lines", "order_lines"),
-        ("order - lines (old)", "order_lines_old_"),
-        ("order__lines", "order__lines"),
-        ("_orders", "orders"),
-        ("2024", "t_2024"),
-        ("Größe", "größe"),
-        ("заказы", "заказы"),
-        ("select", "select"),
-        ("a.b", "a_b"),
-        ("$%", ""),
-    ],
-)
-def test_the_rule(name: str, in_the_log: str) -> None:
-    assert log_name(name) == in_the_log
-    assert log_name(in_the_log) == in_the_log
+def rows(section: str) -> list[list[str]]:
+    """The rows of a section's table in the page, the cells of each."""
+    text = PAGE.partition(f"### {section}\n")[2]
+    return [re.split(r" \| ", row) for row in re.findall(r"^\| (`?.*) \|$", text.partition("\n#")[0], re.MULTILINE)[1:]]
 
 
-@pytest.mark.parametrize(
-    ("connector", "without_quotes"),
-    [("postgresql", "orders"), ("oracle", "ORDERS"), ("db2", "ORDERS"), ("mysql", "Orders"), ("sqlserver", "Orders")],
-)
-def test_a_name_without_quotes_is_what_the_database_makes_of_it(connector: str, without_quotes: str) -> None:
-    assert Name("Orders", is_quoted=False).at(connector) == without_quotes
-    assert Name("Orders").at(connector) == "Orders"
+def in_code(cell: str) -> list[str]:
+    return re.findall(r"`(.*?)`", cell)
+
+
+@pytest.mark.parametrize(("source", "in_the_log"), rows("Tables"))
+def test_the_rule_for_tables(source: str, in_the_log: str) -> None:
+    [name] = in_code(source)
+    [expected] = in_code(in_the_log) or [""]
+    assert log_name(name) == expected == log_name(expected)
+
+
+@pytest.mark.parametrize(("source", "why"), rows("Columns"))
+def test_the_rule_for_columns(source: str, why: str) -> None:
+    names = [name for name in in_code(source) if name != "__"]
+    for name in names:
+        others = names if "beside" in source else [name]
+        columns = ", ".join(f'"{other}" text' for other in others)
+        [problem] = problems(f"CREATE TABLE film (film_id int PRIMARY KEY, {columns});")
+        assert any(part in problem for part in ("as JSON, the columns", "DuckDB does not tell apart", "reserved for"))
+        line = f'"{others[-1]}" text -- named other\n'
+        more = "".join(f', "{other}" text' for other in others[:-1])
+        assert problems(f"CREATE TABLE film (film_id int PRIMARY KEY, {line}{more});") == []
+
+
+@pytest.mark.parametrize(("source", "means"), rows("What a name means at the source"))
+def test_a_name_without_quotes_is_what_the_database_makes_of_it(source: str, means: str) -> None:
+    for connector in re.findall(r"\w+", source.lower().replace("sql server and others", "sqlserver")):
+        assert [Name("Orders", is_quoted=False).at(connector)] == in_code(means)
+        assert Name("Orders").at(connector) == "Orders"
+
+
+def test_the_prefix_of_generated_columns_is_that_of_derived_queries() -> None:
+    assert GENERATED == PREFIX
 
 
 def test_a_declaration_names_tables_and_columns() -> None:
@@ -87,6 +100,7 @@ def test_a_declaration_names_tables_and_columns() -> None:
           "id 2" text NOT NULL /* named id_3 */,
           PRIMARY KEY (id, "id 2")
         );
+        CREATE TABLE "lines" ("ID" int, PRIMARY KEY (ID));
         CREATE TABLE orders ("Id" int, "extra" text /* named e */);
         ALTER TABLE ONLY orders ADD CONSTRAINT k PRIMARY KEY ("Id");
         """,
@@ -98,6 +112,7 @@ def test_a_declaration_names_tables_and_columns() -> None:
     )
     assert [(t.name, t.key, [c.name for c in t.columns]) for t in tables.values()] == [
         ("old_orders", ("Id", "id_3"), ["Id", "extra_text", "capital_id", "id_3"]),
+        ("lines", ("ID",), ["ID"]),
         ("orders", ("Id",), ["Id", "e"]),
     ]
     assert [c.at("postgresql") for c in tables["old_orders"].columns] == ["id", "extra", "ID", "id 2"]
@@ -150,6 +165,10 @@ KEY = "(id int PRIMARY KEY)"
         ),
         ("CREATE TABLE film (id int PRIMARY KEY, _Op text);", "that name is reserved for columns that models generate"),
         ("CREATE TABLE film (id int PRIMARY KEY, a int -- named __a\n);", "has a column a named __a: that name is"),
+        (
+            'CREATE TABLE film (id int, part int, PRIMARY KEY (id, "PART"));',
+            "the PRIMARY KEY of table film has a column PART, which the table does not declare. Declare it.",
+        ),
     ],
 )
 def test_a_name_that_cannot_be_says_what_to_add(ddl: str, said: str) -> None:
@@ -354,6 +373,8 @@ def test_init_writes_the_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     )
     done = CliRunner().invoke(cli, ["init", str(tmp_path / "project"), "--from", str(path)])
     assert done.exit_code == 0 and "Left out" not in done.output, done.output
+    ambiguous = CliRunner().invoke(cli, ["init", str(tmp_path / "p"), "--from", str(path), "--table", "ORDERS"])
+    assert 'holds several tables ORDERS. It has "SALES"."ORDERS", "ARCHIVE"."ORDERS".' in str(ambiguous.exception)
     tables = declared(tmp_path / "project" / "source_schema.sql")
     assert [(t.name, t.schema, t.at("oracle"), [c.name for c in t.columns]) for t in tables.values()] == [
         ("orders", "SALES", "ORDERS", ["ID", "orders_extra", "Id 2", "orders_n", "orders_id"]),
