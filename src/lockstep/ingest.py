@@ -435,26 +435,32 @@ class Landing:
             "lsn, tx_id, op, before, after",
             f"lsn BETWEEN {low} AND {high} AND position <= {until}",
         )
+        same = ""
         if landed:
             key = ", ".join(f"{k} := CASE WHEN op = 'd' THEN before.{k} ELSE after.{k} END" for k in table.sql_key)
-            conditions.append(
-                f"""
-                NOT EXISTS (
-                  SELECT 1 FROM (SELECT lsn, tx_id, op, struct_pack({key}) AS key FROM ({landed})) AS l
-                  WHERE l.lsn = p.lsn AND (l.tx_id IS NULL OR l.tx_id = p.tx_id)
-                    AND l.op = p.same_op AND l.key = p.same_key
-                )
-                """
+            same = f"""
+                FROM (SELECT lsn, tx_id, op, struct_pack({key}) AS key FROM ({landed})) AS l
+                WHERE l.lsn = p.lsn AND (l.tx_id IS NULL OR l.tx_id = p.tx_id)
+                  AND l.op = p.same_op AND l.key = p.same_key
+            """
+        if not table.key:  # of equal rows in a transaction as many are new as have not landed
+            return f"""
+            SELECT ordinal, committed_at, op, before, after, tx_id, lsn
+            FROM (
+              SELECT *, {f"(SELECT COUNT(*) {same})" if landed else "0"} AS landed
+              FROM parsed_{table.name} AS p JOIN (SELECT ordinal, total_order FROM records) USING (ordinal)
+              WHERE {" AND ".join(conditions)}
+              QUALIFY ROW_NUMBER() OVER (PARTITION BY tx_id, lsn, same_op, same_key, total_order ORDER BY ordinal) = 1
             )
-        identity, numbered = "tx_id, lsn, same_op, same_key", ""
-        if not table.key:  # equal rows of one transaction, which lands whole
-            identity += ", total_order"
-            numbered = "JOIN (SELECT ordinal, total_order FROM records) USING (ordinal)"
+            QUALIFY ROW_NUMBER() OVER (PARTITION BY tx_id, lsn, same_op, same_key ORDER BY ordinal) > landed
+            """
+        if landed:
+            conditions.append(f"NOT EXISTS (SELECT 1 {same})")
         return f"""
         SELECT ordinal, committed_at, op, before, after, tx_id, lsn
-        FROM parsed_{table.name} AS p {numbered}
+        FROM parsed_{table.name} AS p
         WHERE {" AND ".join(conditions)}
-        QUALIFY ROW_NUMBER() OVER (PARTITION BY {identity} ORDER BY ordinal) = 1
+        QUALIFY ROW_NUMBER() OVER (PARTITION BY tx_id, lsn, same_op, same_key ORDER BY ordinal) = 1
         """
 
     def _files(self, table: Table, low: int, high: int, until: int) -> list[Path]:

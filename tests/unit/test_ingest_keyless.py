@@ -57,6 +57,12 @@ def test_equal_rows_of_one_copy_land_once_each(home):
     assert rows(home) == {A: 3, B: 1}
 
 
+def test_the_rest_of_a_transaction_that_was_taken_for_whole_lands(home):
+    assert deliver(home, visit(1), ends_transactions=True).landed == {"visits": 1}
+    assert deliver(home, visit(1), visit(2), mark("END", 1)).landed == {"visits": 1}
+    assert rows(home) == {A: 2}
+
+
 def test_a_truncate_takes_every_one_of_equal_rows(home):
     deliver(home, visit(1), visit(2), mark("END", 1), visit(1, n=2, tx=2), mark("END", 2))
     emptied = [visit(1, None, "t", n=3, tx=3), visit(2, n=3, tx=3), mark("END", 3)]
