@@ -232,7 +232,8 @@ class Builder:
             for name, stored in self._stored.items()
             for part, seal in ((part, seal or ("NULL", "NULL")) for part, seal in stored.parts.items())
         ]
-        self._run(f"INSERT INTO ops.stored VALUES {', '.join(rows)}")
+        if rows:
+            self._run(f"INSERT INTO ops.stored VALUES {', '.join(rows)}")
 
     def _until(self, name: str, definition: str) -> datetime | None:
         """Up to where the publication before has a table that grows with the log; None if not by this definition."""

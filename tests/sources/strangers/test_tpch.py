@@ -1,0 +1,167 @@
+"""TPC-H with its refresh functions and updates: after a kill under load the log, and a fact, equal the source."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+
+import duckdb
+import psycopg2
+import pytest
+
+from lockstep.changelog import ChangeLog
+from lockstep.serve import extension
+from postgres import Cluster, own_cluster
+from stranger import Stranger
+
+KEYS = {
+    "region": "r_regionkey",
+    "nation": "n_nationkey",
+    "supplier": "s_suppkey",
+    "part": "p_partkey",
+    "partsupp": "ps_partkey, ps_suppkey",
+    "customer": "c_custkey",
+    "orders": "o_orderkey",
+    "lineitem": "l_orderkey, l_linenumber",
+}
+# Orders whose key leaves 7 when divided by 32 are new: RF1 brings them, RF2 takes as many old ones away.
+REFRESHES = 20
+RF1 = """
+INSERT INTO orders SELECT * FROM new_orders WHERE o_orderkey % {n} = {i};
+INSERT INTO lineitem SELECT * FROM new_lineitem WHERE l_orderkey % {n} = {i};
+"""
+RF2 = """
+DELETE FROM lineitem WHERE l_orderkey % 32 = 1 AND l_orderkey % {n} = {i};
+DELETE FROM orders WHERE o_orderkey % 32 = 1 AND o_orderkey % {n} = {i};
+"""
+UPDATES = """
+UPDATE lineitem SET l_discount = 0.10 - l_discount, l_linestatus = 'F'
+  WHERE l_orderkey % 64 = 2 AND l_partkey % {n} = {i};
+UPDATE orders SET o_orderkey = -o_orderkey WHERE o_orderkey % 128 = 3 AND o_custkey % {n} = {i};
+UPDATE partsupp SET ps_supplycost = ps_supplycost * 1.01 WHERE ps_partkey % 400 = {i};
+"""
+PRICING = """
+/* Line items by flag and status: the sums of TPC-H's first query. */
+MODEL (name diffs.pricing, kind VIEW, grain (position, diff));
+WITH items AS (
+  SELECT position, logged_at, signs.diff, @image(l_orderkey) AS l_orderkey, @image(l_returnflag) AS l_returnflag,
+    @image(l_linestatus) AS l_linestatus, @image(l_quantity) AS l_quantity, @image(l_extendedprice) AS l_extendedprice,
+    @image(l_discount) AS l_discount, @image(l_tax) AS l_tax
+  FROM changes.lineitem CROSS JOIN (VALUES (-1), (1)) AS signs(diff)
+)
+SELECT
+  position::BIGINT AS position, logged_at::TIMESTAMP AS logged_at, diff::INT AS diff,
+  l_returnflag::TEXT AS l_returnflag, l_linestatus::TEXT AS l_linestatus, diff::BIGINT AS items,
+  (diff * l_quantity)::DECIMAL(38, 2) AS quantity,
+  (diff * l_extendedprice * (1 - l_discount) * (1 + l_tax))::DECIMAL(38, 6) AS charge
+FROM items WHERE NOT l_orderkey IS NULL
+"""
+LATEST = """
+/* The latest image of every line item that lives at the cut. */
+MODEL (name rebuild.latest_pricing, kind VIEW, grain (l_orderkey, l_linenumber));
+WITH changes AS (
+  SELECT after, ROW_NUMBER() OVER (
+      PARTITION BY COALESCE(STRUCT_EXTRACT(after, 'l_orderkey'), STRUCT_EXTRACT(before, 'l_orderkey')),
+        COALESCE(STRUCT_EXTRACT(after, 'l_linenumber'), STRUCT_EXTRACT(before, 'l_linenumber'))
+      ORDER BY position DESC) AS recency
+  FROM changes.lineitem WHERE logged_at < @cut_of('pricing')
+)
+SELECT
+  STRUCT_EXTRACT(after, 'l_orderkey')::BIGINT AS l_orderkey,
+  STRUCT_EXTRACT(after, 'l_linenumber')::BIGINT AS l_linenumber,
+  STRUCT_EXTRACT(after, 'l_returnflag')::TEXT AS l_returnflag,
+  STRUCT_EXTRACT(after, 'l_linestatus')::TEXT AS l_linestatus,
+  1::BIGINT AS items, STRUCT_EXTRACT(after, 'l_quantity')::DECIMAL(38, 2) AS quantity,
+  (STRUCT_EXTRACT(after, 'l_extendedprice') * (1 - STRUCT_EXTRACT(after, 'l_discount'))
+    * (1 + STRUCT_EXTRACT(after, 'l_tax')))::DECIMAL(38, 6) AS charge
+FROM changes WHERE recency = 1 AND NOT after IS NULL
+"""
+REBUILD = """
+/* Line items by flag and status at the cut. */
+MODEL (
+  name rebuild.pricing, kind FULL, cron '@daily', start @log_eve(), grain (l_returnflag, l_linestatus),
+  depends_on (rebuild.cut, changes.lineitem),
+  audits (image_chain_unbroken(
+    domain := 'pricing', source_table := changes.lineitem, keys := ('l_orderkey', 'l_linenumber')))
+);
+SELECT
+  l_returnflag::TEXT AS l_returnflag, l_linestatus::TEXT AS l_linestatus, COUNT(*)::BIGINT AS items,
+  SUM(quantity)::DECIMAL(38, 2) AS quantity, SUM(charge)::DECIMAL(38, 6) AS charge
+FROM rebuild.latest_pricing GROUP BY ALL
+"""
+CONTRACT = "pricing,sales,batch,60,60,3,2,50,hold,lineitem,l_orderkey l_linenumber,,,l_returnflag l_linestatus\n"
+MEASURES = """pricing,items,sum,count,0,0,Line items
+pricing,quantity,sum,eur(2),0,0,Quantity
+pricing,charge,sum,eur(6),0,0,Price with discount and tax
+"""
+
+
+@pytest.fixture
+def tpch(tmp_path: Path) -> Iterator[Cluster]:
+    """All tables without the new orders, which wait in tables of their own."""
+    with own_cluster() as server, duckdb.connect() as generated:
+        server.create_shop()
+        server.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+        generated.execute(f"LOAD '{extension('tpch')}'; CALL dbgen(sf = 0.01)")
+        with closing(psycopg2.connect(server.dsn())) as connection, connection.cursor() as cursor:
+            for table, key in KEYS.items():
+                columns = generated.execute(f"DESCRIBE {table}").fetchall()
+                listed = ", ".join(f"{name} {kind} NOT NULL" for name, kind, *_ in columns)
+                cursor.execute(f"CREATE TABLE {table} ({listed}, PRIMARY KEY ({key}))")
+                path = tmp_path / f"{table}.csv"
+                generated.execute(f"COPY {table} TO '{path}' (HEADER FALSE)")
+                with path.open() as rows:
+                    cursor.copy_expert(f"COPY {table} FROM STDIN (FORMAT csv)", rows)
+            for table, key in (("orders", "o_orderkey"), ("lineitem", "l_orderkey")):
+                cursor.execute(f"CREATE TABLE new_{table} AS SELECT * FROM {table} WHERE {key} % 32 = 7")
+                cursor.execute(f"DELETE FROM {table} WHERE {key} % 32 = 7")
+            connection.commit()
+        yield server
+
+
+def test_a_capture_killed_between_refreshes_is_equal_in_the_end(tpch: Cluster, tmp_path: Path) -> None:
+    stranger = Stranger(tpch, tmp_path)
+    stranger.init(*(word for table in KEYS for word in ("--table", table)))
+    goes_on = threading.Event()
+
+    def refresh() -> None:
+        for i in range(REFRESHES):
+            for statements in (RF1, RF2, UPDATES):
+                tpch.execute(statements.format(n=REFRESHES, i=i))
+            if i == REFRESHES // 2:
+                goes_on.wait(120)
+
+    with ThreadPoolExecutor(1) as thread:
+        with stranger.capturing():
+            snapshot = ChangeLog(stranger.home).watermark().position
+            load = thread.submit(refresh)
+            while not load.done() and ChangeLog(stranger.home).watermark().position < snapshot + 10:
+                time.sleep(0.05)
+        goes_on.set()
+        load.result()
+    project = stranger.project
+    for path, text in {
+        "models/diffs/pricing.sql": PRICING,
+        "models/rebuild/latest_pricing.sql": LATEST,
+        "models/rebuild/pricing.sql": REBUILD,
+    }.items():
+        (project / path).write_text(text.lstrip())
+    for path, text in {"seeds/contracts.csv": CONTRACT, "seeds/contract_measures.csv": MEASURES}.items():
+        with (project / path).open("a") as file:
+            file.write(text)
+    with stranger.capturing():
+        said = stranger.verify()
+        stranger.command("run", at=project)
+    assert all(table in said for table in KEYS)
+    with duckdb.connect(stranger.home / "warehouse.duckdb", read_only=True) as warehouse:
+        warehouse.execute(f"SET file_search_path = '{stranger.home}'")
+        live = warehouse.execute("FROM (SELECT COLUMNS(*) FROM live.pricing) ORDER BY ALL").fetchall()
+    expected = tpch.execute(
+        "SELECT l_returnflag, l_linestatus, count(*), sum(l_quantity), "
+        "sum(l_extendedprice * (1 - l_discount) * (1 + l_tax)) FROM lineitem GROUP BY 1, 2 ORDER BY 1, 2"
+    )
+    assert live == expected
