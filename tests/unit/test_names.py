@@ -354,10 +354,11 @@ def test_explain_finds_a_broken_chain_whatever_the_key_is_called(declare: Declar
     declare("CREATE TABLE lines (position int, previous int, before int, PRIMARY KEY (position, previous, before));")
     diagnosis = explain._Diagnosis.__new__(explain._Diagnosis)
     diagnosis._connection, diagnosis._limit, diagnosis._sources = duckdb.connect(), 9, {"lines": "log"}
-    image = "{'position': 1, 'previous': 2, 'before': 3}"
+    image = "{'position': 1, 'previous': 2, 'before': 3, 'extra': NULL::TEXT}"
+    none = "NULL::STRUCT(position INT, previous INT, before INT, extra TEXT)"
     diagnosis._connection.execute(
-        f"CREATE TABLE log AS SELECT 1 AS position, 'c' AS op, NULL::STRUCT(position INT, previous INT, before INT) "
-        f"AS before, {image} AS after UNION ALL SELECT 2, 'u', NULL, {image}"
+        f"CREATE TABLE log AS SELECT 1 AS position, 'c' AS op, {none} AS before, {image} AS after "
+        f"UNION ALL SELECT 2, 'u', NULL, {image}"
     )
     [finding] = diagnosis.broken_chains()
     assert finding.where.startswith("position 1, previous 2, before 3, position 2")
