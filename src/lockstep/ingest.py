@@ -138,6 +138,13 @@ class End(Enum):
     WHOLE = auto()
 
 
+def _lines_of(events: pa.Table, lines: pa.Table) -> pa.Table:
+    """The lines of the events, which are few. Taking none from a chunk would copy all of it first."""
+    if not events.num_rows:
+        return lines.slice(0, 0)
+    return lines.take(pc.divide(events["ordinal"], debezium.STRIDE))
+
+
 class Landing:
     """Lands chunks of one stream of events: whatever the stream comes from, this decides what of it lands, and how.
 
@@ -184,7 +191,7 @@ class Landing:
         for name in ("rejected", "truncates", *(f"fresh_{table.name}" for table in tables)):
             self._con.execute(f"DELETE FROM {name} WHERE ordinal IN (SELECT ordinal FROM kept)")
         self._count(tables, 0 if end is End.MORE else kept.num_rows)
-        rest = lines.take(pc.divide(kept["ordinal"], debezium.STRIDE))
+        rest = _lines_of(kept, lines)
         if self._writer:
             self._land(self._writer, tables, lines, resume(rest))
         return rest
@@ -360,7 +367,7 @@ class Landing:
         rejected = con.execute(
             'SELECT ordinal, committed_at, "table", reason, tx_id FROM rejected ORDER BY ordinal'
         ).to_arrow_table()
-        texts = lines["line"].take(pc.divide(rejected["ordinal"], debezium.STRIDE))
+        texts = _lines_of(rejected, lines)["line"]
         rejected = rejected.append_column("event", pc.utf8_rtrim(texts, characters="\r\n"))
         con.execute("INSERT INTO quarantined SELECT fingerprint FROM rejected")
         ended: datetime | None = con.execute(
