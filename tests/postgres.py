@@ -11,6 +11,7 @@ import os
 import socket
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,9 +22,12 @@ import psycopg2
 import pyarrow.parquet as pq
 import pytest
 
+from lockstep import capture as capturing
 from lockstep.changelog import ChangeLog
+from lockstep.postgres import Source
 from lockstep.private_postgres import INSTALL, PrivateServer, private_directory, server_programs
 from lockstep.schema import SCHEMA_FILE, TABLES, Table
+from lockstep.verify import Verified, verify
 
 SCHEMA = Path(__file__).parents[1] / SCHEMA_FILE
 
@@ -118,6 +122,20 @@ def _free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def capture(server: Cluster, home: Path, **options: Any) -> capturing.Captured:
+    """Land everything that is committed by now."""
+    return capturing.capture(home, Source(server.dsn()), 0.05, until_caught_up=True, **options)
+
+
+def verified(server: Cluster, home: Path) -> Verified:
+    """What `lockstep verify-source` finds while a capture goes on."""
+    with ThreadPoolExecutor(1) as thread:
+        verifying = thread.submit(verify, home, server.dsn(), [], 60, 10, lambda _: None)
+        while not verifying.done():
+            capture(server, home)
+        return verifying.result()
 
 
 def assert_log_is_source(cluster: Cluster, home: Path) -> None:

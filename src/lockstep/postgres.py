@@ -563,12 +563,17 @@ class Source:
               pg_has_role(c.relowner, 'USAGE'),
               EXISTS (SELECT FROM pg_inherits AS i WHERE i.inhparent = c.oid AND c.relkind = 'r'),
               (
+                /* pg_partition_tree locks all partitions, and deadlocks with DDL that adds one and drops another. */
+                WITH RECURSIVE tree AS (
+                  SELECT i.inhrelid FROM pg_inherits AS i WHERE i.inhparent = c.oid AND c.relkind = 'p'
+                  UNION
+                  SELECT i.inhrelid FROM tree JOIN pg_inherits AS i ON i.inhparent = tree.inhrelid
+                )
                 SELECT COALESCE(json_agg(json_build_array(pn.nspname, p.relname, p.relpersistence, p.relreplident)
                   ORDER BY pn.nspname, p.relname), '[]')
-                FROM pg_partition_tree(c.oid) AS tree
-                JOIN pg_class AS p ON p.oid = tree.relid
+                FROM tree
+                JOIN pg_class AS p ON p.oid = tree.inhrelid
                 JOIN pg_namespace AS pn ON pn.oid = p.relnamespace
-                WHERE c.relkind = 'p' AND p.oid <> c.oid
               ),
               ARRAY(
                 SELECT a.attname::text FROM pg_index AS i

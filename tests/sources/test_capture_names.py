@@ -7,21 +7,17 @@ ones, some of them in the key; an event in quarantine and its retry.
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
-from lockstep import capture as capturing
 from lockstep import quarantine
 from lockstep.changelog import ChangeLog
 from lockstep.cli import cli
 from lockstep.errors import LockstepError
-from lockstep.postgres import Source
 from lockstep.schema import TABLES, declared
-from lockstep.verify import Verified, verify
-from postgres import Cluster, cluster, landed, shop
+from postgres import Cluster, capture, cluster, landed, shop, verified
 
 __all__ = ["cluster", "shop"]  # fixtures
 
@@ -76,18 +72,6 @@ def awkward(shop: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> C
     shop.execute(said.output.partition("the server needs:\n")[2].partition("To be filled in")[0])
     monkeypatch.setattr(TABLES, "_found", declared(tmp_path / "project" / "source_schema.sql"))
     return shop
-
-
-def capture(server: Cluster, home: Path) -> capturing.Captured:
-    return capturing.capture(home, Source(server.dsn()), 0.05, until_caught_up=True)
-
-
-def verified(server: Cluster, home: Path) -> Verified:
-    with ThreadPoolExecutor(1) as thread:
-        verifying = thread.submit(verify, home, server.dsn(), [], 60, 10, lambda _: None)
-        while not verifying.done():
-            capture(server, home)
-        return verifying.result()
 
 
 def test_any_name_is_captured_and_verified(awkward: Cluster, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,7 @@ from lockstep.changelog import ChangeLog
 from lockstep.errors import LockstepError
 from lockstep.postgres import Source
 from lockstep.schema import TABLES, declared
-from lockstep.verify import Verified, verify
-from postgres import Cluster, assert_log_is_source, landed, own_cluster
+from postgres import Cluster, assert_log_is_source, capture, landed, own_cluster, verified
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +46,6 @@ def declare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ddl: str) -> None:
     path.write_text(ddl)
     declared.cache_clear()
     monkeypatch.setattr(TABLES, "_found", declared(path))
-
-
-def capture(server: Cluster, home: Path, **options: Any) -> capturing.Captured:
-    return capturing.capture(home, Source(server.dsn()), 0.05, until_caught_up=True, **options)
 
 
 def refusal(server: Cluster, home: Path) -> str:
@@ -206,6 +201,15 @@ def test_a_running_capture_warns_of_partitions_that_come_and_go(
     assert '"public"."payment_january" was dropped or detached from payment' in caplog.text
 
 
+def test_looking_at_partitions_waits_for_no_lock(partitioned: Cluster) -> None:
+    """Else it deadlocks with a transaction that makes one partition and drops another, and one of the two fails."""
+    with closing(psycopg2.connect(partitioned.dsn())) as ddl, closing(psycopg2.connect(partitioned.dsn())) as reader:
+        ddl.cursor().execute("LOCK TABLE payment_january IN ACCESS EXCLUSIVE MODE")
+        reader.cursor().execute("SET lock_timeout = '10s'")
+        found = Source(partitioned.dsn()).partitions(reader)
+    assert found == {"payment": {'"public"."payment_january"': False, '"public"."payment_other"': False}}
+
+
 def test_a_publication_of_partitions_is_refused_with_the_remedy(partitioned: Cluster, tmp_path: Path) -> None:
     partitioned.execute(WHOLE + "CREATE PUBLICATION lockstep FOR TABLE payment")
     said = refusal(partitioned, tmp_path / "home")
@@ -261,14 +265,6 @@ def in_log(home: Path) -> list[tuple[Any, ...]]:
             if image:
                 rows[image["account"], image["delta"]] += weight
     return sorted(rows.elements())
-
-
-def verified(server: Cluster, home: Path) -> Verified:
-    with ThreadPoolExecutor(1) as thread:
-        verifying = thread.submit(verify, home, server.dsn(), [], 60, 10, lambda _: None)
-        while not verifying.done():
-            capture(server, home)
-        return verifying.result()
 
 
 def test_an_append_only_table_needs_no_key(strangers: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
