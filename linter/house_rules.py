@@ -69,49 +69,42 @@ class ColumnsResolve(AmbiguousOrInvalidColumn):
 
 
 class NamesWhatItAwaits(Rule):
-    """What a run computes awaits the tables it reads through views, by `depends_on`.
+    """A table that reads another table through views lists it in `depends_on`, so that a run waits for it.
 
-    SQLMesh leaves an interval out while one that it reads is not ready, and passes this on from model to model of the
-    run. Views are made by plans and are in no run (config.yaml), so nothing is passed on through them: a table that
-    reads a rebuild through a view alone would be computed of a day whose rebuild still waits, and not again after it.
+    SQLMesh skips an interval whose upstream interval is not ready, and passes that on along the models of the run.
+    Only plans make views (config.yaml), so a run passes nothing on through one. A table that reads a rebuild only
+    through a view would be computed before the rebuild, and not again after it.
     """
 
     def check_model(self, model):
         if not _is_of_a_run(model):
             return None
-        awaited = self._read(model, _is_of_a_run, _is_of_a_run)
-        missing = [
-            of.name
-            for name, of in self._read(model, _is_view_of_plans).items()
-            if _is_of_a_run(of) and any(self._waits(a) for a in {name, *self._read(of, _is_of_a_run)} - awaited.keys())
-        ]
+        awaited = self._upstream(model, _is_of_a_run)
+        missing = []
+        for name, upstream in self._upstream(model, lambda of: not _is_of_a_run(of)).items():
+            needed = {name: upstream, **self._upstream(upstream, _is_of_a_run)}
+            if _is_of_a_run(upstream) and any(of.signals for n, of in needed.items() if n not in awaited):
+                missing.append(upstream.name)
         if not missing:
             return None
         names = ", ".join(sorted(missing))
-        return self.violation(f"{model.name} reads {names} through views: it needs depends_on ({names}).")
+        return self.violation(f"{model.name} reads {names} only through views. Add depends_on ({names}).")
 
-    def _waits(self, name):
-        of = self.context.get_model(name)
-        return of is not None and bool(of.signals)
-
-    def _read(self, model, through, first=lambda _: True):
-        """The models that one reads, and those that are read by what it reads `through`, by name."""
-        found, models = {}, [model]
-        while models:
-            reader = models.pop()
-            for name in reader.depends_on - found.keys():
-                of = self.context.get_model(name)  # None if it is no model of the project
-                if of and (reader is not model or first(of)):
+    def _upstream(self, model, through):
+        """The models that this one reads, directly or through models for which `through` is true, by name."""
+        found, readers = {}, [model]
+        while readers:
+            for name in readers.pop().depends_on - found.keys():
+                if of := self.context.get_model(name):  # None if it is not a model of the project
                     found[name] = of
-                    if through(of):
-                        models.append(of)
+                    readers += [of] if through(of) else []
         return found
 
 
 class MeasuresAsInTheContract(Rule):
-    """Exact measures have the contract's type in both paths: a wider one would be rounded where the paths meet.
+    """Exact measures have the contract's type in both paths: otherwise comparing the paths would round them.
 
-    DuckDB takes columns of DECIMAL(38, 10) and DECIMAL(38, 2), one below the other, for DECIMAL(38, 2).
+    A UNION of DECIMAL(38, 10) and DECIMAL(38, 2) is DECIMAL(38, 2) in DuckDB.
     """
 
     def check_model(self, model):
@@ -133,8 +126,5 @@ class MeasuresAsInTheContract(Rule):
 
 
 def _is_of_a_run(model):
+    """Whether runs compute the model: tables, and views that have audits. Plans make all other views."""
     return not model.kind.is_view or bool(model.audits)
-
-
-def _is_view_of_plans(model):
-    return not _is_of_a_run(model)

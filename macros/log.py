@@ -88,7 +88,7 @@ def image(evaluator, column: exp.Expression):
 def declared_image(evaluator, source_table: exp.Expression, image: exp.Expression):
     """An image without its `extra`, NULL if there is no image: `HASH(@declared_image(changes.orders, before))`.
 
-    A column that the source adds, and nobody has declared, is in the images from then on and in none before it.
+    A column that is added at the source appears in `extra` from then on, without a change of the older rows.
     """
     from lockstep.schema import TABLES, literal
 

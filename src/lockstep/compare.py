@@ -215,10 +215,10 @@ class _Tables:
         return sums[0], sums[1], sums[2], sums[3]
 
     def _write_digests(self, path: Path) -> None:
-        """Every image as a row of numbers: `__diff` is 1 for one after a change, -1 for one before, 0 for the source's.
+        """Write each image as a row of numbers: `__diff` is 1 after a change, -1 before it, 0 for the source's row.
 
-        `__digest` is of all that is compared of an image, `__known` of the columns that models can name: an added
-        column reaches old rows without any change, so that images with it do not add up.
+        `__digest` covers everything that is compared, `__known` only the declared columns: an undeclared column that
+        was added appears in old rows without a change, so sums over images with it would not cancel.
         """
         source, after, before = (
             ", ".join(f"{image}.{c.sql}::{c.kind.duckdb} AS {c.sql}" for c in self._table.key_columns)

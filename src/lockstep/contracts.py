@@ -38,7 +38,7 @@ UNITS = {
     "text": "TEXT",
 }
 _AMOUNT = re.compile(r"[A-Za-z][A-Za-z_/]*\(([0-9]{1,2})\)")
-_MEASURABLE = ("BIGINT", "DOUBLE", "TIMESTAMP", "DECIMAL")  # types of which two values lie a distance apart
+_MEASURABLE = ("BIGINT", "DOUBLE", "TIMESTAMP", "DECIMAL")  # types with a distance, which a tolerance can limit
 _EXACT = ("BIGINT", "DECIMAL")
 
 

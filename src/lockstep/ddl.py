@@ -95,7 +95,9 @@ class _Declared:
             for d in schema.expressions
             if isinstance(d, exp.ColumnDef | exp.Identifier)
         ]
-        own = [_as_name(d.this) for d in self._columns if d.find(exp.PrimaryKeyColumnConstraint)]
+        self._sources = [_as_name(d.this) for d in self._columns]
+        self._named = [definition.columns.get(source) or str(source) for source in self._sources]
+        own = [s for s, d in zip(self._sources, self._columns, strict=True) if d.find(exp.PrimaryKeyColumnConstraint)]
         self.key = own or _primary_key(schema)
 
     @property
@@ -112,13 +114,11 @@ class _Declared:
 
     def table(self, path: Path, name: str, domains: Mapping[str, Kind], problems: list[str]) -> Table:
         """The table; adds what is wrong with it to `problems`."""
-        sources = [_as_name(definition.this) for definition in self._columns]
-        names = {source: self.definition.columns.get(source) or str(source) for source in sources}
-        keys = [_same(key, sources) for key in self.key]
+        keys = [_same(key, self._sources) for key in self.key]
         found: list[Column] = []
-        for source, definition in zip(sources, self._columns, strict=True):
+        for source, named, definition in zip(self._sources, self._named, self._columns, strict=True):
             try:
-                found.append(_column(path, name, definition, names[source], domains, source in keys))
+                found.append(_column(path, name, definition, named, domains, source in keys))
             except LockstepError as e:
                 problems.append(str(e))
         problems += self._column_problems(path, name)
@@ -133,17 +133,16 @@ class _Declared:
                 "are only ever added to it, say so with the line `-- append-only` before its CREATE TABLE; or leave "
                 "the table out of the file."
             )
+        names = dict(zip(self._sources, self._named, strict=True))
         key = tuple(names[source] for source in keys if source is not None)
         return Table(name, key, tuple(found), self.schema, self.definition.is_append_only, self.name)
 
     def _column_problems(self, path: Path, table: str) -> list[str]:
         """Columns that an image cannot hold side by side: its fields are told apart without regard to case."""
         problems = []
-        sources = [_as_name(d.this) for d in self._columns]
-        named = [self.definition.columns.get(source) or str(source) for source in sources]
-        taken = {name.lower() for name in named}
+        taken = {name.lower() for name in self._named}
         seen: dict[str, str] = {}
-        for source, name in zip(sources, named, strict=True):
+        for source, name in zip(self._sources, self._named, strict=True):
             free = free_name((table, source), taken)
             if why := column_problem(name):
                 what = f"a column {source}" if name == source else f"a column {source} named {name}"
@@ -169,7 +168,7 @@ def _name(identifier: Any) -> Name | None:
 
 
 def _same(name: Name, others: Sequence[Name]) -> Name | None:
-    """The one of the others that a name stands for in the same statement."""
+    """Return which of the names declared in the same statement this name refers to, None if none."""
     alike = [other for other in others if other.identity == name.identity]
     alike += [] if name.is_quoted else [other for other in others if other.lower() == name.lower()]
     return alike[0] if alike else None

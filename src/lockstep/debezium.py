@@ -110,7 +110,7 @@ END;
 CREATE OR REPLACE TEMP MACRO real_number(raw) AS CASE
   WHEN isfinite(TRY_CAST(raw ->> '$' AS DOUBLE)) THEN TRY_CAST(raw ->> '$' AS DOUBLE)
 END;
-/* Cheap where nothing is unavailable; and IN would become a join per column. */
+/* Search for parts of the texts first: few values have them, and DuckDB plans IN over seven texts as a join. */
 CREATE OR REPLACE TEMP MACRO is_unavailable(raw) AS CASE
   WHEN contains(raw::VARCHAR, '__debezium_') OR contains(raw::VARCHAR, 'X19kZWJleml1')
     OR starts_with(raw::VARCHAR, '[95,')
@@ -291,7 +291,7 @@ SELECT
   CASE WHEN kind = 'change' THEN e.source.connector || COALESCE(':' || e.source.db, '') END AS source,
   /* Zero stands for unknown in some connectors' snapshots; taken at its word, history would begin in 1970. */
   CASE WHEN committed_us > 0 THEN moment(committed_us) END AS committed_at,
-  /* Oracle's ids are hexadecimal, of other sources they are texts of any kind: a number stands for them. */
+  /* Oracle's transaction ids are hexadecimal and other sources use any text: these become a number by a hash. */
   COALESCE(
     CASE WHEN e.source.connector IS DISTINCT FROM 'oracle' THEN whole(e.source.txId) END,
     (md5_number_lower(own_transaction) >> 1)::BIGINT
@@ -482,9 +482,9 @@ def read(con: duckdb.DuckDBPyConnection, lines: pa.Table) -> Types:
 
 
 def _name_tables(con: duckdb.DuckDBPyConnection) -> None:
-    """Give each change in `records` as its `table` the name in the log; one that is of none keeps its source's name.
+    """Set `table` of each change in `records` to the table's name in the log; unknown tables keep their own name.
 
-    Where the source's name may mean several tables, the change is FOREIGN and of ALL_TABLES.
+    A change that could belong to several tables becomes FOREIGN and belongs to ALL_TABLES.
     """
     found = con.execute(
         """SELECT DISTINCT connector, "schema", name FROM records WHERE kind = 'change' ORDER BY ALL"""
@@ -516,7 +516,7 @@ def _name_tables(con: duckdb.DuckDBPyConnection) -> None:
 
 
 def _label(connector: str | None, schema: str | None, name: str) -> str:
-    """What to call a table that is none of the project's: like none of those."""
+    """A name for a table that the project does not declare; it differs from all names that the project uses."""
     is_alike = name in TABLES or any(t.at(connector) == name for t in TABLES.values())
     return name if not is_alike else f"{schema}.{name}" if schema else f'"{name}"'
 
@@ -559,8 +559,8 @@ def _is_json(line: str) -> bool:
     return True
 
 
-# The kind of a change that is of a table in another schema than the source table of that name, or of a table without a
-# key where that cannot be.
+# The kind of a change that cannot land because of its table: it is in another schema than the source table of that
+# name, or it has no key and the change cannot be recognized if it is sent again.
 FOREIGN = "foreign"
 _KEYLESS = "{} is declared append-only and has no key, so "
 _NUMBERED = (
@@ -581,8 +581,8 @@ _SEVERAL = "it names no schema, and several source tables are called "
 
 
 class Schemas:
-    """What at the source each table of the log is: what `source_schema.sql` declares, or of the schema that the log was
-    captured from; else of that of the table's first event. It is stored with the log, lest another takes its place.
+    """Which table of the source each table of the log is. The schema is the declared one, else the one that the log was
+    captured from, else that of the table's first event; the log stores it, so that no other table can replace it.
     """
 
     def __init__(self, resume: Mapping[str, Any]) -> None:
@@ -653,7 +653,7 @@ class Schemas:
         _register(con, "records", records)
 
     def _is_keyless(self) -> str:
-        """SQL over `records`: whether the event is of a table without a key and is no insert that can be known again.
+        """SQL over `records`: whether the event has a table without a key and is not an insert with an identity.
 
         Rows of one COPY share their lsn, so PostgreSQL's need the number in their transaction. What `lockstep capture`
         has rejected needs none: it is retried by its place in the log.
@@ -802,7 +802,7 @@ class _Part:
         return self._unit(column.kind, self.declared(column))
 
     def may_be_zero_date(self, column: Column) -> bool:
-        """Whether 1970-01-01 in the column may be MySQL's 0000-00-00. A column that can be NULL has NULL for it."""
+        """Whether 1970-01-01 in the column may be MySQL's 0000-00-00, which a nullable column receives as NULL."""
         said = self.declared(column)
         is_optional = column.nullable or (said is not None and said.is_optional)
         return self.connector in _MYSQL and column.type in (DATE, TIMESTAMP) and not is_optional
@@ -905,7 +905,7 @@ def _select(con: duckdb.DuckDBPyConnection, part: _Part) -> str:
 
 
 def _told_apart(part: _Part) -> dict[str, str]:
-    """The events' names of columns, by themselves in lower case: those that a struct can hold side by side."""
+    """The columns' names in the events, one per spelling in lower case: DuckDB's structs ignore case."""
     names: dict[str, str] = {}
     for column in part.table.columns:
         names.setdefault(part.source(column).lower(), part.source(column))
@@ -917,8 +917,7 @@ def _value(part: _Part, column: Column, image: str) -> str:
     name = part.source(column)
     if _told_apart(part)[name.lower()] == name:
         return f"i.{image}.{quoted(name)}"
-    pointer = literal(f"/{image}/{name.replace('~', '~0').replace('/', '~1')}")
-    return f"NULLIF(json_extract(doc, {pointer})::VARCHAR, 'null')::JSON"
+    return f"NULLIF(member(doc, '/{image}', {literal(name)}), 'null')::JSON"
 
 
 def _raw(part: _Part, image: str) -> str:
@@ -960,7 +959,7 @@ def _decoded(part: _Part, column: Column, value: str) -> str:
     return f"""
       CASE
         WHEN starts_with({value}::VARCHAR, '{{') THEN {own_scale}
-        WHEN contains({value}::VARCHAR, '.') THEN {value} /* no base64; nearly all values of a scale end here */
+        WHEN contains({value}::VARCHAR, '.') THEN {value} /* cannot be base64; true of most decimals */
         WHEN regexp_full_match({value}::VARCHAR, '"([0-9A-Za-z+/]{{4}})*([0-9A-Za-z+/]{{2,3}}={{1,2}})?"')
           THEN CASE WHEN TRY_CAST({value} ->> '$' AS DOUBLE) IS NULL
             THEN from_bytes({value}, {value} ->> '$', {column.type.scale})
@@ -1067,7 +1066,7 @@ def _typed(part: _Part, column: Column, raw: str) -> str:
         return f"CASE WHEN looks_iso({raw}) THEN {moment}({raw}) {_counted(part, column, raw)} END"
     if kind.is_decimal:
         decimal = f"DECIMAL({kind.type.precision}, {kind.type.scale})"
-        plain = f"TRY_CAST({raw} ->> '$' AS {decimal})"  # exact if it prints as it came, as nearly all do
+        plain = f"TRY_CAST({raw} ->> '$' AS {decimal})"  # exact if it prints as it arrived, as most values do
         return (
             f"""CASE WHEN '"' || {plain}::VARCHAR || '"' = {raw}::VARCHAR THEN {plain} """
             f"ELSE TRY_CAST(decimal_text({raw}, {kind.type.scale}) AS {decimal}) END"
@@ -1258,7 +1257,6 @@ def _not_one(part: _Part, column: Column, raw: str) -> str:
     return literal(text)
 
 
-_INTERVALS = "interval.handling.mode=string has the connector say them"
 _EXACT = (
     "decimal.handling.mode=string or precise (with the converter's decimal.format=BASE64) has the connector send all "
     "of them"

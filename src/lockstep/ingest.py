@@ -139,7 +139,7 @@ class End(Enum):
 
 
 def _lines_of(events: pa.Table, lines: pa.Table) -> pa.Table:
-    """The lines of the events, which are few. Taking none from a chunk would copy all of it first."""
+    """Return the lines of a few events. `take` copies the whole chunk first, so it is not called for no events."""
     if not events.num_rows:
         return lines.slice(0, 0)
     return lines.take(pc.divide(events["ordinal"], debezium.STRIDE))

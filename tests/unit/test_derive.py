@@ -171,8 +171,8 @@ QUERIES = {
     "SELECT k, SUM(v) AS s FROM t GROUP BY 1",
     "constants in group by all": "SELECT DATE '2026-01-01' AS d, 'x' AS x, SUM(units) AS s "
     "FROM source.orders GROUP BY ALL",
-    "all that is there": "SELECT customer FROM source.orders EXCEPT ALL SELECT id FROM source.customers",
-    "both": "SELECT customer FROM source.orders INTERSECT ALL SELECT id FROM source.customers",
+    "except all": "SELECT customer FROM source.orders EXCEPT ALL SELECT id FROM source.customers",
+    "intersect all": "SELECT customer FROM source.orders INTERSECT ALL SELECT id FROM source.customers",
     "a number beside an aggregate": "SELECT SUM((SELECT COUNT(*) FROM source.lines)) AS s, COUNT(*) AS n "
     "FROM source.orders",
     "grouped by a count": "SELECT (SELECT COUNT(*) FROM source.lines) AS k, COUNT(*) AS n "

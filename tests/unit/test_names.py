@@ -1,7 +1,7 @@
 """What a table and a column are called in the log: the rules of docs/sources.md, row by row, and what breaks them.
 
 Awkward cases: names that differ only in case, in their schema or in what the rule drops; names that are Lockstep's
-own; names without quotes at each kind of source; events that do not say of which of two tables they are.
+own; names without quotes at each kind of source; events that could belong to either of two tables.
 """
 
 from __future__ import annotations
@@ -22,11 +22,10 @@ from lockstep.changelog import ChangeLog
 from lockstep.cli import cli
 from lockstep.ddl import parsed
 from lockstep.debezium import as_lines
-from lockstep.derive.catalog import PREFIX
 from lockstep.errors import LockstepError
 from lockstep.ingest import ingest
 from lockstep.lines import SCHEMA as LINES
-from lockstep.names import GENERATED, Name, log_name
+from lockstep.names import Name, log_name
 from lockstep.schema import TABLES, declared
 from lockstep.sequence import Sequencer
 
@@ -84,10 +83,6 @@ def test_a_name_without_quotes_is_what_the_database_makes_of_it(source: str, mea
     for connector in re.findall(r"\w+", source.lower().replace("sql server and others", "sqlserver")):
         assert [Name("Orders", is_quoted=False).at(connector)] == in_code(means)
         assert Name("Orders").at(connector) == "Orders"
-
-
-def test_the_prefix_of_generated_columns_is_that_of_derived_queries() -> None:
-    assert GENERATED == PREFIX
 
 
 def test_a_declaration_names_tables_and_columns() -> None:

@@ -12,8 +12,6 @@ from sqlglot import exp
 
 from lockstep.derive.refusals import Refused
 
-PREFIX = "__"  # of generated names: no column of a source may begin with it
-
 
 @dataclass(frozen=True)
 class Table:
@@ -97,7 +95,7 @@ def _number(node: Any) -> str | None:
 
 
 def table_of(name: str) -> exp.Table:
-    """A table of the catalog as it stands in a query, whatever words its name is made of."""
+    """Return the node for a table of the catalog, quoted, because its name may be a reserved word."""
     parts = dict(zip(("table", "db", "catalog"), reversed(name.split(".")), strict=False))
     return exp.table_(**parts, quoted=True)
 

@@ -9,16 +9,17 @@ from dataclasses import dataclass, replace
 
 from sqlglot import exp
 
-from lockstep.derive.catalog import PREFIX, Catalog, Types, summed, table_of
+from lockstep.derive.catalog import Catalog, Types, summed, table_of
 from lockstep.derive.cores import ROWS, Core, Measure, Term
 from lockstep.derive.normal import aggregates, name_of, normal, own_columns, sources, subqueries
 from lockstep.derive.products import Flattener, Product, is_row_level, substituted
 from lockstep.derive.refusals import NotLinear, Refused
+from lockstep.names import GENERATED as PREFIX
 
 _LINEAR = (exp.Sum, exp.Count, exp.Avg)
-# These ask which values there are, and not how often, so that a cell need not be repeated for each of its rows.
 _FLOATS = ("DOUBLE", "FLOAT")
 _DECIMAL = r"DECIMAL\(\d+,(\d+)\)"
+# These depend on which values there are, not on how often, so a cell need not be repeated for each of its rows.
 _OF_VALUES = (exp.Min, exp.Max, exp.LogicalAnd, exp.LogicalOr)
 
 
@@ -244,8 +245,8 @@ class _Cells:
     def _extreme(self, node: exp.AggFunc) -> exp.Expr:
         """MIN and MAX of rows that never go, as measures: the extreme of a union is the extreme of its extremes.
 
-        ARG_MAX(v, o) is the `v` of MAX({o, v}) over rows where neither is NULL, which DuckDB leaves out: pairs compare
-        by their first part, which is unique. So the order by which it was the last is kept with it.
+        ARG_MAX(v, o) becomes the `v` of MAX({o, v}) over rows where neither is NULL, because DuckDB's ARG_MAX skips
+        NULLs. Structs compare by their first field, and `o` is unique. The cell stores `o` so that it can be folded.
         """
         fold = "MIN" if isinstance(node, exp.Min | exp.ArgMin) else "MAX"
         argument = node.this.expressions[0] if isinstance(node.this, exp.Distinct) else node.this
@@ -286,7 +287,7 @@ class _Cells:
         return exp.select(*columns).from_(rows.subquery(self.name))
 
     def _measure(self, summand: exp.Expr, counted: bool) -> Measure:
-        """The sum of `summand`, and how often it is not NULL, which is all that is wanted of it if `counted`."""
+        """Return the measure that sums `summand` and counts its non-NULLs; `counted`: only the count is needed."""
         held = ("SUM", summand)
         if held not in self._held:
             first = self._products[0]

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from sqlglot import exp
 
-from lockstep.derive.catalog import PREFIX, Catalog
+from lockstep.derive.catalog import Catalog
 from lockstep.derive.products import Product
+from lockstep.names import GENERATED as PREFIX
 
 ROWS = f"{PREFIX}n"  # how many rows are in a cell
 WEIGHT, LOGGED_AT, HOUR = f"{PREFIX}weight", f"{PREFIX}logged_at", f"{PREFIX}hour"

@@ -10,8 +10,9 @@ from sqlglot.errors import ParseError, SqlglotError
 from sqlglot.optimizer.qualify import qualify
 
 from lockstep.derive.allowed import check
-from lockstep.derive.catalog import PREFIX, Catalog, Types, table_of
+from lockstep.derive.catalog import Catalog, Types, table_of
 from lockstep.derive.refusals import Refused
+from lockstep.names import GENERATED as PREFIX
 
 
 def normal(query: str | exp.Query, catalog: Catalog, types: Types) -> exp.Query:

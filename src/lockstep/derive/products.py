@@ -16,9 +16,10 @@ from dataclasses import dataclass, replace
 
 from sqlglot import exp
 
-from lockstep.derive.catalog import PREFIX, Catalog, Types
+from lockstep.derive.catalog import Catalog, Types
 from lockstep.derive.normal import name_of, own
 from lockstep.derive.refusals import NotLinear
+from lockstep.names import GENERATED as PREFIX
 
 Columns = Mapping[tuple[str, str], exp.Expr]  # what a column of an alias is, in terms of the product's tables
 
