@@ -43,7 +43,7 @@ from lockstep.pgoutput import BEGIN, COMMIT, TRUNCATE, Decoder, commit_end
 from lockstep.postgres import LEFTOVER_SECONDS, Source, close_quietly, format_lsn, is_out_of_reach, parse_lsn, query
 from lockstep.schema import TABLES, TIMESTAMP, Table, batch_schema
 from lockstep.service import disk_full_said_plainly, stop_on_signal
-from lockstep.snapshot import PART_BYTES, PART_ROWS, begin, check_continues, check_published, check_source
+from lockstep.snapshot import PART_BYTES, PART_ROWS, begin, check_continues, check_source, look, note_gaps
 
 LONGEST_TRIGGER = 10.0  # seconds; how far a backlog may lengthen the trigger, unless it is longer itself
 _PROBE_EVERY = 1.0  # seconds
@@ -59,7 +59,10 @@ log = logging.getLogger("lockstep.capture")
 
 @dataclass
 class Captured:
-    """What a capture did until it ended. `lsn` is the point of PostgreSQL's log at which it will continue."""
+    """What a capture did until it ended. `lsn` is the point of PostgreSQL's log at which it will continue.
+
+    `gaps` says of which tables changes may be missing, and what mends it.
+    """
 
     snapshot: int = 0
     changes: int = 0
@@ -68,6 +71,7 @@ class Captured:
     reconnects: int = 0
     position: int = 0
     lsn: str = "-"
+    gaps: list[str] = field(default_factory=list)
 
 
 def capture(
@@ -107,6 +111,7 @@ def capture(
         finally:
             with suppress(OSError):  # not to hide what went wrong before
                 publisher.publish(writer.watermark)
+        summary.gaps = ChangeLog(home).open_gaps()
         summary.position = writer.watermark.position
         summary.lsn = str(writer.watermark.resume.get("commit_lsn", "-"))
     return summary
@@ -163,7 +168,8 @@ def _follow(
         try:
             connection, replication = source.connect(), source.connect_replication()
             if summary.reconnects:
-                check_continues(connection, source, source.identity(replication), writer.watermark.resume)
+                check_continues(writer, connection, replication, source)
+                note_gaps(writer, connection, source)
             with _Stream(
                 home, writer, source, database, connection, replication, trigger, summary, publisher
             ) as stream:
@@ -232,6 +238,7 @@ class _Lander:
         self._open = ExitStack()
         self._batch: Batch | None = None
         self.seconds = 0.0  # that the last batch to land took
+        self.looked = look(writer.watermark)  # `begin` and a new connection look as well
 
     @property
     def is_open(self) -> bool:
@@ -252,7 +259,7 @@ class _Lander:
         if segment.end_lsn is None:
             self.seconds += time.monotonic() - started
             return None
-        resume = {**self._writer.watermark.resume, "commit_lsn": format_lsn(segment.end_lsn)}
+        resume = {**self._writer.watermark.resume, **self.looked, "commit_lsn": format_lsn(segment.end_lsn)}
         landed = batch.land(reached=segment.reached, resume=resume)
         self.abandon()
         self.seconds += time.monotonic() - started
@@ -506,11 +513,9 @@ class _Stream:
             [[lsn, at]] = query(self._connection, "SELECT pg_current_wal_flush_lsn(), clock_timestamp()")
             self._probe = _Probe(parse_lsn(lsn), at.astimezone(UTC).replace(tzinfo=None))
             self._acknowledger.send_feedback(reply=True)
-            if now >= self._next_look:
+            if now >= self._next_look and self._landing is None and not self._lander.is_open:
                 self._next_look = now + _LOOK_EVERY
-                check_published(self._connection, self._source, self._writer.watermark.resume)
-                if self._partitions:
-                    self._look_at_partitions()
+                self._look()
         if self._probe is None:
             return
         is_quiet = not self._pending.payloads and self._landing is None
@@ -527,6 +532,16 @@ class _Stream:
         self._probes_done += 1
         self._next_probe = now + max(self._trigger, _PROBE_EVERY)
 
+    def _look(self) -> None:
+        """Hold the tables of which changes may be missing from now on, or from some time since the last look."""
+        looked = look(self._writer.watermark)
+        if note_gaps(self._writer, self._connection, self._source):
+            self._count_open()
+        else:
+            self._lander.looked = looked
+        if self._partitions:
+            self._look_at_partitions()
+
     def _look_at_partitions(self) -> None:
         """Warn of what PostgreSQL does not send about partitions that come and go."""
         before, self._partitions = self._partitions, self._source.partitions(self._connection)
@@ -538,7 +553,9 @@ class _Stream:
                     log.warning(text + "ALTER TABLE %s REPLICA IDENTITY FULL;", name, name)
             for name in known.keys() - partitions.keys():
                 text = "%s was dropped or detached from %s: PostgreSQL does not send its rows as deleted, so they stay "
-                log.warning(text + "in the log. Start once with --new-snapshot to land them as deleted", name, table)
+                log.warning(
+                    text + "in the log. `lockstep capture ... --resync %s` lands them as deleted", name, table, table
+                )
 
     def _patience(self) -> float:
         if self._pending.whole:

@@ -31,7 +31,7 @@ import itertools
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -67,6 +67,7 @@ SETTLING = timedelta(milliseconds=250)
 REMEMBERED, MOST_REMEMBERED = timedelta(minutes=10), 1000
 _HOUR_US = 3_600_000_000
 ALL_TABLES = "*"  # the `table` of an event so broken that its table is unknown: it holds every table
+GAP = "gap"  # the one member of an event that holds a table of which changes may be missing
 KEEP_ALIVE = "keep-alive"  # used as the table where the time of a keep-alive is ahead of our clock
 
 
@@ -288,6 +289,11 @@ class ChangeLog:
         `open` until all of them are filled, then `landed` or `discarded`.
         """
         return self._entries(self.watermark().position if until is None else until)
+
+    def open_gaps(self) -> list[str]:
+        """Why tables are held of which changes may be missing, one sentence each; see `Batch.hold`."""
+        entries = self.quarantined() if self.watermark().holds else []
+        return [e["reason"] for e in entries if e["state"] == "open" and is_gap(e)]
 
     def _entries(self, limit: int) -> list[dict[str, Any]]:
         entries = [
@@ -521,6 +527,11 @@ def _body(watermark: Watermark) -> dict[str, Any]:
     }
 
 
+def _continuation(watermark: Watermark) -> dict[str, Any]:
+    """From where the source's changes continue. A resync lands changes and leaves that alone."""
+    return {name: value for name, value in watermark.resume.items() if name != "published"}
+
+
 def _copy_of(raw: Mapping[str, Any]) -> dict[str, Any]:
     """What the journal keeps of a stored watermark."""
     return {name: value for name, value in raw.items() if name != "recent"}
@@ -552,16 +563,17 @@ class Writer:
         """Let another command write to the log, and wait for its end; no batch may be open.
 
         `go_on` is called all the while; once it returns False the waiting ends, and False is returned: this writer
-        must not be used any more. Raises LockstepError if the log was not only mended but continued meanwhile.
+        must not be used any more. Raises LockstepError if the log was not only mended but continued meanwhile: if the
+        source's changes that landed go further now.
         """
         if not self._lock.lend(go_on):
             return False
         self._log.journal.reload()
         self._stager.forget()
         before, self.watermark = self.watermark, self._log.sound_watermark()
-        if (self.watermark.position, self.watermark.resume) != (before.position, before.resume):
+        if _continuation(self.watermark) != _continuation(before):
             raise LockstepError(
-                f"Another command has landed changes in {self._log.root} meanwhile: it ends at position "
+                f"Another command has continued {self._log.root} meanwhile: it ends at position "
                 f"{self.watermark.position}, not {before.position}. Start again, to continue from there."
             )
         return True
@@ -647,13 +659,16 @@ class Batch:
         self.watermark = writer.watermark
         self.is_landed = False
 
-    def add(self, changes: Mapping[str, pa.Table], rejected: pa.Table | None = None) -> None:
+    def add(
+        self, changes: Mapping[str, pa.Table], rejected: pa.Table | None = None, held_from: Hold | None = None
+    ) -> None:
         """Append one part, durably; it is not visible yet.
 
         `changes` maps a table's name to rows of `schema.batch_schema`. `rejected` holds the events that broke the
         landing contract, with columns `ordinal`, `committed_at` (may be null), `table` (`*` if unknown), `reason`,
         `event` (the raw text) and, where the source has it, `tx_id`; each keeps the position of its ordinal. Ordinals
-        order the changes of one part.
+        order the changes of one part. `held_from` is where the rejected events hold their tables, if that is not at the
+        first position of their transactions; then none of them is skipped.
 
         An update that changes the primary key becomes a delete and an insert. A commit time that is more than `AHEAD`
         ahead of the clock, or not after `NO_TIME`, stays in `committed_at` and does not move `logged_at`.
@@ -695,7 +710,10 @@ class Batch:
         if bad is not None:
             transactions.append(_transactions(bad))
             begins = self._begins(transactions, positions, logged)
-            held, skipped = self._quarantine(bad, halves[-1], positions[-1], logged[-1], begins, total)
+            may_skip = held_from is None
+            if held_from:
+                begins = [(held_from.position, _to_us(held_from.logged_at))] * len(begins)
+            held, skipped = self._quarantine(bad, halves[-1], positions[-1], logged[-1], begins, total, may_skip)
             for table, hold in held.items():
                 holds[table] = _joined(hold, holds.get(table))
             writes += skipped
@@ -716,12 +734,23 @@ class Batch:
         self._quarantined += rejected.num_rows if rejected is not None else 0
         self._changes += total - (bad.num_rows if bad is not None else 0)
 
+    def hold(self, reasons: Mapping[str, str], since: Hold) -> None:
+        """Hold tables from `since` on because changes of them may be missing; `reasons` are by table.
+
+        Each gets an event in quarantine, which holds it until it is resynced or somebody discards the event.
+        """
+        rows = [
+            {"ordinal": i, "table": table, "reason": reason, "event": json.dumps({GAP: reason})}
+            for i, (table, reason) in enumerate(reasons.items())
+        ]
+        self.add({}, pa.Table.from_pylist(rows, _GAPS), since)
+
     def files(self, table: str) -> list[Path]:
         """The files of one table up to `watermark`: see `ChangeLog.files`."""
         return self._log.files(table, until=self.watermark.position)
 
-    def supersede_quarantine(self) -> list[int]:
-        """Discard, when the batch lands, every event that is open now; returns their positions.
+    def supersede_quarantine(self, tables: Collection[str] | None = None) -> list[int]:
+        """Discard, when the batch lands, every event of `tables` (of all) that is open now; returns their positions.
 
         For a batch that holds all in which the source differs from the log: it lands what those events said too, and
         a retry of one would count it twice. Should we die between the two, the events are discarded while their
@@ -730,9 +759,10 @@ class Batch:
         self._superseded = [
             {**e, "reason": f"superseded by a new snapshot; {e['reason']}"}
             for e in self._log.quarantined()
-            if e["state"] == "open"
+            if e["state"] == "open" and (tables is None or e["table"] in tables)
         ]
-        self.watermark = replace(self.watermark, holds={})
+        holds = {t: h for t, h in self.watermark.holds.items() if tables is not None and t not in tables}
+        self.watermark = replace(self.watermark, holds=holds)
         return [e["position"] for e in self._superseded]
 
     def land(self, *, reached: datetime | None = None, resume: Mapping[str, Any] | None = None) -> Landed:
@@ -851,6 +881,7 @@ class Batch:
         logged_at: np.ndarray,
         begins: list[tuple[int, int]],
         total: int,
+        may_skip: bool,
     ) -> tuple[dict[str, Hold], list[Write]]:
         """The holds that rejected events cause; the file that stores them whole, and the fillers of skipped ones."""
         entries: list[dict[str, Any]] = [
@@ -869,14 +900,26 @@ class Batch:
         base = self.watermark.position
         path = self._log.quarantine / f"{base + 1}-{base + total}.jsonl"
         events = Write(path, text.encode(), last=int(position.max()), count=len(entries))
-        skipped = [entry for entry in entries if skips(entry["table"])]
-        holds = self._log._holds({**entry, "state": "open"} for entry in _whole(entries) if not skips(entry["table"]))
+        skipped = [entry for entry in entries if may_skip and skips(entry["table"])]
+        holding = [entry for entry in entries if entry not in skipped]
+        holds = self._log._holds({**entry, "state": "open"} for entry in _whole(holding))
         if not skipped:
             return holds, [events]
         rows = _discarded_rows(sorted(skipped, key=lambda e: e["position"]))
         position = rows["position"].to_numpy()
         fillers = _by_hour(self._log.root, DISCARDED, rows, position, _us(rows["logged_at"]), may_grow=True)
         return holds, [events, *fillers]
+
+
+_GAPS = pa.schema(
+    [
+        ("ordinal", pa.int64()),
+        ("committed_at", TIMESTAMP),
+        ("table", pa.string()),
+        ("reason", pa.string()),
+        ("event", pa.string()),
+    ]
+)
 
 
 def _transactions(rows: pa.Table) -> np.ndarray:
@@ -942,6 +985,11 @@ def _may_change_key(table: str, event: str) -> bool:
         )
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return False
+
+
+def is_gap(entry: Mapping[str, Any]) -> bool:
+    """Whether a quarantined event says that changes may be missing, and is no change itself."""
+    return bool(entry["event"] == json.dumps({GAP: entry["reason"]}))
 
 
 def _whole(entries: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

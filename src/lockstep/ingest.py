@@ -542,9 +542,10 @@ def _lives(table: Table, changes: str) -> str:
     """SELECT ordinal, key, is_end: at each change, the key that it gives an image or whose life it ends."""
     before, after = _key(table, "before"), _key(table, "after")
     return f"""
-    SELECT ordinal, {after} AS key, FALSE AS is_end FROM ({changes}) WHERE op <> 'd'
+    SELECT ordinal, {after} AS key, FALSE AS is_end FROM ({changes}) WHERE op <> 'd' AND after IS NOT NULL
     UNION ALL
-    SELECT ordinal, {before}, TRUE FROM ({changes}) WHERE op = 'd' OR op = 'u' AND {before} <> {after}
+    SELECT ordinal, {before}, TRUE FROM ({changes})
+    WHERE op = 'd' OR op = 'r' AND after IS NULL OR op = 'u' AND {before} <> {after}
     """
 
 
