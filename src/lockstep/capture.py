@@ -23,6 +23,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from psycopg2 import errors
 from psycopg2.extensions import connection as Connection
 from psycopg2.extras import LogicalReplicationConnection
 
+from lockstep.adopting import adopt, begin_adopting
 from lockstep.changelog import Batch, ChangeLog, Landed, Writer
 from lockstep.errors import LockstepError
 from lockstep.latest import live_images
@@ -40,7 +42,16 @@ from lockstep.lock import exclusive
 from lockstep.logs import about
 from lockstep.metrics import CapturePublisher, CaptureState
 from lockstep.pgoutput import BEGIN, COMMIT, TRUNCATE, Decoder, commit_end
-from lockstep.postgres import LEFTOVER_SECONDS, Source, close_quietly, format_lsn, is_out_of_reach, parse_lsn, query
+from lockstep.postgres import (
+    LEFTOVER_SECONDS,
+    Identity,
+    Source,
+    close_quietly,
+    format_lsn,
+    is_out_of_reach,
+    parse_lsn,
+    query,
+)
 from lockstep.schema import TABLES, TIMESTAMP, Table, batch_schema
 from lockstep.service import disk_full_said_plainly, stop_on_signal
 from lockstep.snapshot import PART_BYTES, PART_ROWS, begin, check_continues, check_source, look, note_gaps
@@ -95,15 +106,43 @@ def capture(
         disk_full_said_plainly(home),
         # A lock of its own tells others that it lives: the log's may be lent.
         exclusive(home / "capture.lock", "capturing changes"),
-        ChangeLog(home).writer(identity.source, "capturing changes", lends=True) as writer,
     ):
+        new = ChangeLog(home).unadopted() if ChangeLog(home).exists() else {}
+        run = partial(_run, home, source, identity, trigger, stop, summary)
+        if new and new_snapshot:  # that lands the values of all rows
+            begin_adopting(home, identity.source, new)
+            run(until_caught_up, new_snapshot=True, adopts=True)
+            return summary
+        adopted = adopt(home, source, new, stop, lambda lsn: run(True, until=lsn)) if new else 0
+        if not (new and stop.is_set()):
+            run(until_caught_up, new_snapshot=new_snapshot)
+            summary.changes += adopted
+    return summary
+
+
+def _run(
+    home: Path,
+    source: Source,
+    identity: Identity,
+    trigger: float,
+    stop: threading.Event,
+    summary: Captured,
+    until_caught_up: bool,
+    *,
+    new_snapshot: bool = False,
+    until: int | None = None,
+    adopts: bool = False,
+) -> None:
+    """Begin and follow the stream; see `capture`. `until` ends it before the first transaction from that point on."""
+    with ChangeLog(home).writer(identity.source, "capturing changes", lends=True, adopts=adopts) as writer:
         publisher = CapturePublisher(home, CaptureState(source.slot, trigger))
         publisher.publish(writer.watermark)
+        follow = partial(_follow, home, writer, source, identity.database, trigger)
         try:
-            summary.snapshot = begin(home, writer, source, new_snapshot, stop)
+            summary.snapshot += begin(home, writer, source, new_snapshot, stop)
             if not stop.is_set():
                 with suppress(_StoppedWhileLent):
-                    _follow(home, writer, source, identity.database, trigger, until_caught_up, stop, summary, publisher)
+                    follow(until_caught_up, until, stop, summary, publisher)
             publisher.state.phase, publisher.state.problem = "stopped", None
         except BaseException as e:
             publisher.state.phase, publisher.state.problem = "failed", " ".join(str(e).split()) or type(e).__name__
@@ -114,7 +153,6 @@ def capture(
         summary.gaps = ChangeLog(home).open_gaps()
         summary.position = writer.watermark.position
         summary.lsn = str(writer.watermark.resume.get("commit_lsn", "-"))
-    return summary
 
 
 class _StoppedWhileLent(Exception):
@@ -145,6 +183,7 @@ def _follow(
     database: str,
     trigger: float,
     until_caught_up: bool,
+    until: int | None,
     stop: threading.Event,
     summary: Captured,
     publisher: CapturePublisher,
@@ -178,7 +217,7 @@ def _follow(
                     log.info("connected again, continuing from %s", lsn, extra=about("reconnected", lsn=lsn))
                 held_since = None
                 state.phase, state.problem = "following", None
-                stream.pump(stop, until_caught_up)
+                stream.pump(stop, until_caught_up, until)
             return
         except errors.ObjectInUse:
             held_since = held_since or time.monotonic()
@@ -381,9 +420,10 @@ class _Stream:
             self._count(*self._landing)
         self._lander.abandon()
 
-    def pump(self, stop: threading.Event, until_caught_up: bool) -> None:
+    def pump(self, stop: threading.Event, until_caught_up: bool, until: int | None) -> None:
         """Read and land until `stop` is set, or until the point that the source had reached at the start.
 
+        `until` is a point before that: what was committed from there on is left to the next connection.
         Raises _StoppedWhileLent if it was set while another command had the change log.
         """
         self._stop = stop
@@ -406,7 +446,10 @@ class _Stream:
             payload = message.payload
             tag = payload[0]
             if tag == BEGIN:
-                is_landed = struct.unpack_from("!Q", payload, 1)[0] < self._start_lsn
+                committed = struct.unpack_from("!Q", payload, 1)[0]
+                if until is not None and committed >= until:
+                    break
+                is_landed = committed < self._start_lsn
             if is_landed:
                 continue
             pending = self._pending

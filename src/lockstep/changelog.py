@@ -52,6 +52,7 @@ from lockstep.errors import LockstepError
 from lockstep.journal import File, Journal, refuse, sealed, unsealed
 from lockstep.lock import Lock, exclusive
 from lockstep.logfiles import NO_HOUR, TAIL, begins_at, hour_name, link_into_tail, unlink_from_tail
+from lockstep.moves import new_columns, problems
 from lockstep.project import home, project
 from lockstep.schema import DISCARDED, DISCARDED_SCHEMA, SCHEMA_FILE, TABLES, TIMESTAMP, Table, batch_schema, log_schema
 from lockstep.staging import Stager, Write, durable_parquet
@@ -231,10 +232,11 @@ class ChangeLog:
         watermark = self.sound_watermark()
         if watermark.started_at is None:
             raise LockstepError(f"The change log in {self.home} is still empty: there is nothing to compute yet.")
-        if watermark.holds and self._raw_watermark()["format"] < FORMAT:
+        is_older = watermark.holds and self._raw_watermark()["format"] < FORMAT  # models read holds from the file
+        if is_older or any(self._landed_schema(name) != schema for name, schema in _schemas().items()):
             assert watermark.source
             with self.writer(watermark.source, "upgrading the change log", patience=60):
-                pass  # models read where a table is held from the file
+                pass  # which does that
 
     def files(self, table: str, after: int = 0, until: int | None = None) -> list[Path]:
         """The files with a table's (or `_discarded`'s) changes between two positions, in order of their first ones.
@@ -354,11 +356,13 @@ class ChangeLog:
         patience: float = 0,
         clock: Callable[[], datetime] = machine_now,
         reclocks: bool = False,
+        adopts: bool = False,
     ) -> Iterator[Writer]:
         """The one writer of this log. `source` names the database the changes come from, e.g. `postgresql:shop`.
 
         `lends` promises to call `Writer.lend` now and then; from such a writer the log is borrowed within `patience`
         seconds (see `lock.exclusive`). `clock` tells commit times that are ahead; a simulated source brings its own.
+        `adopts` promises to land what makes columns that the log lacks exact; see `unadopted`.
 
         Opening it creates an empty log where there is none, which is taken back if the caller fails before anything has
         landed, and moves what a crash left of a landing to the debris.
@@ -377,7 +381,7 @@ class ChangeLog:
                     f"{self.root} is the change log of {watermark.source}, these changes come from {source}. "
                     "One data home holds one source: set LOCKSTEP_HOME to another directory."
                 )
-            self._require_schemas()
+            self._require_schemas(adopts)
             watermark = self.settle()
             with ThreadPoolExecutor(os.cpu_count()) as pool:
                 writer = Writer(self, watermark, pool, lock, clock)
@@ -407,24 +411,63 @@ class ChangeLog:
             )
 
     def _create(self, source: str) -> None:
-        self._require_schemas()
+        self._require_schemas(adopts=False)
         durable_replace(self.quarantine / "0-0.jsonl", b"")
         self.require_source_receipts()
         self._replace_watermark(Watermark(source=source))
 
-    def _require_schemas(self) -> None:
-        """An empty file per dataset carries its schema, so that a reader's glob always finds one."""
+    def unadopted(self) -> dict[str, list[str]]:
+        """The declared columns that the log lacks, by table, of tables whose changes have landed."""
+        found = {
+            name: new_columns(table, landed)
+            for name, table in TABLES.items()
+            if (landed := self._landed_schema(name)) is not None and self.files(name)
+        }
+        begun = self.watermark().resume.get("adopting", {})  # by one that was killed
+        return {
+            name: sorted({*columns, *begun.get(name, ())} & {c.name for c in TABLES[name].columns})
+            for name, columns in found.items()
+            if columns or name in begun
+        }
+
+    def _require_schemas(self, adopts: bool) -> None:
+        """An empty file per dataset carries its schema: a reader's glob always finds one, and reads all as it says."""
         for name, schema in _schemas().items():
-            path = self.root / name / NO_HOUR / "0-0.parquet"
-            if not path.exists():
-                path.parent.mkdir(parents=True, exist_ok=True)
-                durable_parquet(schema.empty_table(), path)
-            elif (landed := pq.read_schema(path)) != schema:
-                raise LockstepError(
-                    f"{project() / SCHEMA_FILE} declares {name} with other columns than the change log in {self.home} "
-                    f"has: {_columns_apart(landed, schema)}. A log keeps the columns it began with; new ones are in "
-                    "the images' `extra`. Undo the change, or begin a log in another LOCKSTEP_HOME."
-                )
+            landed = self._landed_schema(name)
+            if landed == schema:
+                continue
+            if landed is not None and name in TABLES and self.files(name):
+                self._require_readable_as(TABLES[name], landed, adopts)
+            path = self._schema_path(name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            durable_parquet(schema.empty_table(), path)
+
+    def _require_readable_as(self, table: Table, landed: pa.Schema, adopts: bool) -> None:
+        declares = (
+            f"{project() / SCHEMA_FILE} declares {table.name} otherwise than the change log in {self.home} has it"
+        )
+        undo = "Undo the change, or begin a log in another LOCKSTEP_HOME."
+        if why := problems(table, landed):
+            raise LockstepError(
+                f"{declares}: {'; '.join(why)}. Types may be widened, and columns left out, which then are in the "
+                f"images' `extra`. {undo}"
+            )
+        if not adopts and (new := new_columns(table, landed)):
+            one = "column" if len(new) == 1 else "columns"
+            how = (
+                "Start `lockstep capture` with this declaration: it lands their values for all rows and goes on."
+                if "slot" in self.watermark().resume
+                else f"Only `lockstep capture` can take up columns of a log that has begun. {undo}"
+            )
+            raise LockstepError(f"{declares}: {one} {', '.join(new)} {'is' if len(new) == 1 else 'are'} new. {how}")
+
+    def _schema_path(self, name: str) -> Path:
+        return self.root / name / NO_HOUR / "0-0.parquet"
+
+    def _landed_schema(self, name: str) -> pa.Schema | None:
+        """The schema that a dataset's files are read as."""
+        path = self._schema_path(name)
+        return pq.read_schema(path) if path.exists() else None
 
     def settle(self) -> Watermark:
         """Have watermark, journal and files agree after a crash or a landing that failed; returns the watermark."""
@@ -1055,11 +1098,6 @@ def _discarded_rows(entries: list[dict[str, Any]] | list[Mapping[str, Any]]) -> 
 
 def _schemas() -> dict[str, pa.Schema]:
     return {DISCARDED: DISCARDED_SCHEMA, **{name: log_schema(table) for name, table in TABLES.items()}}
-
-
-def _columns_apart(landed: pa.Schema, declared: pa.Schema) -> str:
-    images = [{(f.name, str(f.type)) for f in schema.field("after").type} for schema in (landed, declared)]
-    return ", ".join(f"{column} {kind}" for column, kind in sorted(images[0] ^ images[1]))
 
 
 def _us(column: pa.ChunkedArray) -> np.ndarray:

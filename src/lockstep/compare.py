@@ -20,8 +20,9 @@ import pyarrow.parquet as pq
 
 from lockstep.kinds import BYTES, TEXT
 from lockstep.latest import bounded_database, quoted
+from lockstep.moves import empty_file
 from lockstep.pgvalues import Layout, images
-from lockstep.schema import Table, log_schema
+from lockstep.schema import Table
 
 if TYPE_CHECKING:
     import duckdb
@@ -116,9 +117,7 @@ def compare(
     """
     table = layout.table
     with bounded_database(scratch) as connection:
-        none = scratch / "none.parquet"  # so that there is a file to read where the table has no changes
-        pq.write_table(log_schema(table).empty_table(), none)
-        tables = _Tables(connection, layout, staged, [none, *files], position)
+        tables = _Tables(connection, layout, staged, [empty_file(table, scratch), *files], position)
         if not table.key:
             return tables.compare_rows(limit)
         digests = scratch / "digests.parquet"

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from lockstep.schema import Table, log_schema
+from lockstep.moves import empty_file
+from lockstep.schema import Table
 
 if TYPE_CHECKING:
     import duckdb
@@ -39,8 +40,8 @@ def live_images(table: Table, files: Sequence[Path], position: int, scratch: Pat
     """The image of every row that is live at `position` of `files`, in chunks of `table.image`, in no order."""
     if not files:
         return
-    with bounded_database(scratch) as connection:
-        for chunk in _chunks(connection, _live(table, files, position)):
+    with bounded_database(scratch) as connection, TemporaryDirectory() as directory:
+        for chunk in _chunks(connection, _live(table, [empty_file(table, Path(directory)), *files], position)):
             yield chunk["image"].cast(table.image)
 
 
@@ -75,10 +76,9 @@ class Differences:
         self._connection = connection
         self._table = table
         self._keys = [f"__k{n}" for n, _ in enumerate(table.key)]
-        self._nothing = scratch / "nothing.parquet"  # so that there is a file to read where the log has none
+        self._schema = empty_file(table, scratch)
         self._found = f"read_parquet('{quoted(scratch / 'differing.parquet')}')"
-        pq.write_table(log_schema(table).empty_table(), self._nothing)
-        log = _changes([self._nothing, *files], f"position <= {position}")
+        log = _changes([self._schema, *files], f"position <= {position}")
         new = f"(SELECT image FROM read_parquet('{quoted(snapshot)}') WHERE reason IS NULL)"
         query = self._by_key(log, new) if table.key else self._by_count(log, new)
         connection.execute(f"COPY ({query}) TO '{quoted(scratch / 'differing.parquet')}' (FORMAT parquet)")
@@ -93,7 +93,7 @@ class Differences:
         """
         queries = [f"FROM {self._found}"]
         if self._table.key:
-            changes = _changes([self._nothing, *later], f"position > {after} AND position <= {until}")
+            changes = _changes([self._schema, *later], f"position > {after} AND position <= {until}")
             self._connection.execute(f"CREATE OR REPLACE TEMP TABLE later AS {self._latest(changes)}")
             queries = [self._plain(), self._unbalanced()]
         for query in queries:

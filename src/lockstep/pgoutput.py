@@ -324,7 +324,7 @@ class _Tuples:
 def _broken(layout: Layout, tag: np.ndarray, marker: np.ndarray, new: _Tuples) -> dict[int, str]:
     """The rows that cannot have images, whatever their values are."""
     if layout.problem:
-        return dict.fromkeys(range(len(tag)), layout.problem)
+        return dict.fromkeys(range(len(tag)), layout.reason)
     reasons: dict[int, str] = {}
     name = layout.table.name
     if not layout.table.key:

@@ -9,11 +9,13 @@ source's. It includes what events in quarantine said, so these are discarded wit
 from __future__ import annotations
 
 import logging
+import os
+import secrets
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,7 @@ from psycopg2.extras import LogicalReplicationConnection
 from lockstep.changelog import Batch, Hold, Watermark, Writer
 from lockstep.compare import Staging
 from lockstep.errors import LockstepError
-from lockstep.latest import differences
+from lockstep.latest import Differences, differences
 from lockstep.logs import about
 from lockstep.pgoutput import REJECTED_SCHEMA, event
 from lockstep.pgvalues import Layout, images, json_image
@@ -302,11 +304,7 @@ def _snapshot(
                     staged = Staged(source, reading, layout, rows, scratch, lambda: _check(stop))
                     position = writer.watermark.position
                     with differences(table, batch.files(table.name), position, staged.path, scratch) as found:
-                        for before, after in found.changes([], position, position):
-                            batch.add(rows.changes(layout, before, after))
-                    # Last: a row that cannot be read is gone from the log by now, so that a retry brings it back.
-                    for rejected in staged.rejected():
-                        batch.add({}, rejected)
+                        land_differences(batch, rows, layout, staged, found, [], position)
                 else:
                     _copy_all(source, reading, layout, rows, batch, stop)
             landed = batch.land(
@@ -324,6 +322,76 @@ def _snapshot(
             extra=about("superseded", positions=superseded),
         )
     return landed.changes
+
+
+@dataclass(frozen=True)
+class Visibility:
+    """Which transactions a snapshot sees, by the text of `pg_current_snapshot()`; its numbers have 64 bits."""
+
+    xmin: int
+    xmax: int
+    running: frozenset[int]
+
+    @classmethod
+    def parse(cls, text: str) -> Visibility:
+        xmin, xmax, running = text.split(":")
+        return cls(int(xmin), int(xmax), frozenset(int(x) for x in running.split(",") if x))
+
+    def sees(self, tx_id: int) -> bool:
+        """Whether a committed transaction is in the snapshot.
+
+        `tx_id` has the 32 bits that the replication stream has; it is the transaction nearest to the snapshot.
+        """
+        xid = self.xmax + (tx_id - self.xmax + (1 << 31)) % (1 << 32) - (1 << 31)
+        return xid < self.xmin or (xid < self.xmax and xid not in self.running)
+
+
+@dataclass(frozen=True)
+class Point:
+    """The source at one point of its log: a connection that reads it, and which transactions it sees."""
+
+    lsn: int
+    reading: Connection
+    xid: int
+    at: datetime
+    visibility: Visibility
+
+
+@contextmanager
+def point(
+    source: Source,
+    replication: LogicalReplicationConnection,
+    tables: Sequence[Table],
+    while_waiting: Callable[[float], bool],
+) -> Iterator[Point]:
+    """The source as it is now, beside the slot of the capture; the tables cannot be altered until the end.
+
+    `while_waiting` is as in `Source.create_slot`. Raises LockstepError if a table was rewritten at that moment.
+    """
+    temporary = replace(source, slot=free_slot_name())
+    made = temporary.create_slot(replication, is_temporary=True, while_waiting=while_waiting)
+    with source.reading(made) as (reading, xid, at):
+        [[text]] = query(reading, "SELECT pg_current_snapshot()::text")
+        query(replication, f"DROP_REPLICATION_SLOT {temporary.slot}")
+        rewritten = source.hold(reading, tables)
+        if rewritten:
+            raise LockstepError(f"{', '.join(rewritten)} was truncated or rewritten just now. Give the command again.")
+        yield Point(made.lsn, reading, xid, at, Visibility.parse(text))
+
+
+def free_slot_name() -> str:
+    return f"lockstep_verify_{os.getpid()}_{secrets.token_hex(4)}"
+
+
+def land_differences(
+    batch: Batch, rows: Rows, layout: Layout, staged: Staged, found: Differences, later: Sequence[Path], after: int
+) -> None:
+    """Land how a table differs; `later` are the files with its changes after the compared position, `after`."""
+    for before, now in found.changes(later, after, batch.watermark.position):
+        batch.add(rows.changes(layout, before, now))
+    # Last: a row that cannot be read is gone from the log by now, so that a retry brings it back.
+    for rejected in staged.rejected():
+        batch.add({}, rejected)
 
 
 def _check(stop: threading.Event) -> None:

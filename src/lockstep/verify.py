@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
-import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,7 +27,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from psycopg2.extensions import connection as Connection
-from psycopg2.extras import LogicalReplicationConnection
 
 from lockstep import debezium, source_receipts
 from lockstep.capture import capture
@@ -40,7 +37,7 @@ from lockstep.latest import bounded_database, differences, quoted
 from lockstep.lock import exclusive, holder
 from lockstep.postgres import Slot, Source, format_lsn, parse_lsn, query
 from lockstep.schema import DISCARDED, TABLES, Table
-from lockstep.snapshot import Rows, Staged
+from lockstep.snapshot import Point, Rows, Staged, Visibility, free_slot_name, land_differences, point
 from lockstep.source_receipts import FAILED, INCOMPLETE, PASSED
 
 KEPT_KEYS = 20  # how many differing keys a receipt keeps
@@ -49,28 +46,6 @@ _PATIENCE = 60.0  # seconds; a capture lends the log between two batches
 _SUPERSEDED = "superseded"  # how the reason of a discarded event begins that a later snapshot made up for
 
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Visibility:
-    """Which transactions a snapshot sees, by the text of `pg_current_snapshot()`; its numbers have 64 bits."""
-
-    xmin: int
-    xmax: int
-    running: frozenset[int]
-
-    @classmethod
-    def parse(cls, text: str) -> Visibility:
-        xmin, xmax, running = text.split(":")
-        return cls(int(xmin), int(xmax), frozenset(int(x) for x in running.split(",") if x))
-
-    def sees(self, tx_id: int) -> bool:
-        """Whether a committed transaction is in the snapshot.
-
-        `tx_id` has the 32 bits that the replication stream has; it is the transaction nearest to the snapshot.
-        """
-        xid = self.xmax + (tx_id - self.xmax + (1 << 31)) % (1 << 32) - (1 << 31)
-        return xid < self.xmin or (xid < self.xmax and xid not in self.running)
 
 
 @dataclass(frozen=True)
@@ -189,7 +164,14 @@ def verify(
             deadline = time.monotonic() + timeout
             # Read before the point is made, so that all that has landed by now lies before it.
             before = log.watermark()
-            with _snapshot(source, connection, replication, wanted, deadline, timeout, say) as snapshot:
+
+            def while_waiting(_: float) -> bool:
+                say("waiting for the transactions that are running in the source")
+                if time.monotonic() > deadline:
+                    raise LockstepError(_still_running(connection, timeout))
+                return True
+
+            with point(source, replication, wanted, while_waiting) as snapshot:
                 reached = _wait(log, source, connection, snapshot.lsn, deadline, say)
                 position = _cut(log, before.position, reached, snapshot.visibility, scratch)
                 verified_at = datetime.now(UTC).replace(tzinfo=None)
@@ -233,17 +215,13 @@ def _check_source(connection: Connection, source: Source, tables: Sequence[Table
     A resync is refused whatever is wrong: changes that do not arrive, or not whole, would undo it.
     """
     # By a slot name that is free: another slot is needed than the capture's.
-    problems = replace(source, slot=_slot_name()).check(connection, tables)
+    problems = replace(source, slot=free_slot_name()).check(connection, tables)
     hindering = [p for p in problems if p.hinders_reading or mend is not Mend.NONE]
     if hindering:
         listed = "".join(f"\n  {p.text}\n    {p.statement}" for p in hindering)
         what = "verified" if mend is Mend.NONE else "resynced"
         raise LockstepError(f"The source cannot be {what}:{listed}")
     return [f"{p.text}: {p.statement}" for p in problems]
-
-
-def _slot_name() -> str:
-    return f"lockstep_verify_{os.getpid()}_{secrets.token_hex(4)}"
 
 
 @contextmanager
@@ -263,46 +241,6 @@ def _said_plainly(home: Path) -> Iterator[None]:
             f"The disk of {home} is full. The rows of one table at a time are put there while they are compared: "
             "make room, or verify the smaller ones with `--table`."
         ) from e
-
-
-@dataclass(frozen=True)
-class _Snapshot:
-    """The source at one point of its log: a connection that reads it, and which transactions it sees."""
-
-    lsn: int
-    reading: Connection
-    xid: int
-    at: datetime
-    visibility: Visibility
-
-
-@contextmanager
-def _snapshot(
-    source: Source,
-    connection: Connection,
-    replication: LogicalReplicationConnection,
-    tables: Sequence[Table],
-    deadline: float,
-    timeout: float,
-    say: Say,
-) -> Iterator[_Snapshot]:
-    """A snapshot of the source. Its slot exists until it is read, the tables are held until the end."""
-    temporary = replace(source, slot=_slot_name())
-
-    def while_waiting(seconds: float) -> bool:
-        say("waiting for the transactions that are running in the source")
-        if time.monotonic() > deadline:
-            raise LockstepError(_still_running(connection, timeout))
-        return True
-
-    made = temporary.create_slot(replication, is_temporary=True, while_waiting=while_waiting)
-    with source.reading(made) as (reading, xid, at):
-        [[text]] = query(reading, "SELECT pg_current_snapshot()::text")
-        query(replication, f"DROP_REPLICATION_SLOT {temporary.slot}")
-        rewritten = source.hold(reading, tables)
-        if rewritten:
-            raise LockstepError(f"{', '.join(rewritten)} was truncated or rewritten just now. Verify again.")
-        yield _Snapshot(made.lsn, reading, xid, at, Visibility.parse(text))
 
 
 def _still_running(connection: Connection, timeout: float) -> str:
@@ -412,7 +350,7 @@ class _Compared:
         log: ChangeLog,
         source: Source,
         name: str,
-        snapshot: _Snapshot,
+        snapshot: Point,
         table: Table,
         position: int,
         events: Sequence[Mapping[str, Any]],
@@ -454,12 +392,8 @@ class _Compared:
             ):
                 self._require_unchanged()
                 batch.supersede_quarantine({table.name})
-                until = batch.watermark.position
-                later = self._log.files(table.name, position, until)
-                for before, after in found.changes(later, position, until):
-                    batch.add(self._rows.changes(self._layout, before, after))
-                for rejected in self._staged.rejected():
-                    batch.add({}, rejected)
+                later = self._log.files(table.name, position)
+                land_differences(batch, self._rows, self._layout, self._staged, found, later, position)
                 resume = writer.watermark.resume
                 if "published" in resume:
                     places = {**resume["published"]["tables"], **_only(self._published["tables"], table.name)}
