@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import duckdb
 import numpy as np
@@ -17,40 +17,38 @@ from lockstep.schema import TABLES, literal
 # Ordinals leave room between two lines for the deletes that a TRUNCATE becomes.
 STRIDE = 1 << 32
 
-_ENVELOPE = json.dumps(
-    {
-        "op": "VARCHAR",
-        "source": {
-            "connector": "VARCHAR",
-            "db": "VARCHAR",
-            "schema": "VARCHAR",
-            "table": "VARCHAR",
-            "txId": "JSON",
-            "lsn": "JSON",
-            "file": "VARCHAR",
-            "pos": "JSON",
-            "row": "JSON",
-            "gtid": "VARCHAR",
-            "commit_lsn": "VARCHAR",
-            "change_lsn": "VARCHAR",
-            "event_serial_no": "VARCHAR",
-            "scn": "VARCHAR",
-            "redo_thread": "VARCHAR",
-            "rs_id": "VARCHAR",
-            "ssn": "VARCHAR",
-            "lcr_position": "VARCHAR",
-            "commit_ts_ms": "JSON",
-            "ts_us": "JSON",
-            "ts_ns": "JSON",
-            "ts_ms": "JSON",
-        },
-        "transaction": {"id": "VARCHAR", "total_order": "JSON"},
-        "data_collections": "JSON",
-        "status": "VARCHAR",
-        "id": "VARCHAR",
+ENVELOPE: Mapping[str, str | Mapping[str, str]] = {
+    "op": "VARCHAR",
+    "source": {
+        "connector": "VARCHAR",
+        "db": "VARCHAR",
+        "schema": "VARCHAR",
+        "table": "VARCHAR",
+        "txId": "JSON",
+        "lsn": "JSON",
+        "file": "VARCHAR",
+        "pos": "JSON",
+        "row": "JSON",
+        "gtid": "VARCHAR",
+        "commit_lsn": "VARCHAR",
+        "change_lsn": "VARCHAR",
+        "event_serial_no": "VARCHAR",
+        "scn": "VARCHAR",
+        "redo_thread": "VARCHAR",
+        "rs_id": "VARCHAR",
+        "ssn": "VARCHAR",
+        "lcr_position": "VARCHAR",
+        "commit_ts_ms": "JSON",
+        "ts_us": "JSON",
+        "ts_ns": "JSON",
         "ts_ms": "JSON",
-    }
-)
+    },
+    "transaction": {"id": "VARCHAR", "total_order": "JSON"},
+    "data_collections": "JSON",
+    "status": "VARCHAR",
+    "id": "VARCHAR",
+    "ts_ms": "JSON",
+}
 
 _LINE_DOCS = r"""
 SELECT
@@ -61,7 +59,7 @@ SELECT
     WHEN contains(line, chr(9)) THEN json_or_null(split_part(line, chr(9), -1))
   END AS doc,
   NULL::VARCHAR AS schema_id
-FROM lines
+FROM unread
 WHERE CASE WHEN strlen(line) < 80 THEN trim(line, E' \r\n') <> '' ELSE TRUE END
 """
 
@@ -124,7 +122,7 @@ WITH kinds AS (
       e.source.commit_lsn,
       e.source.gtid
     ) END AS own_transaction
-  FROM (SELECT *, json_transform(doc, '{envelope}') AS e FROM ({docs}))
+  FROM ({events})
 )
 SELECT
   ordinal,
@@ -167,28 +165,36 @@ SELECT
   e.transaction.id IS NOT NULL AS is_bounded,
   whole(e.transaction.total_order) AS total_order,
   CASE WHEN kind = 'end' THEN e.data_collections::VARCHAR END AS collections,
-  CASE WHEN kind = 'end' THEN moment(millis_as_micros(e.ts_ms)) END AS ended_at
+  CASE WHEN kind = 'end' THEN moment(millis_as_micros(e.ts_ms)) END AS ended_at,
+  {is_plain} AS is_plain
 FROM kinds
 """
 
 
-def unwrap(con: duckdb.DuckDBPyConnection) -> Types:
-    """Leave in `records` the innermost document of each line; return what the schemas beside them say."""
-    types: dict[tuple[str, str], Declared] = {}
-    docs = _LINE_DOCS
+def records_of(events: str, *, is_plain: bool = False) -> str:
+    """SQL for the `records` of events: `ordinal`, `doc`, `schema_id`, and the envelope `e` as in ENVELOPE."""
     databases = [f"{connector}:{db}" for connector in DATABASES_AS_SCHEMAS for db in TABLES.schemas_at(connector)]
     listed = ", ".join(map(literal, databases)) or "''"
+    return _RECORDS.format(events=events, databases=listed, is_plain=is_plain)
+
+
+def unwrap(con: duckdb.DuckDBPyConnection, lines: pa.Table) -> tuple[pa.Table, Types]:
+    """The innermost documents of the lines as records, and what the schemas beside them say."""
+    types: dict[tuple[str, str], Declared] = {}
+    register(con, "unread", lines)
+    docs = _LINE_DOCS
     for _ in range(_MAX_WRAPPERS + 1):
-        records = con.execute(_RECORDS.format(envelope=_ENVELOPE, docs=docs, databases=listed)).to_arrow_table()
-        register(con, "records", records)
+        events = f"SELECT *, json_transform(doc, {literal(json.dumps(ENVELOPE))}) AS e FROM ({docs})"
+        records = con.execute(records_of(events)).to_arrow_table()
         if not pc.any(pc.equal(records["kind"], "wrapped")).as_py():
             break
+        register(con, "records", records)
         register(con, "docs", con.execute(_UNWRAPPED_DOCS).to_arrow_table())
         docs = "SELECT ordinal, doc, schema_id FROM docs"
         declared = con.execute("SELECT DISTINCT schema_id, declared FROM docs WHERE declared IS NOT NULL").fetchall()
         for schema_id, schema in declared:
             types.update({(schema_id, column): said for column, said in declared_columns(json.loads(schema))})
-    return types
+    return records, types
 
 
 def as_lines(events: Sequence[str]) -> pa.Table:

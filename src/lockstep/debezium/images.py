@@ -9,7 +9,7 @@ import duckdb
 from lockstep.debezium.rejections import reason
 from lockstep.debezium.settings import DECIMAL, OWN_SCALE, Part
 from lockstep.debezium.values import PLAIN_TEXTS, decoded, epoch, may_be_large, typed
-from lockstep.schema import Column, literal, quoted
+from lockstep.schema import Column, Table, literal, quoted
 from lockstep.texts import FLOATS, INTEGERS
 
 
@@ -19,44 +19,49 @@ def select(con: duckdb.DuckDBPyConnection, part: Part) -> str:
     columns = dict.fromkeys(_told_apart(part).values(), "JSON")
     shape = literal(json.dumps({"before": columns, "after": columns}))
     known = f"[{', '.join(literal(part.source(c)) for c in table.columns)}]"
+    typed_events = f"""
+      SELECT
+        *,
+        CASE WHEN op IN ('u', 'd') AND has_before THEN {_image(part, "before")} END AS before,
+        CASE WHEN op IN ('c', 'u', 'r') AND has_after THEN {_image(part, "after")} END AS after
+      FROM (
+        SELECT
+          ordinal, committed_at, op, tx_id, lsn, doc,
+          {_raw(part, "before")} AS raw_before,
+          names[1] AS before_names,
+          names[2] AS after_names,
+          {_twice(con, part, known)} AS twice,
+          {_raw(part, "after")} AS raw_after,
+          COALESCE(len(before_names), 0) > 0 AS has_before,
+          COALESCE(len(after_names), 0) > 0 AS has_after,
+          {_except("before_names", known)} AS before_extra,
+          {_except("after_names", known)} AS after_extra,
+          {_except(known, "before_names")} AS before_missing,
+          {_except(known, "after_names")} AS after_missing
+        FROM (
+          SELECT
+            ordinal, committed_at, op, tx_id, lsn, doc,
+            json_transform(doc, {shape}) AS i,
+            json_keys(doc, {_OBJECTS}) AS names
+          FROM records WHERE {part.condition}
+        )
+      )
+    """
+    return identified(table, typed_events, reason(part))
+
+
+def identified(table: Table, typed_events: str, reason: str) -> str:
+    """The SELECT of `parsed_<table>` from events with typed images."""
     is_key_update = " OR ".join(f"before.{k} <> after.{k}" for k in table.sql_key)
     same_key = ", ".join(f"{k} := CASE WHEN same_op = 'd' THEN before.{k} ELSE after.{k} END" for k in table.sql_key)
     return f"""
     SELECT
       ordinal, committed_at, op, before, after, tx_id, lsn, same_op,
       struct_pack({same_key}) AS same_key,
-      {reason(part)} AS reason
+      {reason} AS reason
     FROM (
       /* The log holds an update of the key as a delete and an insert: the delete tells that it is known. */
-      SELECT *, CASE WHEN op = 'u' AND ({is_key_update}) THEN 'd' ELSE op END AS same_op
-      FROM (
-        SELECT
-          *,
-          CASE WHEN op IN ('u', 'd') AND has_before THEN {_image(part, "before")} END AS before,
-          CASE WHEN op IN ('c', 'u', 'r') AND has_after THEN {_image(part, "after")} END AS after
-        FROM (
-          SELECT
-            ordinal, committed_at, op, tx_id, lsn, doc,
-            {_raw(part, "before")} AS raw_before,
-            names[1] AS before_names,
-            names[2] AS after_names,
-            {_twice(con, part, known)} AS twice,
-            {_raw(part, "after")} AS raw_after,
-            COALESCE(len(before_names), 0) > 0 AS has_before,
-            COALESCE(len(after_names), 0) > 0 AS has_after,
-            {_except("before_names", known)} AS before_extra,
-            {_except("after_names", known)} AS after_extra,
-            {_except(known, "before_names")} AS before_missing,
-            {_except(known, "after_names")} AS after_missing
-          FROM (
-            SELECT
-              ordinal, committed_at, op, tx_id, lsn, doc,
-              json_transform(doc, {shape}) AS i,
-              json_keys(doc, {_OBJECTS}) AS names
-            FROM records WHERE {part.condition}
-          )
-        )
-      )
+      SELECT *, CASE WHEN op = 'u' AND ({is_key_update}) THEN 'd' ELSE op END AS same_op FROM ({typed_events})
     )
     """
 

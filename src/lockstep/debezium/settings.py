@@ -141,12 +141,13 @@ class Part:
 
     @property
     def condition(self) -> str:
-        """SQL over `records`."""
+        """SQL over `records`; the fast lane has typed those that are plain."""
+        is_change = f"kind = 'change' AND NOT is_plain AND \"table\" = '{self.table.name}' AND op IS DISTINCT FROM 't'"
         same = " AND ".join(
             f"{column} {'IS NULL' if value is None else f'= {literal(value)}'}"
             for column, value in (("schema_id", self.schema_id), ("connector", self.connector))
         )
-        return f"kind = 'change' AND \"table\" = '{self.table.name}' AND op IS DISTINCT FROM 't' AND {same}"
+        return f"{is_change} AND {same}"
 
     def declared(self, column: Column) -> Declared | None:
         return self.types.get((self.schema_id, self.source(column))) if self.schema_id else None

@@ -54,6 +54,7 @@ def epoch(column: Column) -> str:
 def typed(part: Part, column: Column, raw: str) -> str:
     """SQL for the value of a column, null if `raw` is not exactly of its type."""
     kind = column.kind
+    whole = f"whole({raw})"
     if kind.name in PLAIN_TEXTS:
         return f"plain_text({raw})"
     if kind.is_text:
@@ -68,10 +69,12 @@ def typed(part: Part, column: Column, raw: str) -> str:
     if kind.type == DATE:
         return _day(part, column, raw)
     if kind.type == TIME:
-        return f"""CASE WHEN starts_with({raw}::VARCHAR, '"') THEN iso_clock({raw}) {_counted(part, column, raw)} END"""
+        return (
+            f"""CASE WHEN starts_with({raw}::VARCHAR, '"') THEN iso_clock({raw}) {counted(part, column, whole)} END"""
+        )
     if kind.type == TIMESTAMP:
         moment = "iso_moment" if kind.name == "timestamptz" else "local_moment"
-        return f"CASE WHEN looks_iso({raw}) THEN {moment}({raw}) {_counted(part, column, raw)} END"
+        return f"CASE WHEN looks_iso({raw}) THEN {moment}({raw}) {counted(part, column, whole)} END"
     if kind.is_decimal:
         decimal = f"DECIMAL({kind.type.precision}, {kind.type.scale})"
         plain = f"TRY_CAST({raw} ->> '$' AS {decimal})"  # exact if it prints as it arrived, as most values do
@@ -82,12 +85,14 @@ def typed(part: Part, column: Column, raw: str) -> str:
     number = _number(part, column, raw)
     if pa.types.is_integer(column.type):
         return f"TRY_CAST(whole({number}) AS {'BIGINT' if column.type == pa.int64() else 'INTEGER'})"
+    return finite(column, f"real_number({number})")
+
+
+def finite(column: Column, number: str) -> str:
+    """SQL for a number as a value of a column of floating point."""
     if column.type == pa.float32():
-        return (
-            f"CASE WHEN isfinite(TRY_CAST(real_number({number}) AS FLOAT)) "
-            f"THEN TRY_CAST(real_number({number}) AS FLOAT) END"
-        )
-    return f"real_number({number})"
+        number = f"TRY_CAST({number} AS FLOAT)"
+    return f"CASE WHEN isfinite({number}) THEN {number} END"
 
 
 def _bytes(part: Part, column: Column, raw: str) -> str:
@@ -108,7 +113,7 @@ def _bytes(part: Part, column: Column, raw: str) -> str:
     return f"CASE {' '.join(whens)} END"
 
 
-def _counted(part: Part, column: Column, raw: str) -> str:
+def counted(part: Part, column: Column, number: str) -> str:
     """The WHEN that takes a number as a time in its unit; nothing where no unit is known."""
     unit, is_default = part.unit(column)
     if unit is None:
@@ -116,13 +121,13 @@ def _counted(part: Part, column: Column, raw: str) -> str:
     is_time = column.type == TIME
     most = 86_399_999_999 if is_time else 253_402_300_799_999_999
     largest = most * unit.denominator // unit.numerator
-    is_sound = f"whole({raw}) BETWEEN {0 if is_time else -largest} AND {largest}"
+    is_sound = f"{number} BETWEEN {0 if is_time else -largest} AND {largest}"
     if unit.denominator > 1:
-        is_sound += f" AND whole({raw}) % {unit.denominator} = 0"
+        is_sound += f" AND {number} % {unit.denominator} = 0"
     if is_default and unit == MICROS:
         doubtful = _DOUBTFUL_TIMES if is_time else _DOUBTFUL
-        is_sound += f" AND whole({raw}) NOT BETWEEN {doubtful[0]} AND {doubtful[1]}"
-    micros = f"whole({raw}) * {unit.numerator} // {unit.denominator}"
+        is_sound += f" AND {number} NOT BETWEEN {doubtful[0]} AND {doubtful[1]}"
+    micros = f"{number} * {unit.numerator} // {unit.denominator}"
     return f"WHEN {is_sound} THEN {'clock' if is_time else 'moment'}({micros})"
 
 
