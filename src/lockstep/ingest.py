@@ -12,6 +12,7 @@ After a crash the same input has to be given again, as Kafka does whose offsets 
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -36,7 +38,7 @@ from lockstep.logfiles import NO_HOUR, Version, version_of
 from lockstep.names import DATABASES_AS_SCHEMAS
 from lockstep.schema import TABLES, Table, batch_schema, literal
 
-CHUNK_BYTES = 128 << 20
+CHUNK_BYTES = 64 << 20
 _NAMELESS = "debezium"  # the source of events that do not name their connector, in a log that has no source yet
 _REMEMBERED_TRUNCATES = 1000  # a TRUNCATE of an empty table leaves no change by which it would be known again
 
@@ -106,20 +108,17 @@ def ingest(
         work = Landing(ChangeLog(home), stack)
         rest: pa.Table | None = None
         chunks = reader.chunks(chunk_bytes)
-        chunk = next(chunks, None)
-        while chunk is not None:
+        for chunk in chunks:
             # A transaction longer than a chunk: twice as much each time, so that it is not parsed over and over.
-            while rest is not None and chunk.nbytes < rest.nbytes and (more := next(chunks, None)) is not None:
-                chunk = pa.concat_tables([chunk, more])
-            following = next(chunks, None)
+            while rest is not None and chunk.nbytes < rest.nbytes and not reader.is_done:
+                chunk = pa.concat_tables([chunk, next(chunks)])
             chunk = pa.concat_tables([rest, chunk]) if rest is not None else chunk
             end = End.MORE
-            if following is None:
+            if reader.is_done:
                 # An input that was cut off ends in the middle of something, also where nothing marks transactions.
                 end = End.CUT if reader.problem else End.WHOLE if ends_transactions else End.INPUT
             rest = work.chunk(chunk, end)
             progress(work.summary.read, reader.bytes_read)
-            chunk = following
         # Only now: until the input has landed as far as it can, what was kept before may be needed again.
         if rest is not None and rest.num_rows:
             durable_replace(unfinished, "".join(rest["line"].to_pylist()).encode())
@@ -139,10 +138,11 @@ class End(Enum):
 
 
 def _lines_of(events: pa.Table, lines: pa.Table) -> pa.Table:
-    """Return the lines of a few events. `take` copies the whole chunk first, so it is not called for no events."""
-    if not events.num_rows:
-        return lines.slice(0, 0)
-    return lines.take(pc.divide(events["ordinal"], debezium.STRIDE))
+    """The lines of these events, in the events' order. Not by `take`, which copies all lines first."""
+    at = events["ordinal"].to_numpy() // debezium.STRIDE
+    starts = [0, *(np.flatnonzero(np.diff(at) != 1) + 1).tolist()] if len(at) else []
+    runs = [lines.slice(at[a], b - a) for a, b in itertools.pairwise([*starts, len(at)])]
+    return pa.concat_tables(runs) if runs else lines.slice(0, 0)
 
 
 class Landing:
@@ -187,9 +187,14 @@ class Landing:
         tables = debezium.parse(self._con, lines, self._settings, self._schemas)
         self._open_writer(lines)
         self._find_fresh(tables)
+        debezium.forget(self._con, tables)
         kept = self._keep_unfinished(tables, end)
-        for name in ("rejected", "truncates", *(f"fresh_{table.name}" for table in tables)):
-            self._con.execute(f"DELETE FROM {name} WHERE ordinal IN (SELECT ordinal FROM kept)")
+        if kept.num_rows:
+            for name in ("rejected", "truncates"):
+                self._con.execute(f"DELETE FROM {name} WHERE ordinal IN (SELECT ordinal FROM kept)")
+            for table in tables:
+                own = f"FROM fresh_{table.name} WHERE ordinal NOT IN (SELECT ordinal FROM kept)"
+                set_fresh(self._con, table, own)
         self._count(tables, 0 if end is End.MORE else kept.num_rows)
         rest = _lines_of(kept, lines)
         if self._writer:
@@ -239,7 +244,7 @@ class Landing:
         """Leave in `fresh_<table>`, `truncates` and `rejected` what neither landed nor is in quarantine, once each."""
         con = self._con
         for table in tables:
-            con.execute(f"CREATE OR REPLACE TABLE fresh_{table.name} AS {self._fresh(table)}")
+            set_fresh(con, table, self._fresh(table))
         broken = [
             f"SELECT ordinal, committed_at, '{table.name}' AS \"table\", reason FROM parsed_{table.name} "
             "WHERE reason IS NOT NULL"
@@ -361,7 +366,7 @@ class Landing:
         for table in tables:
             link_snapshot(con, self._log, table)
             self.summary.known += _drop_repeated_snapshot(con, table)
-            rows = con.execute(f"SELECT * FROM fresh_{table.name} ORDER BY ordinal").to_arrow_table()
+            rows = con.table(f"fresh_{table.name}").to_arrow_table()
             if rows.num_rows:
                 changes[table.name] = rows
         rejected = con.execute(
@@ -392,8 +397,7 @@ class Landing:
         for ordinal, committed_at, name, tx_id, lsn in truncates:
             table = TABLES[name]
             if table not in tables:
-                con.register("nothing", batch_schema(table).empty_table())
-                con.execute(f"CREATE OR REPLACE TABLE fresh_{name} AS FROM nothing")
+                con.register(f"fresh_{name}", batch_schema(table).empty_table())
                 tables.append(table)
             changes = _changes(self._log, table)
             live = f"""
@@ -410,13 +414,12 @@ class Landing:
                   ) WHERE image IS NOT NULL AND ordinal < ? GROUP BY image
                 ), UNNEST(RANGE(weight))
                 """
-            con.execute(
-                f"""
-                INSERT INTO fresh_{name}
+            deletes = f"""
+                FROM fresh_{name}
+                UNION ALL
                 SELECT ? + ROW_NUMBER() OVER (ORDER BY ordinal), ?, 'd', image, NULL, ?, ? FROM ({live})
-                """,
-                [ordinal, committed_at, tx_id, lsn, ordinal],
-            )
+            """
+            set_fresh(con, table, deletes, [ordinal, committed_at, tx_id, lsn, ordinal])
         resume = writer.watermark.resume
         remembered = [*resume.get("truncates", ()), *([name, tx, lsn] for _, _, name, tx, lsn in truncates)]
         return {**resume, "truncates": remembered[-_REMEMBERED_TRUNCATES:]}
@@ -463,12 +466,16 @@ class Landing:
             """
         if landed:
             conditions.append(f"NOT EXISTS (SELECT 1 {same})")
-        return f"""
-        SELECT ordinal, committed_at, op, before, after, tx_id, lsn
-        FROM parsed_{table.name} AS p
-        WHERE {" AND ".join(conditions)}
-        QUALIFY ROW_NUMBER() OVER (PARTITION BY tx_id, lsn, same_op, same_key ORDER BY ordinal) = 1
-        """
+        con.execute(
+            f"""
+            CREATE OR REPLACE TABLE first_ones AS
+            SELECT MIN(ordinal) AS ordinal FROM parsed_{table.name} AS p
+            WHERE {" AND ".join(conditions)} GROUP BY tx_id, lsn, same_op, same_key
+            """
+        )
+        are_all = con.execute(f"SELECT (SELECT COUNT(*) FROM first_ones) = COUNT(*) FROM parsed_{table.name}")
+        is_first = "TRUE" if are_all.fetchall()[0][0] else "ordinal IN (FROM first_ones)"
+        return f"SELECT ordinal, committed_at, op, before, after, tx_id, lsn FROM parsed_{table.name} WHERE {is_first}"
 
     def _files(self, table: Table, low: int, high: int, until: int) -> list[Path]:
         """The table's files up to a position that may hold a change whose lsn lies in this range.
@@ -550,6 +557,11 @@ def _lives(table: Table, changes: str) -> str:
     """
 
 
+def set_fresh(con: duckdb.DuckDBPyConnection, table: Table, select: str, parameters: Sequence[Any] = ()) -> None:
+    """Make `fresh_<table>` of a SELECT, which may be one of `fresh_<table>`: the changes that are to land."""
+    debezium.register(con, f"fresh_{table.name}", con.execute(select, parameters).to_arrow_table())
+
+
 def _key(table: Table, image: str) -> str:
     return f"struct_pack({', '.join(f'{k} := {image}.{k}' for k in table.sql_key)})"
 
@@ -575,18 +587,20 @@ def link_snapshot(con: duckdb.DuckDBPyConnection, log: ChangeLog, table: Table, 
         """
     )
     if con.execute("SELECT 1 FROM replaced LIMIT 1").fetchall():
-        con.execute(
-            f"""
-            CREATE OR REPLACE TABLE {fresh} AS
+        linked = f"""
             SELECT f.* REPLACE (COALESCE(f.before, p.image) AS before)
             FROM {fresh} AS f LEFT JOIN (
               SELECT r.ordinal, c.after AS image FROM replaced AS r JOIN ({changes}) AS c ON c.ordinal = r.was
             ) AS p ON f.ordinal = p.ordinal
-            """
-        )
+        """
+        set_fresh(con, table, linked)
 
 
 def _drop_repeated_snapshot(con: duckdb.DuckDBPyConnection, table: Table) -> int:
     """Remove from `fresh_<table>` the snapshot rows that tell nothing new; return how many."""
-    repeated: int = con.execute(f"DELETE FROM fresh_{table.name} WHERE op = 'r' AND before = after").fetchall()[0][0]
+    is_repeated = "COALESCE(op = 'r' AND before = after, FALSE)"
+    fresh = f"fresh_{table.name}"
+    repeated: int = con.execute(f"SELECT COUNT(*) FROM {fresh} WHERE {is_repeated}").fetchall()[0][0]
+    if repeated:
+        set_fresh(con, table, f"FROM {fresh} WHERE NOT {is_repeated}")
     return repeated

@@ -40,15 +40,16 @@ _Stream: TypeAlias = "io.BufferedReader | gzip.GzipFile"
 class LineReader:
     """Reads several files as one stream of lines.
 
-    After the last chunk `problem` is None, or says why the input ended early (a truncated or damaged gzip file, a
-    last line cut off in the middle of its JSON): what was read until there is whole lines, in order, and nothing of
-    what follows it, in this or a later file, was read.
+    `is_done` is true from the last chunk on. Then `problem` is None, or says why the input ended early (a truncated or
+    damaged gzip file, a last line cut off in the middle of its JSON): what was read until there is whole lines, in
+    order, and nothing of what follows it, in this or a later file, was read.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
         """Raises LockstepError if a file cannot be read at all, before anything is read."""
         self._names = names
         self.problem: str | None = None
+        self.is_done = False
         self.bytes_read = 0
         for name in names:
             _check_readable(name)
@@ -59,13 +60,14 @@ class LineReader:
         held = 0
         for name in self._names:
             for part in self._file(name, min(size, _BLOCK)):
-                parts.append(part)
-                held += part.nbytes
-                if held >= size:
+                if held >= size:  # only now is it known that this is not the last one
                     yield pa.concat_tables(parts)
                     parts, held = [], 0
+                parts.append(part)
+                held += part.nbytes
             if self.problem:
                 break
+        self.is_done = True
         if parts:
             yield pa.concat_tables(parts)
 
@@ -82,7 +84,7 @@ class LineReader:
                     end = data.rfind(b"\n") + 1
                     rest = data[end:]
                     if end:
-                        lines = _table(data[:end], name, number)
+                        lines = _table(data, end, name, number)
                         number += lines.num_rows
                         yield lines
             except _DAMAGED as e:
@@ -99,7 +101,7 @@ class LineReader:
                 "it is whole: what has landed is not landed twice."
             )
             return
-        yield _table(rest + b"\n", name, number)
+        yield _table(rest + b"\n", len(rest) + 1, name, number)
 
 
 def _stdin() -> io.BufferedReader:
@@ -166,15 +168,15 @@ def _blocks(stream: _Stream, size: int) -> Iterator[bytes]:
             return
 
 
-def _table(data: bytes, name: str, number: int) -> pa.Table:
-    """Lines of `data`, which ends with a line feed; the first has number `number`."""
-    ends = np.flatnonzero(np.frombuffer(data, np.uint8) == ord("\n")) + 1
+def _table(data: bytes, end: int, name: str, number: int) -> pa.Table:
+    """Lines of `data` up to `end`, which is behind a line feed; the first has number `number`."""
+    ends = np.flatnonzero(np.frombuffer(data, np.uint8, end) == ord("\n")) + 1
     is_text = np.ones(len(ends), bool)
     try:
         if not data.isascii():
-            data.decode()
+            str(memoryview(data)[:end], "utf-8")
     except UnicodeDecodeError:
-        lines = [line + b"\n" for line in data.split(b"\n")[:-1]]
+        lines = [line + b"\n" for line in data[:end].split(b"\n")[:-1]]
         texts = [line.decode(errors="backslashreplace") for line in lines]
         is_text = np.array([text.encode() == line for text, line in zip(texts, lines, strict=True)])
         column = pa.array(texts, pa.string())
