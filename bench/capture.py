@@ -1,6 +1,6 @@
 """Measure `lockstep capture` against a PostgreSQL on the same machine: backlog, freshness, memory.
 
-    .venv/bin/python bench/capture.py [--changes 600000] [--runs 3] [backlog|one_transaction|thirty|wide|freshness]...
+    .venv/bin/python bench/capture.py [--changes 600000] [--runs 3] [MEASURE]...   # backlog, one_transaction, ...
 
 backlog: so many updates, inserts and deletes wait in the slot; how fast do they become durable Parquet, and how fast
 does `pg_recvlogical` read the same from the same point to /dev/null. The process's start is left out, and printed.
@@ -8,6 +8,8 @@ one_transaction: the same in a single transaction. wide: rows with 1 kB and 10 k
 inserted and updated in small transactions, in a single one, and read by a snapshot; how much memory does it take.
 thirty_columns: the backlog of a table with 8 numeric, 4 uuid, 4 jsonb, 4 timestamp and 10 other columns, a sixth of
 `--changes`; then the same changes as Debezium's events by `lockstep ingest`, without its process's start.
+resync: a table with so many rows, 1,000 of which were changed while it was not published; how long does `capture
+--resync` take, less the start of the process, beside a COPY of the table to nowhere.
 freshness: at 1,000 changes/s, the time from a commit to the watermark that holds it, and to the first answer of
 `live.orders` in the warehouse that counts it, asked by one thread over and over with 50 ms between.
 
@@ -90,6 +92,7 @@ def main(changes: int, runs: int, wanted: list[str]) -> None:
         "backlog": lambda server, directory: _backlog(server, directory, changes, per_transaction=100),
         "one_transaction": lambda server, directory: _backlog(server, directory, changes, per_transaction=changes),
         "thirty_columns": lambda server, directory: _thirty(server, directory, changes // 6),
+        "resync": lambda server, directory: _resync(server, directory, changes),
         "wide_1kB": lambda server, directory: _wide(server, directory, 1_000, 60_000),
         "wide_10kB": lambda server, directory: _wide(server, directory, 10_000, 10_000),
         "freshness_1s": lambda server, directory: _freshness(server, directory, "1s"),
@@ -176,6 +179,29 @@ def _thirty(server: Cluster, directory: Path, changes: int) -> Figures:
         "peak_rss_mb": megabytes,
         "ingest_events_per_second": round(changes // 2 / ingest_seconds),
         "ingest_peak_rss_mb": ingest_megabytes,
+    }
+
+
+def _resync(server: Cluster, directory: Path, rows: int) -> Figures:
+    server.create_shop()
+    home = directory / "home"
+    server.execute(_ORDERS.format(first=1, last=rows))
+    _capture(server, home, "--until-caught-up")
+    start_seconds = min(_capture(server, home, "--until-caught-up")[0] for _ in range(3))
+    server.execute("ALTER PUBLICATION lockstep DROP TABLE orders")
+    server.execute(f"UPDATE orders SET quantity = 9 WHERE order_id % {rows // 1_000} = 0")
+    server.execute("ALTER PUBLICATION lockstep ADD TABLE orders")
+    started = time.monotonic()
+    subprocess.run(["psql", "-q", server.dsn(), "-c", r"\copy orders to /dev/null"], check=True)
+    copy_seconds = time.monotonic() - started
+    seconds, megabytes, printed = _capture(server, home, "--until-caught-up", "--resync", "orders")
+    assert ChangeLog(home).watermark().position >= rows + 1_000, printed
+    return {
+        "rows": rows,
+        "copy_seconds": round(copy_seconds, 2),
+        "resync_seconds": round(seconds - start_seconds, 2),
+        "times_a_copy": round((seconds - start_seconds) / copy_seconds, 1),
+        "peak_rss_mb": megabytes,
     }
 
 
@@ -374,7 +400,10 @@ def _delays(name: str, commits: list[tuple[int, float]], seen: list[tuple[int, f
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Measure lockstep capture.")
     parser.add_argument(
-        "measures", nargs="*", metavar="MEASURE", help="backlog, one_transaction, thirty_columns, wide, freshness"
+        "measures",
+        nargs="*",
+        metavar="MEASURE",
+        help="backlog, one_transaction, thirty_columns, resync, wide, freshness",
     )
     parser.add_argument("--changes", type=int, default=600_000)
     parser.add_argument("--runs", type=int, default=3)

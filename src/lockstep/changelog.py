@@ -792,19 +792,21 @@ class Batch:
         """The files of one table up to `watermark`: see `ChangeLog.files`."""
         return self._log.files(table, until=self.watermark.position)
 
-    def supersede_quarantine(self, tables: Collection[str] | None = None) -> list[int]:
+    def supersede_quarantine(self, tables: Collection[str] | None = None, until: int | None = None) -> list[int]:
         """Discard, when the batch lands, every event of `tables` (of all) that is open now; returns their positions.
+
+        Only those up to the position `until`, if it is given: later ones are not in what the batch holds.
 
         For a batch that holds all in which the source differs from the log: it lands what those events said too, and
         a retry of one would count it twice. Should we die between the two, the events are discarded while their
         tables stay held: no figure is computed before the next such batch has landed.
         """
-        self._superseded = [
-            {**e, "reason": f"superseded by a new snapshot; {e['reason']}"}
-            for e in self._log.quarantined()
-            if e["state"] == "open" and (tables is None or e["table"] in tables)
+        entries = [e for e in self._log.quarantined() if e["state"] == "open"]
+        superseded = [
+            e for e in entries if (tables is None or e["table"] in tables) and (until is None or e["position"] <= until)
         ]
-        holds = {t: h for t, h in self.watermark.holds.items() if tables is not None and t not in tables}
+        self._superseded = [{**e, "reason": f"superseded by a new snapshot; {e['reason']}"} for e in superseded]
+        holds = self._log._holds(e for e in entries if e not in superseded)
         self.watermark = replace(self.watermark, holds=holds)
         return [e["position"] for e in self._superseded]
 

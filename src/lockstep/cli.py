@@ -838,14 +838,14 @@ def capture(
 def _resync(dsn: str, tables: tuple[str, ...]) -> bool:
     """Resync tables; whether a capture is running, so that this command has nothing left to do."""
     from lockstep.lock import holder
-    from lockstep.verify import Mend, verify
+    from lockstep.verify import resync
 
     is_running = holder(home() / "capture.lock") is not None
     try:
-        resynced = verify(home(), dsn, tables, _RESYNC_SECONDS, 1, show.status_line, Mend.ALL)
+        landed = resync(home(), dsn, tables, _RESYNC_SECONDS, show.status_line)
     finally:
         show.status_line("")
-    show.resynced(resynced)
+    show.resynced(landed)
     return is_running
 
 
@@ -1137,13 +1137,13 @@ def verify_source(dsn: str, tables: tuple[str, ...], timeout: str, limit: int, r
       lockstep verify-source postgresql://lockstep@db/shop --timeout 10min --json     # nightly, from cron
     """
     _require_psycopg2("Verifying")
-    from lockstep.verify import Mend, verify
+    from lockstep.verify import verify
 
     rows: dict[str, object] = {}
     landed: dict[str, int] = {}
-    for mend in (Mend.FAILED, Mend.NONE) if repair else (Mend.NONE,):
+    for repairs in (True, False) if repair else (False,):
         try:
-            verified = verify(home(), dsn, tables, parse_seconds(timeout), limit, show.status_line, mend)
+            verified = verify(home(), dsn, tables, parse_seconds(timeout), limit, show.status_line, repair=repairs)
         finally:
             show.status_line("")
         if not as_json:

@@ -348,7 +348,8 @@ def status(home: Path) -> Row:
 
     `lag_seconds` is the age of the watermark's `logged_at`: how long ago the source last committed something that
     has landed. `capture` is `metrics.capture_status`. `warehouse` is `none`, `ready`, or `busy` while a run has it
-    open: then there are no domains. Times are UTC.
+    open: then there are no domains. `gaps` says of which tables changes may be missing, and what mends it. All times
+    are UTC.
     """
     log = ChangeLog(home)
     watermark = log.watermark()
@@ -363,6 +364,7 @@ def status(home: Path) -> Row:
         "closed_until": watermark.closed_until(),
         "quarantined": sum(e["state"] == "open" for e in log.quarantined()),
         "holds": {table: asdict(hold) for table, hold in watermark.holds.items()},
+        "gaps": log.open_gaps(),
         "capture": metrics.capture_status(home),
         "warehouse": "none",
         "problem": None,

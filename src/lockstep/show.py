@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json as json_module
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
@@ -209,13 +209,12 @@ def verified(v: Verified, limit: int) -> None:
             console.print(f"{r['source_table']}: {_count(r['differing'] - len(r['keys']), 'more key')} (`--limit`)")
     equal = "The change log equals the source." if v.is_equal else Text("The change log differs from it.", style="red")
     console.print(equal)
-    resynced(v)
+    resynced({t.table: t.landed for t in v.tables if t.landed is not None})
 
 
-def resynced(v: Verified) -> None:
-    for table in v.tables:
-        if table.landed is not None:
-            console.print(f"{table.table} was resynced: {_count(table.landed, 'change')} landed.")
+def resynced(landed: Mapping[str, int]) -> None:
+    for table, changes in landed.items():
+        console.print(f"{table} was resynced: {_count(changes, 'change')} landed.")
 
 
 def _quoted(value: str | None) -> str:
@@ -251,6 +250,8 @@ def status(result: Row) -> None:
     for name, fact in facts.items():
         grid.add_row(name, fact)
     console.print(grid)
+    for reason in result["gaps"]:
+        console.print(Text(f"Held: {reason}.", style="yellow"))
     if result["warehouse"] == "busy":
         console.print("A run has the warehouse open: what is served can be told when it is done.")
         return

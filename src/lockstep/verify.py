@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from enum import Enum, auto
 from pathlib import Path
 from typing import Any
 
@@ -117,29 +116,62 @@ class Verified:
         ]
 
 
-class Mend(Enum):
-    """Which of the compared tables are resynced."""
-
-    NONE = auto()
-    FAILED = auto()
-    ALL = auto()
-
-
 def verify(
-    home: Path, dsn: str, tables: Sequence[str], timeout: float, limit: int, say: Say, mend: Mend = Mend.NONE
+    home: Path, dsn: str, tables: Sequence[str], timeout: float, limit: int, say: Say, *, repair: bool = False
 ) -> Verified:
     """Compare `tables` (all if empty) with the change log in `home`, and store a receipt for each.
 
     `timeout` is how many seconds the source may take to give a snapshot and the log to reach it, `limit` how many
     differing keys of a table are told one by one; `say` is told what is going on. One verification of a home at a
-    time; captures and runs go on meanwhile.
-
-    `mend` resyncs tables: the changes that make the log's rows those of the source are landed, and what quarantine has
-    of the table is discarded, since they include it. The verdicts are those from before.
+    time; captures and runs go on meanwhile. `repair` resyncs the tables that do not pass; the verdicts are those from
+    before.
 
     Raises LockstepError where there can be no comparison: the log was not captured from this database or does not reach
     the point in time, the source is not ready, a file of the log cannot be read. A difference is no error.
     """
+    shown = max(limit, KEPT_KEYS)
+    with _moment(home, dsn, tables, timeout, say, is_resync=repair) as at:
+        verified_at = datetime.now(UTC).replace(tzinfo=None)
+        results = [_StagedTable(at, table).result(shown, repair) for table in at.tables]
+    verified = Verified(at.name, format_lsn(at.snapshot.lsn), at.position, verified_at, at.warnings, results)
+    source_receipts.append(home, verified.receipts(KEPT_KEYS))
+    return verified
+
+
+def resync(home: Path, dsn: str, tables: Sequence[str], timeout: float, say: Say) -> dict[str, int]:
+    """Land the changes that make the log's rows of `tables` those of the source; returns how many, by table.
+
+    Afterwards the latest image of every key and the sum of its signed images are the source's row. What quarantine has
+    of the tables is discarded, since these changes include it. The arguments and errors are those of `verify`.
+    """
+    with _moment(home, dsn, tables, timeout, say, is_resync=True) as at:
+        return {table.name: _StagedTable(at, table).resync() for table in at.tables}
+
+
+@dataclass(frozen=True)
+class _Moment:
+    """A point of the source and the position of the log that stands for the same moment.
+
+    `lacking` are the quarantined events that the log lacks up to there.
+    """
+
+    log: ChangeLog
+    source: Source
+    name: str
+    database: str
+    tables: Sequence[Table]
+    snapshot: Point
+    position: int
+    lacking: Sequence[Mapping[str, Any]]
+    warnings: Sequence[str]
+    scratch: Path
+    say: Say
+
+
+@contextmanager
+def _moment(
+    home: Path, dsn: str, tables: Sequence[str], timeout: float, say: Say, *, is_resync: bool
+) -> Iterator[_Moment]:
     wanted = _wanted(tables)
     log = ChangeLog(home)
     resume = log.watermark().resume
@@ -160,7 +192,7 @@ def verify(
                     f"The change log in {home} was captured from database {resume['database']} of system "
                     f"{resume['system_identifier']}; this is {identity.database} of {identity.system_identifier}."
                 )
-            warnings = _check_source(connection, source, wanted, mend)
+            warnings = _check_source(connection, source, wanted, is_resync)
             deadline = time.monotonic() + timeout
             # Read before the point is made, so that all that has landed by now lies before it.
             before = log.watermark()
@@ -174,19 +206,21 @@ def verify(
             with point(source, replication, wanted, while_waiting) as snapshot:
                 reached = _wait(log, source, connection, snapshot.lsn, deadline, say)
                 position = _cut(log, before.position, reached, snapshot.visibility, scratch)
-                verified_at = datetime.now(UTC).replace(tzinfo=None)
-                lacking = _lacking(log, position)
-                results = []
-                for table in wanted:
-                    say(f"{table.name} at position {position:,}")
-                    events = [e for e in lacking if e["table"] in (table.name, ALL_TABLES)]
-                    compared = _Compared(log, source, identity.source, snapshot, table, position, events, scratch)
-                    results.append(compared.result(max(limit, KEPT_KEYS), mend, say))
+                yield _Moment(
+                    log,
+                    source,
+                    identity.source,
+                    identity.database,
+                    wanted,
+                    snapshot,
+                    position,
+                    _lacking(log, position),
+                    warnings,
+                    scratch,
+                    say,
+                )
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-        verified = Verified(identity.source, format_lsn(snapshot.lsn), position, verified_at, warnings, results)
-        source_receipts.append(home, verified.receipts(KEPT_KEYS))
-    return verified
 
 
 def _wanted(names: Sequence[str]) -> list[Table]:
@@ -209,17 +243,17 @@ def _check_captured(home: Path, resume: Mapping[str, Any]) -> None:
         )
 
 
-def _check_source(connection: Connection, source: Source, tables: Sequence[Table], mend: Mend) -> list[str]:
+def _check_source(connection: Connection, source: Source, tables: Sequence[Table], is_resync: bool) -> list[str]:
     """Refuse a source that cannot be read; returns what else is wrong with it, as it may explain a difference.
 
     A resync is refused whatever is wrong: changes that do not arrive, or not whole, would undo it.
     """
     # By a slot name that is free: another slot is needed than the capture's.
     problems = replace(source, slot=free_slot_name()).check(connection, tables)
-    hindering = [p for p in problems if p.hinders_reading or mend is not Mend.NONE]
+    hindering = [p for p in problems if p.hinders_reading or is_resync]
     if hindering:
         listed = "".join(f"\n  {p.text}\n    {p.statement}" for p in hindering)
-        what = "verified" if mend is Mend.NONE else "resynced"
+        what = "resynced" if is_resync else "verified"
         raise LockstepError(f"The source cannot be {what}:{listed}")
     return [f"{p.text}: {p.statement}" for p in problems]
 
@@ -342,83 +376,68 @@ def _transactions(log: ChangeLog, after: int, until: int, scratch: Path) -> Iter
                 yield tx_id, entry["position"], entry["position"], False
 
 
-class _Compared:
-    """One table's rows, staged, and the log's at the same moment."""
+class _StagedTable:
+    """One table's rows at a moment, staged to be compared with the log's."""
 
-    def __init__(
-        self,
-        log: ChangeLog,
-        source: Source,
-        name: str,
-        snapshot: Point,
-        table: Table,
-        position: int,
-        events: Sequence[Mapping[str, Any]],
-        scratch: Path,
-    ) -> None:
-        self._layout = source.layout(snapshot.reading, table)
+    def __init__(self, at: _Moment, table: Table) -> None:
+        at.say(f"{table.name} at position {at.position:,}")
+        self._at = at
+        self._layout = at.source.layout(at.snapshot.reading, table)
         if self._layout.problem:
             raise LockstepError(f"{table.name} was altered just now: {self._layout.problem}.")
-        database = str(log.watermark().resume["database"])
-        self._rows = Rows(database, source.schema, snapshot.xid, snapshot.lsn, snapshot.at)
-        self._staged = Staged(source, snapshot.reading, self._layout, self._rows, scratch)
-        self._log, self._source_name, self._position = log, name, position
-        self._events, self._scratch = events, scratch
-        self._published = source.published(snapshot.reading)
+        self._rows = Rows(at.database, at.source.schema, at.snapshot.xid, at.snapshot.lsn, at.snapshot.at)
+        self._staged = Staged(at.source, at.snapshot.reading, self._layout, self._rows, at.scratch)
+        self._events = [e for e in at.lacking if e["table"] in (table.name, ALL_TABLES)]
 
-    def result(self, limit: int, mend: Mend, say: Say) -> TableResult:
-        table, log = self._layout.table, self._log
-        events = self._events
-        told = _keys(table, events, debezium.Settings.stored(log.watermark().resume)) if events else []
+    def result(self, limit: int, repair: bool) -> TableResult:
+        """Compare, and `repair` what does not pass; `limit` is how many differing keys are told one by one."""
+        table, at, events = self._layout.table, self._at, self._events
+        told = _keys(table, events, debezium.Settings.stored(at.log.watermark().resume)) if events else []
         keys = [key for of_event in told for key in of_event]
-        files = log.files(table.name, until=self._position)
-        found = compare(self._layout, self._staged.path, files, self._position, keys, self._scratch, limit)
+        files = at.log.files(table.name, until=at.position)
+        found = compare(self._layout, self._staged.path, files, at.position, keys, at.scratch, limit)
         states = {state: sum(e["state"] == state for e in events) for state in ("open", "discarded")}
         verdict = _verdict(found, told)
-        is_wanted = mend is Mend.ALL or (mend is Mend.FAILED and (verdict != PASSED or states["open"]))
-        landed = self._resync(say) if is_wanted else None
+        landed = self.resync() if repair and (verdict != PASSED or states["open"]) else None
         return TableResult(table.name, found, states, verdict, landed)
 
-    def _resync(self, say: Say) -> int:
+    def resync(self) -> int:
         """Land what makes the log's rows those of the source; returns the number of changes."""
-        table, position = self._layout.table, self._position
-        say(f"{table.name}: finding what to land")
-        files = self._log.files(table.name, until=position)
-        with differences(table, files, position, self._staged.path, self._scratch) as found:
-            say(f"{table.name}: waiting for the change log")
+        name, at = self._layout.table.name, self._at
+        files = at.log.files(name, until=at.position)
+        with differences(self._layout.table, files, at.position, self._staged.path, at.scratch) as found:
+            at.say(f"{name}: waiting for the change log")
             with (
-                self._log.writer(self._source_name, f"resyncing {table.name}", patience=_PATIENCE) as writer,
+                at.log.writer(at.name, f"resyncing {name}", patience=_PATIENCE) as writer,
                 writer.batch() as batch,
             ):
-                self._require_unchanged()
-                batch.supersede_quarantine({table.name})
-                later = self._log.files(table.name, position)
-                land_differences(batch, self._rows, self._layout, self._staged, found, later, position)
-                resume = writer.watermark.resume
-                if "published" in resume:
-                    places = {**resume["published"]["tables"], **_only(self._published["tables"], table.name)}
-                    resume = {**resume, "published": {**resume["published"], "tables": places}}
-                return batch.land(resume=resume).changes
+                later = at.log.files(name, at.position)
+                self._require_unchanged(later)
+                batch.supersede_quarantine({name}, at.position)
+                land_differences(batch, self._rows, self._layout, self._staged, found, later, at.position)
+                return batch.land(resume=self._in_place(writer.watermark.resume)).changes
 
-    def _require_unchanged(self) -> None:
-        """Refuse if what was compared is no longer what the log has up to that position."""
-        states = {e["position"]: e["state"] for e in _lacking(self._log, self._position)}
-        before = {e["position"]: e["state"] for e in self._events}
-        table = self._layout.table.name
-        later = self._log.files(table, self._position)
+    def _in_place(self, resume: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The resume state with the table's place in the publication as it was at the moment."""
+        name, places = self._layout.table.name, self._at.source.published(self._at.snapshot.reading)["tables"]
+        if "published" not in resume or name not in places:
+            return resume
+        published = resume["published"]
+        return {**resume, "published": {**published, "tables": {**published["tables"], name: places[name]}}}
+
+    def _require_unchanged(self, later: Sequence[Path]) -> None:
+        """Refuse if what was compared is no longer what the log has up to the moment, or has been resynced since."""
+        at, name = self._at, self._layout.table.name
+        states = {e["position"]: e["state"] for e in _lacking(at.log, at.position)}
         is_read_again = any(
-            pc.any(pc.and_(pc.equal(rows["op"], "r"), pc.greater(rows["position"], self._position))).as_py()
+            pc.any(pc.and_(pc.equal(rows["op"], "r"), pc.greater(rows["position"], at.position))).as_py()
             for rows in (pq.read_table(f, columns=["op", "position"], partitioning=None) for f in later)
         )
-        if is_read_again or any(states.get(p) != state for p, state in before.items()):
+        if is_read_again or any(states.get(e["position"]) != e["state"] for e in self._events):
             raise LockstepError(
-                f"{table} was not resynced: a snapshot or events of the quarantine landed meanwhile. Give the command "
+                f"{name} was not resynced: a snapshot or events of the quarantine landed meanwhile. Give the command "
                 "again."
             )
-
-
-def _only(tables: Mapping[str, Any], name: str) -> dict[str, Any]:
-    return {name: tables[name]} if name in tables else {}
 
 
 def _verdict(found: Comparison, told: Sequence[Sequence[Mapping[str, Any]]]) -> str:

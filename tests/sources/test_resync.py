@@ -35,7 +35,6 @@ from lockstep.errors import LockstepError
 from lockstep.private_postgres import private_directory
 from lockstep.quarantine import discard, retry
 from lockstep.schema import TABLES, batch_schema
-from lockstep.verify import Mend, Verified
 from postgres import Cluster, capture, cluster, landed, required_programs, shop
 
 __all__ = ["cluster", "shop"]  # fixtures
@@ -73,8 +72,8 @@ HOLES = {
 MADE_AGAIN = ("DROP PUBLICATION lockstep", "CREATE PUBLICATION lockstep FOR ALL TABLES", "no publication lockstep when")
 
 
-def resync(shop: Cluster, home: Path, *tables: str) -> Verified:
-    return verifying.verify(home, shop.dsn(), tables, 120, 20, lambda _: None, Mend.ALL)
+def resync(shop: Cluster, home: Path, *tables: str) -> dict[str, int]:
+    return verifying.resync(home, shop.dsn(), tables, 120, lambda _: None)
 
 
 def assert_equal(shop: Cluster, home: Path) -> None:
@@ -208,8 +207,7 @@ def test_a_resync_under_load_beside_a_running_capture(shop: Cluster, tmp_path: P
         thread = threading.Thread(target=load)
         thread.start()
         try:
-            [result] = resync(shop, tmp_path, "orders").tables
-            assert result.landed and result.landed >= 100
+            assert resync(shop, tmp_path, "orders")["orders"] >= 100
         finally:
             stop.set()
             thread.join()
@@ -269,18 +267,35 @@ def test_what_changes_the_past_during_a_resync_makes_it_stop(
     shop.execute("UPDATE orders SET updated_at = 'infinity' WHERE order_id = 1")
     capture(shop, tmp_path)
     [event] = ChangeLog(tmp_path).quarantined()
-    compare = verifying.compare
+    differences = verifying.differences
 
-    def compare_and_discard(*arguments: Any) -> Any:
-        found = compare(*arguments)
+    def discard_meanwhile(*arguments: Any) -> Any:
         discard(tmp_path, [event["position"]])
-        return found
+        return differences(*arguments)
 
-    monkeypatch.setattr(verifying, "compare", compare_and_discard)
+    monkeypatch.setattr(verifying, "differences", discard_meanwhile)
     before = ChangeLog(tmp_path).watermark().position
     with pytest.raises(LockstepError, match=r"orders was not resynced: .* landed meanwhile"):
         resync(shop, tmp_path, "orders")
     assert ChangeLog(tmp_path).watermark().position == before
+
+
+def test_an_event_that_came_after_the_point_stays(
+    shop: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop.execute(FEW_ORDERS)
+    capture(shop, tmp_path)
+    differences = verifying.differences
+
+    def capture_meanwhile(*arguments: Any) -> Any:
+        shop.execute("UPDATE orders SET updated_at = 'infinity', status = 'late' WHERE order_id = 1")
+        capture(shop, tmp_path)
+        return differences(*arguments)
+
+    monkeypatch.setattr(verifying, "differences", capture_meanwhile)
+    assert resync(shop, tmp_path, "orders") == {"orders": 0}
+    assert [e["state"] for e in ChangeLog(tmp_path).quarantined()] == ["open"]
+    assert "orders" in ChangeLog(tmp_path).watermark().holds
 
 
 def test_rows_that_cannot_be_read_go_to_quarantine_and_the_others_are_mended(shop: Cluster, tmp_path: Path) -> None:
@@ -290,8 +305,7 @@ def test_rows_that_cannot_be_read_go_to_quarantine_and_the_others_are_mended(sho
     shop.execute("UPDATE orders SET updated_at = 'infinity' WHERE order_id = 1; UPDATE orders SET status = 'x'")
     shop.execute(ADD)
     assert capture(shop, tmp_path).gaps
-    [result] = resync(shop, tmp_path, "orders").tables
-    assert result.landed == 2, "one is changed, one is gone until its event lands"
+    assert resync(shop, tmp_path, "orders") == {"orders": 2}, "one is changed, one is gone until its event lands"
     assert [e["state"] for e in ChangeLog(tmp_path).quarantined()] == ["discarded", "open"]
     assert "orders" in ChangeLog(tmp_path).watermark().holds
     shop.execute("UPDATE orders SET updated_at = now()")
