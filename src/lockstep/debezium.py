@@ -101,11 +101,13 @@ _ENVELOPE = json.dumps(
 
 # A whole number, exactly, from a JSON number or string: a plain cast would round 123.45 to 123. Fractions of zeros
 # are taken from a number only below 2^53, beyond which JSON's numbers with a fraction have lost digits already.
+# DuckDB copies a macro's arguments into every place where the macro uses them, and plans each copy: that is most of
+# what a small chunk costs. So arguments are short, and DuckDB's own macros (split_part) are avoided.
 _MACROS = r"""
 CREATE OR REPLACE TEMP MACRO whole(raw) AS CASE
   WHEN TRY_CAST(raw::VARCHAR AS BIGINT)::VARCHAR = raw::VARCHAR THEN TRY_CAST(raw::VARCHAR AS BIGINT)
   WHEN regexp_full_match(raw::VARCHAR, '"[+-]?[0-9]+(\.0*)?"|-?[0-9]{1,15}(\.0+)?')
-    THEN TRY_CAST(split_part(trim(raw::VARCHAR, '"'), '.', 1) AS BIGINT)
+    THEN TRY_CAST(string_split(trim(raw::VARCHAR, '"'), '.')[1] AS BIGINT)
 END;
 CREATE OR REPLACE TEMP MACRO real_number(raw) AS CASE
   WHEN isfinite(TRY_CAST(raw ->> '$' AS DOUBLE)) THEN TRY_CAST(raw ->> '$' AS DOUBLE)
@@ -135,7 +137,7 @@ END;
    those, up to 15 digits tell what decimal of this scale it was. */
 CREATE OR REPLACE TEMP MACRO exact_decimal(text, scale) AS CASE
   WHEN regexp_full_match(text, '[+-]?[0-9]+(\.[0-9]*)?')
-    AND rtrim(substr(split_part(text, '.', 2), scale + 1), '0') = '' THEN text
+    AND COALESCE(rtrim(substr(string_split(text, '.')[2], scale + 1), '0'), '') = '' THEN text
 END;
 /* BigDecimal writes small numbers with an exponent. */
 CREATE OR REPLACE TEMP MACRO with_exponent(text) AS CASE
@@ -154,9 +156,6 @@ CREATE OR REPLACE TEMP MACRO truth(raw) AS CASE raw::VARCHAR
   WHEN 'true' THEN TRUE WHEN '1' THEN TRUE WHEN '"t"' THEN TRUE
   WHEN 'false' THEN FALSE WHEN '0' THEN FALSE WHEN '"f"' THEN FALSE
 END;
-CREATE OR REPLACE TEMP MACRO clock(micros) AS CASE
-  WHEN micros BETWEEN 0 AND 86399999999 THEN TIME '00:00:00' + to_microseconds(micros)
-END;
 CREATE OR REPLACE TEMP MACRO iso_clock(raw) AS CASE
   WHEN regexp_full_match(raw::VARCHAR, '"([01][0-9]|2[0-3]):[0-5][0-9](:[0-5][0-9]([.][0-9]{1,6}0*)?)?Z?"')
     THEN TRY_CAST(rtrim(raw ->> '$', 'Z') AS TIME)
@@ -172,7 +171,7 @@ CREATE OR REPLACE TEMP MACRO iso_moment(raw) AS CASE
   WHEN ends_with(raw::VARCHAR, 'Z"') THEN TRY_CAST(raw ->> '$' AS TIMESTAMP)
   ELSE make_timestamp(epoch_us(TRY_CAST(raw ->> '$' AS TIMESTAMPTZ)))
 END;
-/* Years 1 to 9999: beyond them a number is a sentinel (PostgreSQL's infinity) or has another unit. */
+/* The years 1 to 9999, as in _YEARS. */
 CREATE OR REPLACE TEMP MACRO moment(micros) AS CASE
   WHEN micros BETWEEN -62135596800000000 AND 253402300799999999 THEN make_timestamp(micros)
 END;
@@ -1071,15 +1070,16 @@ def _typed(part: _Part, column: Column, raw: str) -> str:
             f"""CASE WHEN '"' || {plain}::VARCHAR || '"' = {raw}::VARCHAR THEN {plain} """
             f"ELSE TRY_CAST(decimal_text({raw}, {kind.type.scale}) AS {decimal}) END"
         )
-    number = _number(part, column, raw)
     if pa.types.is_integer(column.type):
-        return f"TRY_CAST(whole({number}) AS {'BIGINT' if column.type == pa.int64() else 'INTEGER'})"
-    if column.type == pa.float32():
-        return (
-            f"CASE WHEN isfinite(TRY_CAST(real_number({number}) AS FLOAT)) "
-            f"THEN TRY_CAST(real_number({number}) AS FLOAT) END"
-        )
-    return f"real_number({number})"
+        number = f"TRY_CAST(whole({raw}) AS {'BIGINT' if column.type == pa.int64() else 'INTEGER'})"
+    elif column.type == pa.float32():
+        single = f"TRY_CAST(real_number({raw}) AS FLOAT)"
+        number = f"CASE WHEN isfinite({single}) THEN {single} END"
+    else:
+        number = f"real_number({raw})"
+    if part.declared(column) is not None or part.settings.decimals == "string":
+        return number
+    return f"CASE WHEN NOT may_be_base64({raw}) THEN {number} END"
 
 
 def _bytes(part: _Part, column: Column, raw: str) -> str:
@@ -1106,16 +1106,21 @@ def _counted(part: _Part, column: Column, raw: str) -> str:
     if unit is None:
         return ""
     is_time = column.type == TIME
-    most = 86_399_999_999 if is_time else 253_402_300_799_999_999
-    largest = most * unit.denominator // unit.numerator
-    is_sound = f"whole({raw}) BETWEEN {0 if is_time else -largest} AND {largest}"
+    least, most = (n * unit.denominator // unit.numerator for n in (_DAY if is_time else _YEARS))
+    is_sound = f"whole({raw}) BETWEEN {least} AND {most}"
     if unit.denominator > 1:
         is_sound += f" AND whole({raw}) % {unit.denominator} = 0"
     if is_default and unit == _MICROS:
         doubtful = _DOUBTFUL_TIMES if is_time else _DOUBTFUL
         is_sound += f" AND whole({raw}) NOT BETWEEN {doubtful[0]} AND {doubtful[1]}"
     micros = f"whole({raw}) * {unit.numerator} // {unit.denominator}"
-    return f"WHEN {is_sound} THEN {'clock' if is_time else 'moment'}({micros})"
+    moment = f"TIME '00:00:00' + to_microseconds({micros})" if is_time else f"make_timestamp({micros})"
+    return f"WHEN {is_sound} THEN {moment}"
+
+
+# Microseconds of a day, and of the years 1 to 9999: beyond them a number is a sentinel (PostgreSQL's infinity) or has
+# another unit.
+_DAY, _YEARS = (0, 86_399_999_999), (-62_135_596_800_000_000, 253_402_300_799_999_999)
 
 
 # These microseconds are of early 1970, and as milliseconds they are of 1990 to 2286. Where a mere default says
@@ -1133,13 +1138,6 @@ def _day(part: _Part, column: Column, raw: str) -> str:
         return f"day({raw})"
     per_day = _DAYS.numerator * unit.denominator // unit.numerator
     return f"CASE WHEN whole({raw}) % {per_day} = 0 THEN day(to_json(whole({raw}) // {per_day})) END"
-
-
-def _number(part: _Part, column: Column, raw: str) -> str:
-    """Return SQL for a number as JSON; it gives null where the text could be base64."""
-    if part.declared(column) is not None or part.settings.decimals == "string":
-        return raw
-    return f"CASE WHEN NOT may_be_base64({raw}) THEN {raw} END"
 
 
 def _reason(part: _Part) -> str:
