@@ -320,7 +320,9 @@ def die_at(step: int) -> None:
 def crash_at_every_step(root: Path) -> None:
     """Land NEW in copies of `root`/old, each killed one step later, until one survives. Run as a program of its own:
     a process that has threads must not be forked."""
-    assert TABLES["orders"]  # parsed once, not in each child
+    # Done once, not in each child: parsing the schema, and importing pandas, as pyarrow does before its first array.
+    assert TABLES["orders"]
+    assert pa.array([1])
     for step in itertools.count(1):
         home = root / f"step-{step:03}"
         shutil.copytree(root / "old", home, symlinks=True)
