@@ -395,7 +395,7 @@ STEPS = [
 ]
 
 
-@pytest.mark.parametrize(("step", "grows_to"), itertools.product(STEPS, [0, growing.GROWS_TO]))
+@pytest.mark.parametrize(("step", "grows_to"), list(itertools.product(STEPS, [0, growing.GROWS_TO])))
 def test_writer_goes_on_after_a_failed_landing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, grows_to: int
 ) -> None:
