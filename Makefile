@@ -37,7 +37,7 @@ pytest: $(INSTALLED) ## Every test, those of the models included; of one folder:
 	$(PYTEST) -p no:randomly $(TESTS)
 
 nightly: $(INSTALLED) ## Every test in random order, then the long forms: more kills, more generated logs
-	$(PYTEST) $(TESTS)
+	SLURM_CPUS_ON_NODE=$$(nproc) $(PYTEST) $(TESTS)
 	HYPOTHESIS_EXAMPLES=60 $(PYTEST) -m "long or generated" $(TESTS)
 
 guarantees: $(INSTALLED) ## Write the table of docs/guarantees.md anew from the tests

@@ -6,12 +6,16 @@ it. A command imports SQLMesh first or not at all; here a test of what writes SQ
 
 import gc
 import os
+import sys
 
 import pytest
 
 os.environ.setdefault("SQLMESH__DISABLE_ANONYMIZED_ANALYTICS", "true")  # here and in the processes that tests start
 # The days in the tests are in 2026: none of their commit times may be ahead of the clock, whatever the machine's is.
 os.environ.setdefault("LOCKSTEP_CLOCK", "2027-01-01T00:00:00")
+# There are as many workers as cores: more threads only make the statements of DuckDB dearer, by a quarter. No other
+# setting reaches the processes that tests start too. `make nightly` lets DuckDB have all cores.
+os.environ.setdefault("SLURM_CPUS_ON_NODE", "1")
 import sqlmesh  # noqa: F401
 
 from homes import shared_home
@@ -20,6 +24,10 @@ from project import loaded_project
 __all__ = ["loaded_project", "shared_home"]  # fixtures
 
 pytest.register_assert_rewrite("replay")
+
+# Where the environment forbids compiled files, each process would compile the project, and pytest every test file.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # A run makes and drops millions of syntax nodes beside everything that was imported: by default, looking for cycles
 # among them takes a tenth of it.

@@ -31,18 +31,26 @@ NOON = datetime(2026, 11, 18, 12)
 HOUR = timedelta(hours=1)
 
 
-@pytest.fixture
-def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ChangeLog:
+@pytest.fixture(scope="module")
+def landed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three hours of twenty batches each, over two tables, each large enough for a file of its own."""
+    home, shop = tmp_path_factory.mktemp("landed"), Shop(NOON)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(growing, "GROWS_TO", 0)
+        for n in range(60):
+            shop.now = NOON + n * HOUR / 20
+            begun = len(shop.changes)
+            shop.order(n, amount_cents=n)
+            if n % 2:
+                shop.product(n, "toys")
+            land(home, shop.changes[begun:])
+    return home
+
+
+@pytest.fixture
+def log(landed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ChangeLog:
     monkeypatch.setattr(growing, "GROWS_TO", 0)
-    shop = Shop(NOON)
-    for n in range(60):
-        shop.now = NOON + n * HOUR / 20
-        begun = len(shop.changes)
-        shop.order(n, amount_cents=n)
-        if n % 2:
-            shop.product(n, "toys")
-        land(tmp_path, shop.changes[begun:])
+    shutil.copytree(landed, tmp_path, symlinks=True, dirs_exist_ok=True)
     return ChangeLog(tmp_path)
 
 

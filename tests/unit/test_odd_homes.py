@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import commands
 from shop import Shop, debezium_lines, land
 
 ROOT = Path(__file__).parents[2]
@@ -39,17 +40,14 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def call(home: Path, *command: str, through: tuple[str, ...] = ()) -> tuple[int, str]:
-    events = str(home.parent / "events.jsonl")
-    words = [str(BIN / command[0]), *(events if word == "EVENTS" else word for word in command[1:])]
-    done = subprocess.run(
-        [*through, *words],
-        cwd=ROOT,
-        env={**os.environ, "LOCKSTEP_HOME": str(home)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    return done.returncode, done.stdout
+    words = [str(home.parent / "events.jsonl") if word == "EVENTS" else word for word in command]
+    if not through:
+        done = commands.call(*words, cwd=ROOT, LOCKSTEP_HOME=str(home))
+        return done.returncode, done.stdout + done.stderr
+    words[0] = str(BIN / words[0])
+    environment = {**os.environ, "LOCKSTEP_HOME": str(home)}
+    run = subprocess.run([*through, *words], cwd=ROOT, env=environment, capture_output=True, text=True)
+    return run.returncode, run.stdout + run.stderr
 
 
 def read_only(home: Path) -> tuple[str, ...]:

@@ -1,7 +1,8 @@
 """No command forks workers: a forked worker outlives a killed parent, and keeps the lock and files that it inherited.
 
 SQLMesh forks in two places: when it loads the project, and when it reads snapshots from its state, which `sqlmesh run`
-does without loading the project. Each is tried in a process of its own, where `os.fork` ends the process.
+does without loading the project. Each is tried in a process of its own, where `os.fork` ends the process. Without
+workers SQLMesh would read the optimized query of every model in the state twice.
 """
 
 from __future__ import annotations
@@ -30,6 +31,12 @@ def fork():
     os._exit(99)
 os.fork = fork
 from sqlmesh.cli.main import cli
+from sqlmesh.utils.cache import FileCache
+get = FileCache.get
+def said(self, name, entry_id=""):
+    sys.stderr.write(f"reads {self._cache_entry_path(name, entry_id)}\\n")
+    return get(self, name, entry_id)
+FileCache.get = said
 cli()
 """
 
@@ -67,3 +74,5 @@ def test_reading_snapshots_from_the_state(tmp_path: Path, monkeypatch: pytest.Mo
     shutil.rmtree(home / ".cache")
     done = sqlmesh_without_fork(tmp_path, home, "run")
     assert done.returncode == 0, done.stdout + done.stderr
+    reads = [line for line in done.stderr.splitlines() if line.startswith("reads ")]
+    assert reads and not [line for line in reads if "optimized_query" in line]

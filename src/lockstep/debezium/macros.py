@@ -36,11 +36,13 @@ _UNAVAILABLE = [
 
 # A whole number, exactly, from a JSON number or string: a plain cast would round 123.45 to 123. Fractions of zeros
 # are taken from a number only below 2^53, beyond which JSON's numbers with a fraction have lost digits already.
+# DuckDB copies a macro's arguments into every place where the macro uses them, and plans each copy: that is most of
+# what a small chunk costs. So arguments are short, and DuckDB's own macros (split_part) are avoided.
 _MACROS = r"""
 CREATE OR REPLACE TEMP MACRO whole(raw) AS CASE
   WHEN TRY_CAST(raw::VARCHAR AS BIGINT)::VARCHAR = raw::VARCHAR THEN TRY_CAST(raw::VARCHAR AS BIGINT)
   WHEN regexp_full_match(raw::VARCHAR, '"[+-]?[0-9]+(\.0*)?"|-?[0-9]{1,15}(\.0+)?')
-    THEN TRY_CAST(split_part(trim(raw::VARCHAR, '"'), '.', 1) AS BIGINT)
+    THEN TRY_CAST(string_split(trim(raw::VARCHAR, '"'), '.')[1] AS BIGINT)
 END;
 CREATE OR REPLACE TEMP MACRO real_number(raw) AS CASE
   WHEN isfinite(TRY_CAST(raw ->> '$' AS DOUBLE)) THEN TRY_CAST(raw ->> '$' AS DOUBLE)
@@ -70,7 +72,7 @@ END;
    those, up to 15 digits tell what decimal of this scale it was. */
 CREATE OR REPLACE TEMP MACRO exact_decimal(text, scale) AS CASE
   WHEN regexp_full_match(text, '[+-]?[0-9]+(\.[0-9]*)?')
-    AND rtrim(substr(split_part(text, '.', 2), scale + 1), '0') = '' THEN text
+    AND COALESCE(rtrim(substr(string_split(text, '.')[2], scale + 1), '0'), '') = '' THEN text
 END;
 /* BigDecimal writes small numbers with an exponent. */
 CREATE OR REPLACE TEMP MACRO with_exponent(text) AS CASE
@@ -89,9 +91,6 @@ CREATE OR REPLACE TEMP MACRO truth(raw) AS CASE raw::VARCHAR
   WHEN 'true' THEN TRUE WHEN '1' THEN TRUE WHEN '"t"' THEN TRUE
   WHEN 'false' THEN FALSE WHEN '0' THEN FALSE WHEN '"f"' THEN FALSE
 END;
-CREATE OR REPLACE TEMP MACRO clock(micros) AS CASE
-  WHEN micros BETWEEN 0 AND 86399999999 THEN TIME '00:00:00' + to_microseconds(micros)
-END;
 CREATE OR REPLACE TEMP MACRO iso_clock(raw) AS CASE
   WHEN regexp_full_match(raw::VARCHAR, '"([01][0-9]|2[0-3]):[0-5][0-9](:[0-5][0-9]([.][0-9]{1,6}0*)?)?Z?"')
     THEN TRY_CAST(rtrim(raw ->> '$', 'Z') AS TIME)
@@ -107,7 +106,7 @@ CREATE OR REPLACE TEMP MACRO iso_moment(raw) AS CASE
   WHEN ends_with(raw::VARCHAR, 'Z"') THEN TRY_CAST(raw ->> '$' AS TIMESTAMP)
   ELSE make_timestamp(epoch_us(TRY_CAST(raw ->> '$' AS TIMESTAMPTZ)))
 END;
-/* Years 1 to 9999: beyond them a number is a sentinel (PostgreSQL's infinity) or has another unit. */
+/* The years 1 to 9999, as in values.py. */
 CREATE OR REPLACE TEMP MACRO moment(micros) AS CASE
   WHEN micros BETWEEN -62135596800000000 AND 253402300799999999 THEN make_timestamp(micros)
 END;

@@ -82,10 +82,15 @@ def typed(part: Part, column: Column, raw: str) -> str:
             f"""CASE WHEN '"' || {plain}::VARCHAR || '"' = {raw}::VARCHAR THEN {plain} """
             f"ELSE TRY_CAST(decimal_text({raw}, {kind.type.scale}) AS {decimal}) END"
         )
-    number = _number(part, column, raw)
     if pa.types.is_integer(column.type):
-        return f"TRY_CAST(whole({number}) AS {'BIGINT' if column.type == pa.int64() else 'INTEGER'})"
-    return finite(column, f"real_number({number})")
+        number = f"TRY_CAST(whole({raw}) AS {'BIGINT' if column.type == pa.int64() else 'INTEGER'})"
+    elif column.type == pa.float32():
+        number = finite(column, f"real_number({raw})")
+    else:
+        number = f"real_number({raw})"
+    if part.declared(column) is not None or part.settings.decimals == "string":
+        return number
+    return f"CASE WHEN NOT may_be_base64({raw}) THEN {number} END"
 
 
 def finite(column: Column, number: str) -> str:
@@ -119,16 +124,21 @@ def counted(part: Part, column: Column, number: str) -> str:
     if unit is None:
         return ""
     is_time = column.type == TIME
-    most = 86_399_999_999 if is_time else 253_402_300_799_999_999
-    largest = most * unit.denominator // unit.numerator
-    is_sound = f"{number} BETWEEN {0 if is_time else -largest} AND {largest}"
+    least, most = (n * unit.denominator // unit.numerator for n in (_DAY if is_time else _YEARS))
+    is_sound = f"{number} BETWEEN {least} AND {most}"
     if unit.denominator > 1:
         is_sound += f" AND {number} % {unit.denominator} = 0"
     if is_default and unit == MICROS:
         doubtful = _DOUBTFUL_TIMES if is_time else _DOUBTFUL
         is_sound += f" AND {number} NOT BETWEEN {doubtful[0]} AND {doubtful[1]}"
     micros = f"{number} * {unit.numerator} // {unit.denominator}"
-    return f"WHEN {is_sound} THEN {'clock' if is_time else 'moment'}({micros})"
+    moment = f"TIME '00:00:00' + to_microseconds({micros})" if is_time else f"make_timestamp({micros})"
+    return f"WHEN {is_sound} THEN {moment}"
+
+
+# Microseconds of a day, and of the years 1 to 9999: beyond them a number is a sentinel (PostgreSQL's infinity) or has
+# another unit.
+_DAY, _YEARS = (0, 86_399_999_999), (-62_135_596_800_000_000, 253_402_300_799_999_999)
 
 
 # These microseconds are of early 1970, and as milliseconds they are of 1990 to 2286. Where a mere default says
@@ -147,10 +157,3 @@ def _day(part: Part, column: Column, raw: str) -> str:
         return f"day({raw})"
     per_day = DAYS.numerator * unit.denominator // unit.numerator
     return f"CASE WHEN whole({raw}) % {per_day} = 0 THEN day(to_json(whole({raw}) // {per_day})) END"
-
-
-def _number(part: Part, column: Column, raw: str) -> str:
-    """Return SQL for a number as JSON; it gives null where the text could be base64."""
-    if part.declared(column) is not None or part.settings.decimals == "string":
-        return raw
-    return f"CASE WHEN NOT may_be_base64({raw}) THEN {raw} END"
