@@ -795,7 +795,8 @@ class Batch:
     def supersede_quarantine(self, tables: Collection[str] | None = None, until: int | None = None) -> list[int]:
         """Discard, when the batch lands, every event of `tables` (of all) that is open now; returns their positions.
 
-        Only those up to the position `until`, if it is given: later ones are not in what the batch holds.
+        Only those up to the position `until`, if it is given: later ones are not in what the batch holds. What says that
+        changes may be missing counts wherever it stands: the next look tells whether that is so again.
 
         For a batch that holds all in which the source differs from the log: it lands what those events said too, and
         a retry of one would count it twice. Should we die between the two, the events are discarded while their
@@ -803,7 +804,9 @@ class Batch:
         """
         entries = [e for e in self._log.quarantined() if e["state"] == "open"]
         superseded = [
-            e for e in entries if (tables is None or e["table"] in tables) and (until is None or e["position"] <= until)
+            e
+            for e in entries
+            if (tables is None or e["table"] in tables) and (until is None or e["position"] <= until or is_gap(e))
         ]
         self._superseded = [{**e, "reason": f"superseded by a new snapshot; {e['reason']}"} for e in superseded]
         holds = self._log._holds(e for e in entries if e not in superseded)

@@ -248,6 +248,15 @@ def test_a_held_table_is_given_up_by_discarding_its_event_and_noticed_again(shop
     assert capture(shop, tmp_path).gaps
 
 
+def test_a_gap_that_the_resync_itself_comes_upon_is_mended_by_it(shop: Cluster, tmp_path: Path) -> None:
+    shop.execute(FEW_ORDERS)
+    capture(shop, tmp_path)
+    for statement in ("ALTER PUBLICATION lockstep DROP TABLE orders", LOST, ADD):
+        shop.execute(statement)
+    assert lockstep(tmp_path, "capture", shop.dsn(), "--until-caught-up", "--resync", "orders")[0] == 0
+    assert_equal(shop, tmp_path)
+
+
 def test_a_resync_is_refused_where_the_source_would_undo_it(shop: Cluster, tmp_path: Path) -> None:
     shop.execute(FEW_ORDERS)
     capture(shop, tmp_path)
