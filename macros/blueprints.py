@@ -36,12 +36,19 @@ def _measure(m):
 def each_source_table(evaluator):
     """One blueprint per table of the log: `MODEL (name changes.@{source_table}, blueprints @each_source_table())`.
 
-    Its name may be a reserved word: models that read it then write `changes."order"`.
+    Its name may be a reserved word: models that read it then write `changes."order"`. @image_type is the type of its
+    images, as text: only what a model is stamped with makes SQLMesh see that it has changed.
     """
     from lockstep.declaration import identifier
-    from lockstep.schema import TABLES
+    from lockstep.schema import EXTRA, TABLES, literal, quoted
 
-    return _blueprints(f"(source_table := {identifier(name)})" for name in TABLES)
+    def image(table):
+        columns = [*(f"{c.sql} {c.kind.duckdb}" for c in table.columns), f"{quoted(EXTRA)} TEXT"]
+        return literal(f"STRUCT({', '.join(columns)})")
+
+    return _blueprints(
+        f"(source_table := {identifier(name)}, image_type := {image(table)})" for name, table in TABLES.items()
+    )
 
 
 @macro()

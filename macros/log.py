@@ -71,6 +71,12 @@ def union_of_source_tables(evaluator):
 
 
 @macro()
+def typed(evaluator, image: exp.Expression, image_type: exp.Expression):
+    """An image as the struct that is declared: `@typed(before, @image_type) AS before`."""
+    return exp.cast(image, exp.DataType.build(image_type.name, dialect="duckdb"))
+
+
+@macro()
 def image(evaluator, column: exp.Expression):
     """A column of the image that `signs.diff` stands for, NULL if the change has none: `@image(order_id) AS order_id`.
 

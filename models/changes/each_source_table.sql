@@ -1,5 +1,6 @@
 /* The typed change log of one source table up to the watermark, one row per change. `before` and `after` are whole images
-   of the source row; columns that the log's schema does not name travel in their `extra` as JSON. */
+   of the source row; columns that the log's schema does not name travel in their `extra` as JSON. The cast changes nothing: it
+   makes the declaration part of this model, so that a plan after a change of it makes the view again. */
 MODEL (
   name changes.@{source_table},
   kind VIEW,
@@ -12,8 +13,8 @@ SELECT
   logged_at::TIMESTAMP AS logged_at, /* Running maximum of committed_at in position order: the clock that cuts */
   committed_at::TIMESTAMP AS committed_at, /* The source's commit time; not monotone, never used to cut */
   op::TEXT AS op, /* c, u, d or r, as Debezium has them */
-  before AS before, /* Image before the change; NULL for an insert */
-  after AS after, /* Image after the change; NULL for a delete */
+  @typed(before, @image_type) AS before, /* Image before the change; NULL for an insert */
+  @typed(after, @image_type) AS after, /* Image after the change; NULL for a delete */
   tx_id::BIGINT AS tx_id, /* The source's transaction */
   lsn::BIGINT AS lsn /* The source's log sequence number of the change */
 FROM READ_PARQUET(@log_files(@source_table), hive_partitioning = FALSE)

@@ -23,6 +23,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from psycopg2 import errors
 from psycopg2.extensions import connection as Connection
 from psycopg2.extras import LogicalReplicationConnection
 
+from lockstep.adopting import adopt, begin_adopting
 from lockstep.changelog import Batch, ChangeLog, Landed, Writer
 from lockstep.errors import LockstepError
 from lockstep.latest import live_images
@@ -40,10 +42,19 @@ from lockstep.lock import exclusive
 from lockstep.logs import about
 from lockstep.metrics import CapturePublisher, CaptureState
 from lockstep.pgoutput import BEGIN, COMMIT, TRUNCATE, Decoder, commit_end
-from lockstep.postgres import LEFTOVER_SECONDS, Source, close_quietly, format_lsn, is_out_of_reach, parse_lsn, query
+from lockstep.postgres import (
+    LEFTOVER_SECONDS,
+    Identity,
+    Source,
+    close_quietly,
+    format_lsn,
+    is_out_of_reach,
+    parse_lsn,
+    query,
+)
 from lockstep.schema import TABLES, TIMESTAMP, Table, batch_schema
 from lockstep.service import disk_full_said_plainly, stop_on_signal
-from lockstep.snapshot import PART_BYTES, PART_ROWS, begin, check_continues, check_published, check_source
+from lockstep.snapshot import PART_BYTES, PART_ROWS, begin, check_continues, check_source, look, note_gaps
 
 LONGEST_TRIGGER = 10.0  # seconds; how far a backlog may lengthen the trigger, unless it is longer itself
 _PROBE_EVERY = 1.0  # seconds
@@ -59,7 +70,10 @@ log = logging.getLogger("lockstep.capture")
 
 @dataclass
 class Captured:
-    """What a capture did until it ended. `lsn` is the point of PostgreSQL's log at which it will continue."""
+    """What a capture did until it ended. `lsn` is the point of PostgreSQL's log at which it will continue.
+
+    `gaps` says of which tables changes may be missing, and what mends it.
+    """
 
     snapshot: int = 0
     changes: int = 0
@@ -68,6 +82,7 @@ class Captured:
     reconnects: int = 0
     position: int = 0
     lsn: str = "-"
+    gaps: list[str] = field(default_factory=list)
 
 
 def capture(
@@ -91,15 +106,43 @@ def capture(
         disk_full_said_plainly(home),
         # A lock of its own tells others that it lives: the log's may be lent.
         exclusive(home / "capture.lock", "capturing changes"),
-        ChangeLog(home).writer(identity.source, "capturing changes", lends=True) as writer,
     ):
+        new = ChangeLog(home).unadopted() if ChangeLog(home).exists() else {}
+        run = partial(_run, home, source, identity, trigger, stop, summary)
+        if new and new_snapshot:  # that lands the values of all rows
+            begin_adopting(home, identity.source, new)
+            run(until_caught_up, new_snapshot=True, adopts=True)
+            return summary
+        adopted = adopt(home, source, new, stop, lambda lsn: run(True, until=lsn)) if new else 0
+        if not (new and stop.is_set()):
+            run(until_caught_up, new_snapshot=new_snapshot)
+            summary.changes += adopted
+    return summary
+
+
+def _run(
+    home: Path,
+    source: Source,
+    identity: Identity,
+    trigger: float,
+    stop: threading.Event,
+    summary: Captured,
+    until_caught_up: bool,
+    *,
+    new_snapshot: bool = False,
+    until: int | None = None,
+    adopts: bool = False,
+) -> None:
+    """Begin and follow the stream; see `capture`. `until` ends it before the first transaction from that point on."""
+    with ChangeLog(home).writer(identity.source, "capturing changes", lends=True, adopts=adopts) as writer:
         publisher = CapturePublisher(home, CaptureState(source.slot, trigger))
         publisher.publish(writer.watermark)
+        follow = partial(_follow, home, writer, source, identity.database, trigger)
         try:
-            summary.snapshot = begin(home, writer, source, new_snapshot, stop)
+            summary.snapshot += begin(home, writer, source, new_snapshot, stop)
             if not stop.is_set():
                 with suppress(_StoppedWhileLent):
-                    _follow(home, writer, source, identity.database, trigger, until_caught_up, stop, summary, publisher)
+                    follow(until_caught_up, until, stop, summary, publisher)
             publisher.state.phase, publisher.state.problem = "stopped", None
         except BaseException as e:
             publisher.state.phase, publisher.state.problem = "failed", " ".join(str(e).split()) or type(e).__name__
@@ -107,9 +150,9 @@ def capture(
         finally:
             with suppress(OSError):  # not to hide what went wrong before
                 publisher.publish(writer.watermark)
+        summary.gaps = ChangeLog(home).open_gaps()
         summary.position = writer.watermark.position
         summary.lsn = str(writer.watermark.resume.get("commit_lsn", "-"))
-    return summary
 
 
 class _StoppedWhileLent(Exception):
@@ -140,6 +183,7 @@ def _follow(
     database: str,
     trigger: float,
     until_caught_up: bool,
+    until: int | None,
     stop: threading.Event,
     summary: Captured,
     publisher: CapturePublisher,
@@ -163,7 +207,8 @@ def _follow(
         try:
             connection, replication = source.connect(), source.connect_replication()
             if summary.reconnects:
-                check_continues(connection, source, source.identity(replication), writer.watermark.resume)
+                check_continues(writer, connection, replication, source)
+                note_gaps(writer, connection, source)
             with _Stream(
                 home, writer, source, database, connection, replication, trigger, summary, publisher
             ) as stream:
@@ -172,7 +217,7 @@ def _follow(
                     log.info("connected again, continuing from %s", lsn, extra=about("reconnected", lsn=lsn))
                 held_since = None
                 state.phase, state.problem = "following", None
-                stream.pump(stop, until_caught_up)
+                stream.pump(stop, until_caught_up, until)
             return
         except errors.ObjectInUse:
             held_since = held_since or time.monotonic()
@@ -232,6 +277,7 @@ class _Lander:
         self._open = ExitStack()
         self._batch: Batch | None = None
         self.seconds = 0.0  # that the last batch to land took
+        self.looked = look(writer.watermark)  # `begin` and a new connection look as well
 
     @property
     def is_open(self) -> bool:
@@ -252,7 +298,7 @@ class _Lander:
         if segment.end_lsn is None:
             self.seconds += time.monotonic() - started
             return None
-        resume = {**self._writer.watermark.resume, "commit_lsn": format_lsn(segment.end_lsn)}
+        resume = {**self._writer.watermark.resume, **self.looked, "commit_lsn": format_lsn(segment.end_lsn)}
         landed = batch.land(reached=segment.reached, resume=resume)
         self.abandon()
         self.seconds += time.monotonic() - started
@@ -374,9 +420,10 @@ class _Stream:
             self._count(*self._landing)
         self._lander.abandon()
 
-    def pump(self, stop: threading.Event, until_caught_up: bool) -> None:
+    def pump(self, stop: threading.Event, until_caught_up: bool, until: int | None) -> None:
         """Read and land until `stop` is set, or until the point that the source had reached at the start.
 
+        `until` is a point before that: what was committed from there on is left to the next connection.
         Raises _StoppedWhileLent if it was set while another command had the change log.
         """
         self._stop = stop
@@ -399,7 +446,10 @@ class _Stream:
             payload = message.payload
             tag = payload[0]
             if tag == BEGIN:
-                is_landed = struct.unpack_from("!Q", payload, 1)[0] < self._start_lsn
+                committed = struct.unpack_from("!Q", payload, 1)[0]
+                if until is not None and committed >= until:
+                    break
+                is_landed = committed < self._start_lsn
             if is_landed:
                 continue
             pending = self._pending
@@ -506,11 +556,9 @@ class _Stream:
             [[lsn, at]] = query(self._connection, "SELECT pg_current_wal_flush_lsn(), clock_timestamp()")
             self._probe = _Probe(parse_lsn(lsn), at.astimezone(UTC).replace(tzinfo=None))
             self._acknowledger.send_feedback(reply=True)
-            if now >= self._next_look:
+            if now >= self._next_look and self._landing is None and not self._lander.is_open:
                 self._next_look = now + _LOOK_EVERY
-                check_published(self._connection, self._source, self._writer.watermark.resume)
-                if self._partitions:
-                    self._look_at_partitions()
+                self._look()
         if self._probe is None:
             return
         is_quiet = not self._pending.payloads and self._landing is None
@@ -527,6 +575,16 @@ class _Stream:
         self._probes_done += 1
         self._next_probe = now + max(self._trigger, _PROBE_EVERY)
 
+    def _look(self) -> None:
+        """Hold the tables of which changes may be missing from now on, or from some time since the last look."""
+        looked = look(self._writer.watermark)
+        if note_gaps(self._writer, self._connection, self._source):
+            self._count_open()
+        else:
+            self._lander.looked = looked
+        if self._partitions:
+            self._look_at_partitions()
+
     def _look_at_partitions(self) -> None:
         """Warn of what PostgreSQL does not send about partitions that come and go."""
         before, self._partitions = self._partitions, self._source.partitions(self._connection)
@@ -538,7 +596,9 @@ class _Stream:
                     log.warning(text + "ALTER TABLE %s REPLICA IDENTITY FULL;", name, name)
             for name in known.keys() - partitions.keys():
                 text = "%s was dropped or detached from %s: PostgreSQL does not send its rows as deleted, so they stay "
-                log.warning(text + "in the log. Start once with --new-snapshot to land them as deleted", name, table)
+                log.warning(
+                    text + "in the log. `lockstep capture ... --resync %s` lands them as deleted", name, table, table
+                )
 
     def _patience(self) -> float:
         if self._pending.whole:

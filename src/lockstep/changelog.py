@@ -31,7 +31,7 @@ import itertools
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -52,6 +52,7 @@ from lockstep.errors import LockstepError
 from lockstep.journal import File, Journal, refuse, sealed, unsealed
 from lockstep.lock import Lock, exclusive
 from lockstep.logfiles import NO_HOUR, TAIL, begins_at, hour_name, link_into_tail, unlink_from_tail
+from lockstep.moves import new_columns, problems
 from lockstep.project import home, project
 from lockstep.schema import DISCARDED, DISCARDED_SCHEMA, SCHEMA_FILE, TABLES, TIMESTAMP, Table, batch_schema, log_schema
 from lockstep.staging import Stager, Write, durable_parquet
@@ -67,6 +68,7 @@ SETTLING = timedelta(milliseconds=250)
 REMEMBERED, MOST_REMEMBERED = timedelta(minutes=10), 1000
 _HOUR_US = 3_600_000_000
 ALL_TABLES = "*"  # the `table` of an event so broken that its table is unknown: it holds every table
+GAP = "gap"  # the one member of an event that holds a table of which changes may be missing
 KEEP_ALIVE = "keep-alive"  # used as the table where the time of a keep-alive is ahead of our clock
 
 
@@ -230,10 +232,11 @@ class ChangeLog:
         watermark = self.sound_watermark()
         if watermark.started_at is None:
             raise LockstepError(f"The change log in {self.home} is still empty: there is nothing to compute yet.")
-        if watermark.holds and self._raw_watermark()["format"] < FORMAT:
+        is_older = watermark.holds and self._raw_watermark()["format"] < FORMAT  # models read holds from the file
+        if is_older or any(self._landed_schema(name) != schema for name, schema in _schemas().items()):
             assert watermark.source
             with self.writer(watermark.source, "upgrading the change log", patience=60):
-                pass  # models read where a table is held from the file
+                pass  # which does that
 
     def files(self, table: str, after: int = 0, until: int | None = None) -> list[Path]:
         """The files with a table's (or `_discarded`'s) changes between two positions, in order of their first ones.
@@ -288,6 +291,11 @@ class ChangeLog:
         `open` until all of them are filled, then `landed` or `discarded`.
         """
         return self._entries(self.watermark().position if until is None else until)
+
+    def open_gaps(self) -> list[str]:
+        """Why tables are held of which changes may be missing, one sentence each; see `Batch.hold`."""
+        entries = self.quarantined() if self.watermark().holds else []
+        return [e["reason"] for e in entries if e["state"] == "open" and is_gap(e)]
 
     def _entries(self, limit: int) -> list[dict[str, Any]]:
         entries = [
@@ -348,11 +356,13 @@ class ChangeLog:
         patience: float = 0,
         clock: Callable[[], datetime] = machine_now,
         reclocks: bool = False,
+        adopts: bool = False,
     ) -> Iterator[Writer]:
         """The one writer of this log. `source` names the database the changes come from, e.g. `postgresql:shop`.
 
         `lends` promises to call `Writer.lend` now and then; from such a writer the log is borrowed within `patience`
         seconds (see `lock.exclusive`). `clock` tells commit times that are ahead; a simulated source brings its own.
+        `adopts` promises to land what makes columns that the log lacks exact; see `unadopted`.
 
         Opening it creates an empty log where there is none, which is taken back if the caller fails before anything has
         landed, and moves what a crash left of a landing to the debris.
@@ -371,7 +381,7 @@ class ChangeLog:
                     f"{self.root} is the change log of {watermark.source}, these changes come from {source}. "
                     "One data home holds one source: set LOCKSTEP_HOME to another directory."
                 )
-            self._require_schemas()
+            self._require_schemas(adopts)
             watermark = self.settle()
             with ThreadPoolExecutor(os.cpu_count()) as pool:
                 writer = Writer(self, watermark, pool, lock, clock)
@@ -401,24 +411,63 @@ class ChangeLog:
             )
 
     def _create(self, source: str) -> None:
-        self._require_schemas()
+        self._require_schemas(adopts=False)
         durable_replace(self.quarantine / "0-0.jsonl", b"")
         self.require_source_receipts()
         self._replace_watermark(Watermark(source=source))
 
-    def _require_schemas(self) -> None:
-        """An empty file per dataset carries its schema, so that a reader's glob always finds one."""
+    def unadopted(self) -> dict[str, list[str]]:
+        """The declared columns that the log lacks, by table, of tables whose changes have landed."""
+        found = {
+            name: new_columns(table, landed)
+            for name, table in TABLES.items()
+            if (landed := self._landed_schema(name)) is not None and self.files(name)
+        }
+        begun = self.watermark().resume.get("adopting", {})  # by one that was killed
+        return {
+            name: sorted({*columns, *begun.get(name, ())} & {c.name for c in TABLES[name].columns})
+            for name, columns in found.items()
+            if columns or name in begun
+        }
+
+    def _require_schemas(self, adopts: bool) -> None:
+        """An empty file per dataset carries its schema: a reader's glob always finds one, and reads all as it says."""
         for name, schema in _schemas().items():
-            path = self.root / name / NO_HOUR / "0-0.parquet"
-            if not path.exists():
-                path.parent.mkdir(parents=True, exist_ok=True)
-                durable_parquet(schema.empty_table(), path)
-            elif (landed := pq.read_schema(path)) != schema:
-                raise LockstepError(
-                    f"{project() / SCHEMA_FILE} declares {name} with other columns than the change log in {self.home} "
-                    f"has: {_columns_apart(landed, schema)}. A log keeps the columns it began with; new ones are in "
-                    "the images' `extra`. Undo the change, or begin a log in another LOCKSTEP_HOME."
-                )
+            landed = self._landed_schema(name)
+            if landed == schema:
+                continue
+            if landed is not None and name in TABLES and self.files(name):
+                self._require_readable_as(TABLES[name], landed, adopts)
+            path = self._schema_path(name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            durable_parquet(schema.empty_table(), path)
+
+    def _require_readable_as(self, table: Table, landed: pa.Schema, adopts: bool) -> None:
+        declares = (
+            f"{project() / SCHEMA_FILE} declares {table.name} otherwise than the change log in {self.home} has it"
+        )
+        undo = "Undo the change, or begin a log in another LOCKSTEP_HOME."
+        if why := problems(table, landed):
+            raise LockstepError(
+                f"{declares}: {'; '.join(why)}. Types may be widened, and columns left out, which then are in the "
+                f"images' `extra`. {undo}"
+            )
+        if not adopts and (new := new_columns(table, landed)):
+            one = "column" if len(new) == 1 else "columns"
+            how = (
+                "Start `lockstep capture` with this declaration: it lands their values for all rows and goes on."
+                if "slot" in self.watermark().resume
+                else f"Only `lockstep capture` can take up columns of a log that has begun. {undo}"
+            )
+            raise LockstepError(f"{declares}: {one} {', '.join(new)} {'is' if len(new) == 1 else 'are'} new. {how}")
+
+    def _schema_path(self, name: str) -> Path:
+        return self.root / name / NO_HOUR / "0-0.parquet"
+
+    def _landed_schema(self, name: str) -> pa.Schema | None:
+        """The schema that a dataset's files are read as."""
+        path = self._schema_path(name)
+        return pq.read_schema(path) if path.exists() else None
 
     def settle(self) -> Watermark:
         """Have watermark, journal and files agree after a crash or a landing that failed; returns the watermark."""
@@ -521,6 +570,11 @@ def _body(watermark: Watermark) -> dict[str, Any]:
     }
 
 
+def _continuation(watermark: Watermark) -> dict[str, Any]:
+    """From where the source's changes continue. A resync lands changes and leaves that alone."""
+    return {name: value for name, value in watermark.resume.items() if name != "published"}
+
+
 def _copy_of(raw: Mapping[str, Any]) -> dict[str, Any]:
     """What the journal keeps of a stored watermark."""
     return {name: value for name, value in raw.items() if name != "recent"}
@@ -552,16 +606,17 @@ class Writer:
         """Let another command write to the log, and wait for its end; no batch may be open.
 
         `go_on` is called all the while; once it returns False the waiting ends, and False is returned: this writer
-        must not be used any more. Raises LockstepError if the log was not only mended but continued meanwhile.
+        must not be used any more. Raises LockstepError if the log was not only mended but continued meanwhile: if the
+        source's changes that landed go further now.
         """
         if not self._lock.lend(go_on):
             return False
         self._log.journal.reload()
         self._stager.forget()
         before, self.watermark = self.watermark, self._log.sound_watermark()
-        if (self.watermark.position, self.watermark.resume) != (before.position, before.resume):
+        if _continuation(self.watermark) != _continuation(before):
             raise LockstepError(
-                f"Another command has landed changes in {self._log.root} meanwhile: it ends at position "
+                f"Another command has continued {self._log.root} meanwhile: it ends at position "
                 f"{self.watermark.position}, not {before.position}. Start again, to continue from there."
             )
         return True
@@ -647,13 +702,16 @@ class Batch:
         self.watermark = writer.watermark
         self.is_landed = False
 
-    def add(self, changes: Mapping[str, pa.Table], rejected: pa.Table | None = None) -> None:
+    def add(
+        self, changes: Mapping[str, pa.Table], rejected: pa.Table | None = None, held_from: Hold | None = None
+    ) -> None:
         """Append one part, durably; it is not visible yet.
 
         `changes` maps a table's name to rows of `schema.batch_schema`. `rejected` holds the events that broke the
         landing contract, with columns `ordinal`, `committed_at` (may be null), `table` (`*` if unknown), `reason`,
         `event` (the raw text) and, where the source has it, `tx_id`; each keeps the position of its ordinal. Ordinals
-        order the changes of one part.
+        order the changes of one part. `held_from` is where the rejected events hold their tables, if that is not at the
+        first position of their transactions; then none of them is skipped.
 
         An update that changes the primary key becomes a delete and an insert. A commit time that is more than `AHEAD`
         ahead of the clock, or not after `NO_TIME`, stays in `committed_at` and does not move `logged_at`.
@@ -695,7 +753,10 @@ class Batch:
         if bad is not None:
             transactions.append(_transactions(bad))
             begins = self._begins(transactions, positions, logged)
-            held, skipped = self._quarantine(bad, halves[-1], positions[-1], logged[-1], begins, total)
+            may_skip = held_from is None
+            if held_from:
+                begins = [(held_from.position, _to_us(held_from.logged_at))] * len(begins)
+            held, skipped = self._quarantine(bad, halves[-1], positions[-1], logged[-1], begins, total, may_skip)
             for table, hold in held.items():
                 holds[table] = _joined(hold, holds.get(table))
             writes += skipped
@@ -716,12 +777,23 @@ class Batch:
         self._quarantined += rejected.num_rows if rejected is not None else 0
         self._changes += total - (bad.num_rows if bad is not None else 0)
 
+    def hold(self, reasons: Mapping[str, str], since: Hold) -> None:
+        """Hold tables from `since` on because changes of them may be missing; `reasons` are by table.
+
+        Each gets an event in quarantine, which holds it until it is resynced or somebody discards the event.
+        """
+        rows = [
+            {"ordinal": i, "table": table, "reason": reason, "event": json.dumps({GAP: reason})}
+            for i, (table, reason) in enumerate(reasons.items())
+        ]
+        self.add({}, pa.Table.from_pylist(rows, _GAPS), since)
+
     def files(self, table: str) -> list[Path]:
         """The files of one table up to `watermark`: see `ChangeLog.files`."""
         return self._log.files(table, until=self.watermark.position)
 
-    def supersede_quarantine(self) -> list[int]:
-        """Discard, when the batch lands, every event that is open now; returns their positions.
+    def supersede_quarantine(self, tables: Collection[str] | None = None) -> list[int]:
+        """Discard, when the batch lands, every event of `tables` (of all) that is open now; returns their positions.
 
         For a batch that holds all in which the source differs from the log: it lands what those events said too, and
         a retry of one would count it twice. Should we die between the two, the events are discarded while their
@@ -730,9 +802,10 @@ class Batch:
         self._superseded = [
             {**e, "reason": f"superseded by a new snapshot; {e['reason']}"}
             for e in self._log.quarantined()
-            if e["state"] == "open"
+            if e["state"] == "open" and (tables is None or e["table"] in tables)
         ]
-        self.watermark = replace(self.watermark, holds={})
+        holds = {t: h for t, h in self.watermark.holds.items() if tables is not None and t not in tables}
+        self.watermark = replace(self.watermark, holds=holds)
         return [e["position"] for e in self._superseded]
 
     def land(self, *, reached: datetime | None = None, resume: Mapping[str, Any] | None = None) -> Landed:
@@ -851,6 +924,7 @@ class Batch:
         logged_at: np.ndarray,
         begins: list[tuple[int, int]],
         total: int,
+        may_skip: bool,
     ) -> tuple[dict[str, Hold], list[Write]]:
         """The holds that rejected events cause; the file that stores them whole, and the fillers of skipped ones."""
         entries: list[dict[str, Any]] = [
@@ -869,14 +943,26 @@ class Batch:
         base = self.watermark.position
         path = self._log.quarantine / f"{base + 1}-{base + total}.jsonl"
         events = Write(path, text.encode(), last=int(position.max()), count=len(entries))
-        skipped = [entry for entry in entries if skips(entry["table"])]
-        holds = self._log._holds({**entry, "state": "open"} for entry in _whole(entries) if not skips(entry["table"]))
+        skipped = [entry for entry in entries if may_skip and skips(entry["table"])]
+        holding = [entry for entry in entries if entry not in skipped]
+        holds = self._log._holds({**entry, "state": "open"} for entry in _whole(holding))
         if not skipped:
             return holds, [events]
         rows = _discarded_rows(sorted(skipped, key=lambda e: e["position"]))
         position = rows["position"].to_numpy()
         fillers = _by_hour(self._log.root, DISCARDED, rows, position, _us(rows["logged_at"]), may_grow=True)
         return holds, [events, *fillers]
+
+
+_GAPS = pa.schema(
+    [
+        ("ordinal", pa.int64()),
+        ("committed_at", TIMESTAMP),
+        ("table", pa.string()),
+        ("reason", pa.string()),
+        ("event", pa.string()),
+    ]
+)
 
 
 def _transactions(rows: pa.Table) -> np.ndarray:
@@ -944,6 +1030,11 @@ def _may_change_key(table: str, event: str) -> bool:
         return False
 
 
+def is_gap(entry: Mapping[str, Any]) -> bool:
+    """Whether a quarantined event says that changes may be missing, and is no change itself."""
+    return bool(entry["event"] == json.dumps({GAP: entry["reason"]}))
+
+
 def _whole(entries: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Quarantined events one each, with all `positions` kept for them; the second of two follows the first."""
     whole: list[dict[str, Any]] = []
@@ -1007,11 +1098,6 @@ def _discarded_rows(entries: list[dict[str, Any]] | list[Mapping[str, Any]]) -> 
 
 def _schemas() -> dict[str, pa.Schema]:
     return {DISCARDED: DISCARDED_SCHEMA, **{name: log_schema(table) for name, table in TABLES.items()}}
-
-
-def _columns_apart(landed: pa.Schema, declared: pa.Schema) -> str:
-    images = [{(f.name, str(f.type)) for f in schema.field("after").type} for schema in (landed, declared)]
-    return ", ".join(f"{column} {kind}" for column, kind in sorted(images[0] ^ images[1]))
 
 
 def _us(column: pa.ChunkedArray) -> np.ndarray:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from lockstep.ingest import Summary
 
 _LIVE_RATE = 50
+_RESYNC_SECONDS = 600.0  # for the source to give a snapshot and the log to reach it
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -769,7 +770,14 @@ def simulate(
 )
 @click.option("--trigger", default="1s", show_default=True, help="How long changes gather: 200ms, 1s, 5s, 1min.")
 @click.option("--until-caught-up", is_flag=True, help="End when all that was committed at the start has landed.")
-@click.option("--new-snapshot", is_flag=True, help="Read all tables again, and land how they differ from the log.")
+@click.option(
+    "--resync",
+    "resync",
+    multiple=True,
+    metavar="TABLE",
+    help="Read this table again, and land how it differs from the log.",
+)
+@click.option("--new-snapshot", is_flag=True, help="The same for all tables, with a new slot.")
 @click.option("--log-format", type=click.Choice(logs.FORMATS), default="text", show_default=True, help="Of stderr.")
 @click.option("--log-level", type=click.Choice(logs.LEVELS), default="info", show_default=True, help="debug: batches.")
 def capture(
@@ -779,6 +787,7 @@ def capture(
     schema: str,
     trigger: str,
     until_caught_up: bool,
+    resync: tuple[str, ...],
     new_snapshot: bool,
     log_format: str,
     log_level: str,
@@ -789,9 +798,14 @@ def capture(
     continues from what has landed. Passwords are best left to ~/.pgpass or PGPASSWORD. How it goes is told by
     `lockstep status` and, for Prometheus, by LOCKSTEP_HOME/metrics/capture.prom.
 
-    --new-snapshot discards what is open in quarantine: the difference that it lands holds what those events said.
+    A table is held when it leaves the publication for a time, is dropped and made again or renamed, since changes of it
+    may never have been sent: nothing newer of it is computed, while all others go on. --resync mends that, and whatever
+    else `lockstep verify-source` finds. If a capture is running, this command borrows its change log for a moment and
+    ends; otherwise it goes on to capture. --new-snapshot mends what a slot cannot: a slot that is gone or lost, a
+    publication that was dropped, a promoted standby, a log that was filled otherwise. Both discard what quarantine has
+    of these tables, since the difference includes it.
 
-    Exit code 0 if it was stopped or has caught up; 1 if you must act, with the reason.
+    Exit code 0 if it was stopped or has caught up and no table is held by a gap; 1 if you must act, with the reason.
 
     \b
     Examples:
@@ -799,6 +813,7 @@ def capture(
       lockstep capture postgresql://lockstep@db/shop --log-format json
       lockstep capture postgresql://lockstep@db/shop --trigger 200ms
       lockstep capture postgresql://lockstep@db/shop --until-caught-up     # from cron
+      lockstep capture postgresql://lockstep@db/shop --resync orders
     """
     _require_psycopg2("Capturing")
     # Arrow's own allocator keeps what it has freed: with the C library's the peak is 50 MB lower, and it is no slower.
@@ -809,8 +824,29 @@ def capture(
 
     logs.set_up(log_format, log_level)
     source = Source(dsn, slot=slot, publication=publication, schema=schema)
+    if resync and new_snapshot:
+        raise LockstepError("--new-snapshot resyncs all tables: leave out --resync.")
+    if resync and _resync(dsn, resync):
+        return
     summary = follow(home(), source, parse_seconds(trigger), until_caught_up=until_caught_up, new_snapshot=new_snapshot)
     show.captured(summary)
+    show.gaps(summary.gaps)
+    if summary.gaps and until_caught_up:
+        sys.exit(1)
+
+
+def _resync(dsn: str, tables: tuple[str, ...]) -> bool:
+    """Resync tables; whether a capture is running, so that this command has nothing left to do."""
+    from lockstep.lock import holder
+    from lockstep.verify import Mend, verify
+
+    is_running = holder(home() / "capture.lock") is not None
+    try:
+        resynced = verify(home(), dsn, tables, _RESYNC_SECONDS, 1, show.status_line, Mend.ALL)
+    finally:
+        show.status_line("")
+    show.resynced(resynced)
+    return is_running
 
 
 @cli.command()
@@ -1062,14 +1098,16 @@ def alerts(action: str, dry_run: bool, as_json: bool) -> None:
 @click.option(
     "--limit", type=click.IntRange(min=1), default=20, show_default=True, help="At most so many differing keys a table."
 )
+@click.option("--repair", is_flag=True, help="Resync the tables that did not pass, and verify them again.")
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-def verify_source(dsn: str, tables: tuple[str, ...], timeout: str, limit: int, as_json: bool) -> None:
+def verify_source(dsn: str, tables: tuple[str, ...], timeout: str, limit: int, repair: bool, as_json: bool) -> None:
     """Prove that the change log equals the source: every row of every table, at one moment of both.
 
     Takes a snapshot of the source tied to a point of PostgreSQL's log, waits until the change log has come that far
-    (so `lockstep capture` must be running), and compares the source's rows with the log up to the very position of
-    that point. It writes nothing to the source; a temporary replication slot exists for a moment. Like pg_dump it keeps
-    the tables from being altered or truncated while it reads them. The user needs what a capture needs.
+    (if no `lockstep capture` is running it captures that much itself), and compares the source's rows with the log up
+    to the very position of that point. It writes nothing to the source; a temporary replication slot exists for a
+    moment. Like pg_dump it keeps the tables from being altered or truncated while it reads them. The user needs what a
+    capture needs.
 
     All columns are compared, also those that no model knows yet; values as the log types them. A key can be
 
@@ -1084,25 +1122,39 @@ def verify_source(dsn: str, tables: tuple[str, ...], timeout: str, limit: int, a
     given up, which the log is known to lack. The result is stored as a receipt per table, with the first 20 keys and
     without values: LOCKSTEP_HOME/source_receipts.jsonl, `lockstep receipts --source`, `reconcile.source_receipts`.
 
-    Exit code 0 only if every table passed; 1 if not, or if they could not be compared, with the reason.
+    --repair lands, for each table that did not pass, the changes that make the log's rows those of the source, also
+    while a capture runs; quarantine's events of the table are discarded, since these changes include them. Then these
+    tables are verified again.
+
+    Exit code 0 only if every table passed, with --repair at last; 1 if not, or if they could not be compared, with the
+    reason.
 
     \b
     Examples:
       lockstep verify-source postgresql://lockstep@db/shop
+      lockstep verify-source postgresql://lockstep@db/shop --repair
       lockstep verify-source postgresql://lockstep@db/shop --table orders --table shipments
       lockstep verify-source postgresql://lockstep@db/shop --timeout 10min --json     # nightly, from cron
     """
     _require_psycopg2("Verifying")
-    from lockstep.verify import verify
+    from lockstep.verify import Mend, verify
 
-    try:
-        verified = verify(home(), dsn, tables, parse_seconds(timeout), limit, show.status_line)
-    finally:
-        show.status_line("")
+    rows: dict[str, object] = {}
+    landed: dict[str, int] = {}
+    for mend in (Mend.FAILED, Mend.NONE) if repair else (Mend.NONE,):
+        try:
+            verified = verify(home(), dsn, tables, parse_seconds(timeout), limit, show.status_line, mend)
+        finally:
+            show.status_line("")
+        if not as_json:
+            show.verified(verified, limit)
+        rows |= {row["source_table"]: row for row in verified.receipts(limit, with_values=True)}
+        landed |= {t.table: t.landed for t in verified.tables if t.landed is not None}
+        tables = tuple(landed)
+        if not landed:
+            break
     if as_json:
-        show.json({"warnings": verified.warnings, "tables": verified.receipts(limit, with_values=True)})
-    else:
-        show.verified(verified, limit)
+        show.json({"warnings": verified.warnings, "tables": list(rows.values()), "resynced": landed})
     if not verified.is_equal:
         sys.exit(1)
 

@@ -98,6 +98,8 @@ def _compact_hour(home: Path, hour: Path, scratch: Path, done: Compacted) -> Non
     files = _files(hour)
     if any(path.suffix != ".parquet" for path in files):  # a writer is at work here: quarantined events resolved
         return
+    if len({str(pq.read_schema(path)) for path in files}) > 1:  # of declarations before and after a change
+        return
     # A file that grows keeps its name. None does in a sealed hour; should one, what is merged here would lack rows.
     versions = [version_of(path) for path in files]
     merged = scratch / hour.parent.name / hour.name

@@ -10,7 +10,7 @@ Memory does not grow with the table: images become a few numbers in a file, and 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,8 +20,9 @@ import pyarrow.parquet as pq
 
 from lockstep.kinds import BYTES, TEXT
 from lockstep.latest import bounded_database, quoted
+from lockstep.moves import empty_file
 from lockstep.pgvalues import Layout, images
-from lockstep.schema import Table, log_schema
+from lockstep.schema import Table
 
 if TYPE_CHECKING:
     import duckdb
@@ -79,19 +80,23 @@ class Comparison:
 class Staging:
     """Takes a table's rows as text, as `Source.copy` hands them on, into a Parquet file of images.
 
-    They are typed as a capture types them. A row that breaks the landing contract keeps its key and the reason.
+    They are typed as a capture types them. A row that breaks the landing contract keeps its key and the reason, and is
+    handed to `reject` as text, with the reasons by row number.
     """
 
-    def __init__(self, layout: Layout, path: Path) -> None:
+    def __init__(
+        self, layout: Layout, path: Path, reject: Callable[[list[pa.Array], Mapping[int, str]], None] = lambda *_: None
+    ) -> None:
         self._layout = layout
+        self._reject = reject
         self._file = pq.ParquetWriter(path, pa.schema([("image", layout.table.image), ("reason", TEXT)]))
-        self.rows = 0
 
     def take(self, texts: list[pa.Array]) -> None:
         image, reasons = images(self._layout, texts, None, "source's")
         reason = pa.array([reasons.get(i) for i in range(len(image))] if reasons else [None] * len(image), TEXT)
         self._file.write_batch(pa.record_batch([image, reason], ["image", "reason"]))
-        self.rows += len(image)
+        if reasons:
+            self._reject(texts, reasons)
 
     def close(self) -> None:
         self._file.close()
@@ -112,9 +117,7 @@ def compare(
     """
     table = layout.table
     with bounded_database(scratch) as connection:
-        none = scratch / "none.parquet"  # so that there is a file to read where the table has no changes
-        pq.write_table(log_schema(table).empty_table(), none)
-        tables = _Tables(connection, layout, staged, [none, *files], position)
+        tables = _Tables(connection, layout, staged, [empty_file(table, scratch), *files], position)
         if not table.key:
             return tables.compare_rows(limit)
         digests = scratch / "digests.parquet"

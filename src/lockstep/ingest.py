@@ -35,7 +35,7 @@ from lockstep.durable import durable_replace
 from lockstep.errors import LockstepError
 from lockstep.lines import LineReader
 from lockstep.lock import exclusive
-from lockstep.logfiles import Version, version_of
+from lockstep.logfiles import NO_HOUR, Version, version_of
 from lockstep.names import DATABASES_AS_SCHEMAS
 from lockstep.schema import TABLES, Table, batch_schema, literal
 
@@ -555,7 +555,8 @@ def _log_rows(log: ChangeLog, table: Table, columns: str, condition: str = "TRUE
 def _rows(files: Sequence[Path], columns: str, condition: str) -> str:
     if not files:
         return ""
-    names = [str(f) for f in files]
+    # An empty file comes first: all are read as what is declared now, whatever they were written as.
+    names = [str(f) for f in (files[0].parents[1] / NO_HOUR / "0-0.parquet", *files)]
     return f"SELECT {columns} FROM read_parquet({names!r}, hive_partitioning = FALSE) WHERE {condition}"
 
 
@@ -584,9 +585,10 @@ def _lives(table: Table, changes: str) -> str:
     """SELECT ordinal, key, is_end: at each change, the key that it gives an image or whose life it ends."""
     before, after = _key(table, "before"), _key(table, "after")
     return f"""
-    SELECT ordinal, {after} AS key, FALSE AS is_end FROM ({changes}) WHERE op <> 'd'
+    SELECT ordinal, {after} AS key, FALSE AS is_end FROM ({changes}) WHERE op <> 'd' AND after IS NOT NULL
     UNION ALL
-    SELECT ordinal, {before}, TRUE FROM ({changes}) WHERE op = 'd' OR op = 'u' AND {before} <> {after}
+    SELECT ordinal, {before}, TRUE FROM ({changes})
+    WHERE op = 'd' OR op = 'r' AND after IS NULL OR op = 'u' AND {before} <> {after}
     """
 
 

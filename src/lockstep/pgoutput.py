@@ -324,14 +324,14 @@ class _Tuples:
 def _broken(layout: Layout, tag: np.ndarray, marker: np.ndarray, new: _Tuples) -> dict[int, str]:
     """The rows that cannot have images, whatever their values are."""
     if layout.problem:
-        return dict.fromkeys(range(len(tag)), layout.problem)
+        return dict.fromkeys(range(len(tag)), layout.reason)
     reasons: dict[int, str] = {}
     name = layout.table.name
     if not layout.table.key:
         return dict.fromkeys(
             np.flatnonzero(tag != _INSERT).tolist(),
             f"{name} is declared append-only and has no key, so one of its rows cannot be changed or deleted: "
-            "`lockstep capture --new-snapshot` lands what has become of the table",
+            f"`lockstep capture ... --resync {name}` lands what has become of the table",
         )
     for row in np.flatnonzero((tag != _INSERT) & (marker != _OLD)).tolist():
         reasons[row] = (
@@ -358,7 +358,7 @@ def _only_keys(layout: Layout, marker: np.ndarray, old: _Tuples) -> dict[int, st
     return dict.fromkeys(
         np.flatnonzero(is_key_only).tolist(),
         f"its before image holds the key alone: each partition of {name} needs ALTER TABLE ... REPLICA IDENTITY FULL, "
-        "and then `lockstep capture --new-snapshot`",
+        f"and then `lockstep capture ... --resync {name}`",
     )
 
 

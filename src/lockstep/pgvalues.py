@@ -62,6 +62,17 @@ _ACCEPTED: dict[str, tuple[int, ...]] = {
     "bit": (_BIT, _VARBIT),
     "varbit": (_BIT, _VARBIT),
 }
+_NO_TYPE = 0
+_NAMES = {
+    _INT2: "smallint",
+    _INT4: "integer",
+    _INT8: "bigint",
+    _TEXT: "text",
+    _VARCHAR: "varchar",
+    700: "real",
+    701: "double precision",
+    1700: "numeric",
+}
 _FIRST_OWN = 16384  # OIDs from here on are of the database's own types: domains, enums, those of extensions
 
 
@@ -100,6 +111,18 @@ class Layout:
         return None
 
     @property
+    def reason(self) -> str:
+        """The problem as the reason of an event in quarantine, with the way out: the declaration follows the source."""
+        found = {c.name: c.type_oid for c in self.columns}
+        column = next(c for c in self.table.columns if not _accepts(c.kind, found.get(c.at(POSTGRESQL), _NO_TYPE)))
+        name = column.at(POSTGRESQL)
+        change = f"declare it as {_NAMES.get(found[name], 'what it is')}" if name in found else "leave it out of"
+        place = "in source_schema.sql" if name in found else "source_schema.sql"
+        return (
+            f"{self.problem}: {change} {place}, start `lockstep capture` again, then `lockstep quarantine retry --all`"
+        )
+
+    @property
     def unknown(self) -> list[SourceColumn]:
         """The columns that the project does not declare, by name: they travel in `extra`."""
         known = {c.at(POSTGRESQL) for c in self.table.columns}
@@ -117,10 +140,12 @@ class Layout:
                 remarks.append(f"-- write {quoted(alike[0])} in source_schema.sql, in quotes: without, it is {name}")
             elif name not in found:
                 statements.append(f"ALTER TABLE {qualified} ADD COLUMN {sql} {sql_type};")
+                remarks.append(f"-- or leave {name} out of source_schema.sql")
             elif not _accepts(column.kind, found[name]):
                 statements.append(
                     f"ALTER TABLE {qualified} ALTER COLUMN {sql} TYPE {sql_type} USING {sql}::{sql_type};"
                 )
+                remarks.append(f"-- or declare {name} as {_NAMES.get(found[name], 'what it is')} in source_schema.sql")
         return statements + remarks
 
 

@@ -76,10 +76,14 @@ class Problem:
 
 @dataclass(frozen=True)
 class Identity:
-    """What tells one server and database from another, also when both have the same name."""
+    """What tells one server and database from another, also when both have the same name.
+
+    `timeline` is the branch of the server's log: a standby that is promoted begins a new one.
+    """
 
     system_identifier: str
     database: str
+    timeline: int
 
     @property
     def source(self) -> str:
@@ -205,7 +209,19 @@ class Source:
             cursor.execute("IDENTIFY_SYSTEM")
             row = cursor.fetchone()
         assert row is not None
-        return Identity(row[0], row[3])
+        return Identity(row[0], row[3], row[1])
+
+    def timeline_left_at(self, replication: LogicalReplicationConnection, timeline: int) -> int | None:
+        """Where the server's log left an earlier timeline: None if it is still on it, 0 if it never was."""
+        current = self.identity(replication).timeline
+        if timeline == current:
+            return None
+        with replication.cursor() as cursor:
+            cursor.execute(f"TIMELINE_HISTORY {current}")
+            row = cursor.fetchone()
+        assert row is not None
+        lines = (line.split("\t") for line in row[1].splitlines() if line[:1].isdigit())
+        return next((parse_lsn(line[1]) for line in lines if int(line[0]) == timeline), 0)
 
     def slot_state(self, connection: Connection) -> Slot | None:
         rows = query(
@@ -287,7 +303,8 @@ class Source:
         """Make the slot. Its snapshot can be read until the next command on `replication`, or its end.
 
         The server first waits for every transaction that is running now. Until it is done `while_waiting` is called
-        several times a second with the seconds that have passed; False gives up, which raises QueryCanceled.
+        several times a second with the seconds that have passed; False gives up, which raises QueryCanceled. What it
+        raises is raised.
 
         A temporary slot is gone with `replication`, whatever ends it.
         """
@@ -302,9 +319,13 @@ class Source:
         started = time.monotonic()
         with ThreadPoolExecutor(1, "slot") as thread:  # the call lasts, and a signal does not end it
             making = thread.submit(create)
-            while not wait([making], timeout=0.2).done:
-                if not while_waiting(time.monotonic() - started):
-                    replication.cancel()
+            try:
+                while not wait([making], timeout=0.2).done:
+                    if not while_waiting(time.monotonic() - started):
+                        replication.cancel()
+            except BaseException:
+                replication.cancel()
+                raise
             row = making.result()
         assert row is not None
         return Snapshot(parse_lsn(row[1]), row[2])
@@ -598,7 +619,7 @@ class Source:
             statement = "-- create it as in the source schema, or use --schema NAME"
             if table.schema:
                 statement = f"-- create it, or declare the table in the schema it is in: it is {table.schema} now"
-            return [Problem(f"table {name} is missing", statement)]
+            return [Problem(f"table {name} is missing", statement, is_fatal=False)]
         problems = []
         if found.kind not in KINDS:
             what, way_out = OTHER_KINDS.get(found.kind, ("no table", "leave it out of the source schema"))
@@ -713,7 +734,7 @@ class Source:
                 f"ALTER PUBLICATION {name} ADD TABLE {', '.join(self._name(connection, tables[n]) for n in lacking)};"
             )
             text = f"publication {name} lacks {', '.join(lacking)}"
-            problems.append(Problem(text, statement, hinders_reading=False))
+            problems.append(Problem(text, statement, is_fatal=False, hinders_reading=False))
         for table_name, place in places.items():
             row_filter, columns = place or (None, None)
             left_out = columns is not None and {c.name for c in layouts[table_name].columns} - columns

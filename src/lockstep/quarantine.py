@@ -12,7 +12,7 @@ import duckdb
 import pyarrow as pa
 
 from lockstep import debezium
-from lockstep.changelog import ChangeLog, Watermark, split_key_updates
+from lockstep.changelog import ChangeLog, Watermark, is_gap, split_key_updates
 from lockstep.errors import LockstepError
 from lockstep.ingest import Fresh, link_snapshot
 from lockstep.schema import TIMESTAMP, Table, log_schema
@@ -96,6 +96,8 @@ def _open(home: Path, positions: Collection[int]) -> list[Entry]:
 
 def _read(log: ChangeLog, event: Entry) -> tuple[Table, pa.Table] | str:
     """The event as rows of `schema.log_schema`, two for an update of the primary key, or why it cannot land."""
+    if is_gap(event):
+        return str(event["reason"])
     con = debezium.connect()
     resume = log.watermark().resume
     schemas = debezium.Schemas(resume)
@@ -113,7 +115,7 @@ def _read(log: ChangeLog, event: Entry) -> tuple[Table, pa.Table] | str:
     if op != same_op and len(event["positions"]) < 2:
         return (
             "it changes the primary key, which makes a delete and an insert, but the version that quarantined it kept "
-            "one position only; `lockstep capture --new-snapshot` lands what it changed, and discards it"
+            f"one position only; `lockstep capture ... --resync {table.name}` lands what it changed, and discards it"
         )
     return table, _rows(con, log, table, event)
 

@@ -7,8 +7,9 @@ the simulator all derive from it, so that a batch of inserts alone can never inf
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -152,6 +153,19 @@ class Tables(Mapping[str, Table]):
     @functools.cached_property
     def _found(self) -> dict[str, Table]:
         return declared(project() / SCHEMA_FILE)
+
+    @contextmanager
+    def without(self, columns: Mapping[str, Collection[str]]) -> Iterator[None]:
+        """Some columns are not declared for as long: by table, their names. They travel in the images' `extra`."""
+        found = self._found
+        self._found = {
+            name: replace(t, columns=tuple(c for c in t.columns if c.name not in columns.get(name, ())))
+            for name, t in found.items()
+        }
+        try:
+            yield
+        finally:
+            self._found = found
 
     def __getitem__(self, name: str) -> Table:
         return self._found[name]

@@ -209,6 +209,13 @@ def verified(v: Verified, limit: int) -> None:
             console.print(f"{r['source_table']}: {_count(r['differing'] - len(r['keys']), 'more key')} (`--limit`)")
     equal = "The change log equals the source." if v.is_equal else Text("The change log differs from it.", style="red")
     console.print(equal)
+    resynced(v)
+
+
+def resynced(v: Verified) -> None:
+    for table in v.tables:
+        if table.landed is not None:
+            console.print(f"{table.table} was resynced: {_count(table.landed, 'change')} landed.")
 
 
 def _quoted(value: str | None) -> str:
@@ -493,6 +500,11 @@ def captured(s: Captured) -> None:
         f"{snapshot}Captured {s.changes:,} changes in {s.batches:,} batches, {s.quarantined:,} events to quarantine, "
         f"{s.reconnects:,} reconnects. Position {s.position:,}, continues from {s.lsn}."
     )
+
+
+def gaps(reasons: list[str]) -> None:
+    for reason in reasons:
+        print(f"Held: {reason}.", file=sys.stderr)
 
 
 def reconciled(results: list[Reconciled], limit: int) -> None:

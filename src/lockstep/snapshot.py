@@ -1,19 +1,22 @@
 """Where a capture begins: at the point that the log has reached, or else with a snapshot tied to a new slot.
 
-A first snapshot lands whole, as op `r`. A later one (the slot was lost, or the log was filled otherwise) lands only
-how the source differs from the log: new rows as `r`, changed ones as `r` with the image that the log has of them,
-vanished ones as `d`. Adding it up then gives the source's state again, and nothing is counted twice. What events in
-quarantine said is in that difference, so they are discarded with it.
+A first snapshot lands whole, as op `r`. A later one (the slot was lost, or the log was filled otherwise) is a resync of
+all tables: it lands only how the source differs from the log, as op `r` with the image that the log has and the image
+that the source has; either may be missing. After it both the latest images and the sums of signed images are the
+source's. It includes what events in quarantine said, so these are discarded with it.
 """
 
 from __future__ import annotations
 
 import logging
+import os
+import secrets
 import shutil
 import threading
-from collections.abc import Callable, Mapping
-from contextlib import suppress
-from datetime import datetime
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +28,15 @@ from psycopg2 import errors
 from psycopg2.extensions import connection as Connection
 from psycopg2.extras import LogicalReplicationConnection
 
-from lockstep.changelog import Batch, Writer
+from lockstep.changelog import Batch, Hold, Watermark, Writer
+from lockstep.compare import Staging
 from lockstep.errors import LockstepError
-from lockstep.latest import differences
+from lockstep.latest import Differences, differences
 from lockstep.logs import about
 from lockstep.pgoutput import REJECTED_SCHEMA, event
 from lockstep.pgvalues import Layout, images, json_image
 from lockstep.postgres import Identity, Source, format_lsn, parse_lsn, query
-from lockstep.schema import TABLES, TIMESTAMP, batch_schema
+from lockstep.schema import TABLES, TIMESTAMP, Table, batch_schema, quoted
 
 # A part is what is decoded and written at once: it bounds memory.
 PART_ROWS = 40_000
@@ -61,10 +65,9 @@ def begin(home: Path, writer: Writer, source: Source, new_snapshot: bool, stop: 
             _same_names(resume, source)
         take_snapshot = new_snapshot or resume.get("snapshot") != "complete"
         if is_begun and not take_snapshot:
+            check_continues(writer, connection, replication, source)
+            note_gaps(writer, connection, source)
             check_source(connection, source, {}, is_new=False)
-            check_continues(connection, source, identity, resume)
-            if "published" not in resume:  # by an older version
-                writer.land({}, resume={**resume, "published": source.published(connection)})
             return 0
         if writer.watermark.position and not is_begun and not new_snapshot:
             raise LockstepError(
@@ -82,6 +85,7 @@ def begin(home: Path, writer: Writer, source: Source, new_snapshot: bool, stop: 
             "schema": source.schema,
             "system_identifier": identity.system_identifier,
             "database": identity.database,
+            "timeline": identity.timeline,
             "published": source.published(connection),
         }
         # Before the slot is made: should we be killed with it half done, the slot is known to be ours to drop.
@@ -125,7 +129,7 @@ def check_source(connection: Connection, source: Source, resume: Mapping[str, An
         listed = "".join(f"\n  {p.text}\n    {p.statement}" for p in fatal)
         raise LockstepError(f"The source is not ready to be captured:{listed}")
     for problem in problems:
-        log.warning("%s; rows that do not fit go to quarantine: %s", problem.text, problem.statement)
+        log.warning("%s. What mends it: %s", problem.text, problem.statement)
     slot = source.slot_state(connection)
     if is_new and slot and not resume:
         raise LockstepError(
@@ -135,8 +139,12 @@ def check_source(connection: Connection, source: Source, resume: Mapping[str, An
         )
 
 
-def check_continues(connection: Connection, source: Source, identity: Identity, resume: Mapping[str, Any]) -> None:
-    """Refuse to continue where changes would be missing or belong to another server."""
+def check_continues(
+    writer: Writer, connection: Connection, replication: LogicalReplicationConnection, source: Source
+) -> None:
+    """Refuse to continue where changes would be missing or belong to another server; note the server's timeline."""
+    resume = writer.watermark.resume
+    identity = source.identity(replication)
     landed = parse_lsn(resume["commit_lsn"])
     offer = (
         "`--new-snapshot` reads all tables again and lands how they differ from the change log; nothing is counted "
@@ -149,7 +157,14 @@ def check_continues(connection: Connection, source: Source, identity: Identity, 
         )
     slot = source.slot_state(connection)
     [[end]] = query(connection, "SELECT pg_current_wal_flush_lsn()")
-    if slot is None:
+    left_at = source.timeline_left_at(replication, resume.get("timeline", identity.timeline))
+    if left_at is not None and left_at < landed:
+        why = (
+            f"The server was promoted from a standby that had not received everything: this change log has landed up "
+            f"to {resume['commit_lsn']} of timeline {resume['timeline']}, and the server left that timeline at "
+            f"{format_lsn(left_at)}: it does not have the changes in between."
+        )
+    elif slot is None:
         why = f"Replication slot {source.slot} is gone: the server no longer keeps what changed since."
     elif slot.plugin != "pgoutput" or slot.database != identity.database:
         why = f"Replication slot {source.slot} is of database {slot.database} and plugin {slot.plugin}, not ours."
@@ -166,28 +181,82 @@ def check_continues(connection: Connection, source: Source, identity: Identity, 
     elif parse_lsn(end) < landed:
         why = f"The server was set back in time: its log ends at {end}, {resume['commit_lsn']} has landed here."
     else:
-        check_published(connection, source, resume)
+        if resume.get("timeline") != identity.timeline:
+            writer.land({}, resume={**resume, "timeline": identity.timeline})
         return
     raise LockstepError(f"{why} {offer}")
 
 
-def check_published(connection: Connection, source: Source, resume: Mapping[str, Any]) -> None:
-    """Refuse to go on where the publication, or a table's place in it, is not what it was at the snapshot."""
-    was = resume.get("published")
-    if was is None or (now := source.published(connection)) == was:
-        return
-    lacking = [name for name in was["tables"] if name not in now["tables"]]
-    changed = [name for name in TABLES if now["tables"].get(name) != was["tables"].get(name)]
-    if lacking:
-        what = f"{', '.join(lacking)} left publication {source.publication}"
-    elif now["publication"] != was["publication"]:
-        what = f"publication {source.publication} was altered, or dropped and made again"
-    else:
-        what = f"{', '.join(changed)} left publication {source.publication} for a time, or was made anew"
-    raise LockstepError(
-        f"Since the last snapshot {what}: changes may never have been sent, and are missing in the log. Start once "
-        "with `--new-snapshot`: it reads all tables again and lands how they differ from the log."
-    )
+def note_gaps(writer: Writer, connection: Connection, source: Source) -> list[str]:
+    """Hold each table of which changes may be missing because of what was done to the publication or to the table.
+
+    It is held from where the log was when all was last in order, by an event in quarantine that says why, until it is
+    resynced. Returns what the new events say. No batch may be open.
+    """
+    watermark = writer.watermark
+    resume = watermark.resume
+    now = source.published(connection)
+    was = resume.get("published", now)  # an older version noted nothing
+    places: dict[str, Any] = {}
+    why: dict[str, str] = {}
+    for name, table in TABLES.items():
+        place = now["tables"].get(name)
+        before = was["tables"].get(name, place)
+        if before is None:  # it is held since; or its event was discarded, and it is taken as it is
+            places[name] = None if name in watermark.holds else place
+        elif reason := _gap(source, table, before, place, was["publication"] == now["publication"]):
+            places[name], why[name] = None, reason
+        else:
+            places[name] = place
+    state = {**resume, "published": {"publication": now["publication"], "tables": places}}
+    if why:
+        with writer.batch() as batch:
+            batch.hold(why, _last_look(watermark))
+            batch.land(resume=state)
+    elif state != resume:
+        writer.land({}, resume=state)
+    for name, reason in why.items():
+        log.error("%s is held: %s", name, reason, extra=about("gap", table=name, reason=reason))
+    return list(why.values())
+
+
+def look(watermark: Watermark) -> dict[str, Any]:
+    """What to add to the resume state when all was in order at this watermark."""
+    at = watermark.logged_at.isoformat() if watermark.logged_at else None
+    return {"looked": {"position": watermark.position, "logged_at": at}}
+
+
+def _last_look(watermark: Watermark) -> Hold:
+    """From where a table is held if something is found now."""
+    looked = watermark.resume.get("looked")
+    position, logged_at = (looked["position"], looked["logged_at"]) if looked else (watermark.position, None)
+    at = datetime.fromisoformat(logged_at) if logged_at else watermark.logged_at
+    return Hold(position + 1, at or datetime.now(UTC).replace(tzinfo=None))
+
+
+def _gap(
+    source: Source, table: Table, before: list[str], place: list[str] | None, is_same_publication: bool
+) -> str | None:
+    """Why changes of a table may be missing; None if they are not."""
+    publication = source.publication
+    mend = f"`lockstep capture ... --resync {table.name}` lands what is missing"
+    if not is_same_publication:
+        return (
+            f"publication {publication} was altered, or dropped and made again, so changes may never have been sent: "
+            "`lockstep capture ... --new-snapshot` lands what is missing"
+        )
+    if place is None:
+        qualified = ".".join(quoted(part) for part in table.in_postgresql(source.schema))
+        return (
+            f"{table.name} is not in publication {publication} any more (taken out, renamed or dropped), so its "
+            f"changes are not sent. Once it is back (ALTER PUBLICATION {quoted(publication)} ADD TABLE {qualified};) "
+            + mend
+        )
+    if place[0] != before[0]:
+        return f"{table.name} is another table than before (dropped and made again, or renamed): {mend}"
+    if place != before:
+        return f"{table.name} was not in publication {publication} for a time, so its changes were not sent: {mend}"
+    return None
 
 
 def _snapshot(
@@ -227,27 +296,17 @@ def _snapshot(
     try:
         with source.reading(snapshot) as (reading, xid, at), writer.batch() as batch:
             superseded = batch.supersede_quarantine()
-            stage = _Stage(identity.database, source.schema, xid, snapshot.lsn, at, batch, stop)
+            rows = Rows(identity.database, source.schema, xid, snapshot.lsn, at)
             for table in TABLES.values():
                 layout = source.layout(reading, table)
                 if writer.watermark.position:
                     scratch.mkdir(parents=True, exist_ok=True)
-                    staged, unread = scratch / f"{table.name}.parquet", scratch / "unread.parquet"
-                    with (
-                        pq.ParquetWriter(staged, pa.schema([("image", table.image)])) as file,
-                        pq.ParquetWriter(unread, REJECTED_SCHEMA) as rejected,
-                    ):
-                        rows = stage.rows(layout, _into(file), rejected.write_table)
-                        source.copy(reading, layout, rows, PART_ROWS, PART_BYTES)
-                    files, position = batch.files(table.name), batch.watermark.position
-                    for before, after in differences(table, files, position, staged, scratch):
-                        stage.land(layout, before, after)
-                    # Last: a row that cannot be read is gone from the log by now, so that a retry brings it back.
-                    with pq.ParquetFile(unread) as file:
-                        for group in range(file.num_row_groups):
-                            stage.reject(file.read_row_group(group))
+                    staged = Staged(source, reading, layout, rows, scratch, lambda: _check(stop))
+                    position = writer.watermark.position
+                    with differences(table, batch.files(table.name), position, staged.path, scratch) as found:
+                        land_differences(batch, rows, layout, staged, found, [], position)
                 else:
-                    source.copy(reading, layout, stage.rows(layout, stage.land, stage.reject), PART_ROWS, PART_BYTES)
+                    _copy_all(source, reading, layout, rows, batch, stop)
             landed = batch.land(
                 reached=at, resume={**state, "snapshot": "complete", "commit_lsn": format_lsn(snapshot.lsn)}
             )
@@ -265,77 +324,171 @@ def _snapshot(
     return landed.changes
 
 
-def _into(file: pq.ParquetWriter) -> Callable[[Layout, pa.Array | None, pa.Array], None]:
-    def write(layout: Layout, before: pa.Array | None, after: pa.Array) -> None:
-        file.write_batch(pa.record_batch([after], ["image"]))
+@dataclass(frozen=True)
+class Visibility:
+    """Which transactions a snapshot sees, by the text of `pg_current_snapshot()`; its numbers have 64 bits."""
 
-    return write
+    xmin: int
+    xmax: int
+    running: frozenset[int]
+
+    @classmethod
+    def parse(cls, text: str) -> Visibility:
+        xmin, xmax, running = text.split(":")
+        return cls(int(xmin), int(xmax), frozenset(int(x) for x in running.split(",") if x))
+
+    def sees(self, tx_id: int) -> bool:
+        """Whether a committed transaction is in the snapshot.
+
+        `tx_id` has the 32 bits that the replication stream has; it is the transaction nearest to the snapshot.
+        """
+        xid = self.xmax + (tx_id - self.xmax + (1 << 31)) % (1 << 32) - (1 << 31)
+        return xid < self.xmin or (xid < self.xmax and xid not in self.running)
 
 
-class _Stage:
-    """Lands a snapshot's rows, all with the snapshot's transaction, position in the source's log and time."""
+@dataclass(frozen=True)
+class Point:
+    """The source at one point of its log: a connection that reads it, and which transactions it sees."""
 
-    def __init__(
-        self, database: str, schema: str, xid: int, lsn: int, at: datetime, batch: Batch, stop: threading.Event
-    ) -> None:
-        self._database, self._schema = database, schema
-        self._xid, self._lsn, self._at = xid, lsn, at
-        self._batch = batch
-        self._stop = stop
+    lsn: int
+    reading: Connection
+    xid: int
+    at: datetime
+    visibility: Visibility
 
-    def rows(
-        self,
-        layout: Layout,
-        take: Callable[[Layout, pa.Array | None, pa.Array], None],
-        reject: Callable[[pa.Table], None],
-    ) -> Callable[[list[pa.Array]], None]:
-        """What to do with rows as text: `reject` those that break the landing contract, `take` the others' images."""
 
-        def typed(texts: list[pa.Array]) -> None:
-            if self._stop.is_set():
-                raise _Stopped
-            after, reasons = images(layout, texts, None, "after")
-            if reasons:
-                reject(self._rejected(layout, texts, reasons))
-                after = after.take(pa.array([i for i in range(len(after)) if i not in reasons], pa.int64()))
-            take(layout, None, after)
+@contextmanager
+def point(
+    source: Source,
+    replication: LogicalReplicationConnection,
+    tables: Sequence[Table],
+    while_waiting: Callable[[float], bool],
+) -> Iterator[Point]:
+    """The source as it is now, beside the slot of the capture; the tables cannot be altered until the end.
 
-        return typed
+    `while_waiting` is as in `Source.create_slot`. Raises LockstepError if a table was rewritten at that moment.
+    """
+    temporary = replace(source, slot=free_slot_name())
+    made = temporary.create_slot(replication, is_temporary=True, while_waiting=while_waiting)
+    with source.reading(made) as (reading, xid, at):
+        [[text]] = query(reading, "SELECT pg_current_snapshot()::text")
+        query(replication, f"DROP_REPLICATION_SLOT {temporary.slot}")
+        rewritten = source.hold(reading, tables)
+        if rewritten:
+            raise LockstepError(f"{', '.join(rewritten)} was truncated or rewritten just now. Give the command again.")
+        yield Point(made.lsn, reading, xid, at, Visibility.parse(text))
 
-    def land(self, layout: Layout, before: pa.Array | None, after: pa.Array) -> None:
-        """Land images as `r`, or as `d` where there is none after; `before` is what the log has of the row."""
-        rows = len(after)
-        before = pa.nulls(rows, layout.table.image) if before is None else before
-        op = pa.array(np.where(after.is_null().to_numpy(zero_copy_only=False), "d", "r"), pa.string())
+
+def free_slot_name() -> str:
+    return f"lockstep_verify_{os.getpid()}_{secrets.token_hex(4)}"
+
+
+def land_differences(
+    batch: Batch, rows: Rows, layout: Layout, staged: Staged, found: Differences, later: Sequence[Path], after: int
+) -> None:
+    """Land how a table differs; `later` are the files with its changes after the compared position, `after`."""
+    for before, now in found.changes(later, after, batch.watermark.position):
+        batch.add(rows.changes(layout, before, now))
+    # Last: a row that cannot be read is gone from the log by now, so that a retry brings it back.
+    for rejected in staged.rejected():
+        batch.add({}, rejected)
+
+
+def _check(stop: threading.Event) -> None:
+    if stop.is_set():
+        raise _Stopped
+
+
+def _copy_all(
+    source: Source, reading: Connection, layout: Layout, rows: Rows, batch: Batch, stop: threading.Event
+) -> None:
+    """Land every row of a table."""
+
+    def take(texts: list[pa.Array]) -> None:
+        _check(stop)
+        after, reasons = images(layout, texts, None, "source's")
+        if reasons:
+            batch.add({}, rows.rejected(layout, texts, reasons))
+            after = after.take(pa.array([i for i in range(len(after)) if i not in reasons], pa.int64()))
+        batch.add(rows.changes(layout, pa.nulls(len(after), layout.table.image), after))
+
+    source.copy(reading, layout, take, PART_ROWS, PART_BYTES)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows that were read at one point of the source's log, as what lands.
+
+    `xid` and `at` are the transaction and the time of the point, `schema` is that of tables declared without one.
+    """
+
+    database: str
+    schema: str
+    xid: int
+    lsn: int
+    at: datetime
+
+    def changes(self, layout: Layout, before: pa.Array, after: pa.Array) -> dict[str, pa.Table]:
+        """Pairs of images as a part for `Batch.add`."""
+        count = len(after)
         columns = [
-            pa.array(np.arange(rows)),
-            pa.array([self._at] * rows, TIMESTAMP),
-            op,
+            pa.array(np.arange(count)),
+            pa.array([self.at] * count, TIMESTAMP),
+            pa.array(["r"] * count, pa.string()),
             before,
             after,
-            pa.array(np.full(rows, self._xid)),
-            pa.array(np.full(rows, self._lsn)),
+            pa.array(np.full(count, self.xid)),
+            pa.array(np.full(count, self.lsn)),
         ]
-        self._batch.add({layout.table.name: pa.table(columns, schema=batch_schema(layout.table))})
+        return {layout.table.name: pa.table(columns, schema=batch_schema(layout.table))}
 
-    def reject(self, rejected: pa.Table) -> None:
-        self._batch.add({}, rejected)
-
-    def _rejected(self, layout: Layout, texts: list[pa.Array], reasons: Mapping[int, str]) -> pa.Table:
-        at_us = (self._at - datetime(1970, 1, 1)).total_seconds() * 1e6
+    def rejected(self, layout: Layout, texts: list[pa.Array], reasons: Mapping[int, str]) -> pa.Table:
+        """The rows that break the landing contract, as events for quarantine."""
+        at_us = round((self.at - datetime(1970, 1, 1)).total_seconds() * 1e6)
+        name = layout.table.name
+        place = layout.table.in_postgresql(self.schema)
         rejected = []
         for row, reason in sorted(reasons.items()):
             image = json_image(layout, [text[row].as_py() for text in texts])
-            name = layout.table.name
-            text = event(
-                self._database,
-                *layout.table.in_postgresql(self._schema),
-                "r",
-                None,
-                image,
-                self._xid,
-                self._lsn,
-                round(at_us),
-            )
-            rejected.append({"ordinal": row, "committed_at": self._at, "table": name, "reason": reason, "event": text})
+            text = event(self.database, *place, "r", None, image, self.xid, self.lsn, at_us)
+            rejected.append({"ordinal": row, "committed_at": self.at, "table": name, "reason": reason, "event": text})
         return pa.Table.from_pylist(rejected, REJECTED_SCHEMA)
+
+
+class Staged:
+    """A table's rows at one point of the source's log, in files under `scratch`: those with an image, and the others.
+
+    `path` has the rows that `compare` and `differences` take. `check` is called now and then, to raise if it is to end.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        reading: Connection,
+        layout: Layout,
+        rows: Rows,
+        scratch: Path,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.path = scratch / "staged.parquet"
+        self._unread = scratch / "unread.parquet"
+
+        def reject(texts: list[pa.Array], reasons: Mapping[int, str]) -> None:
+            unread.write_table(rows.rejected(layout, texts, reasons))
+
+        def take(texts: list[pa.Array]) -> None:
+            check()
+            staging.take(texts)
+
+        with pq.ParquetWriter(self._unread, REJECTED_SCHEMA) as unread:
+            staging = Staging(layout, self.path, reject)
+            try:
+                source.copy(reading, layout, take, PART_ROWS, PART_BYTES)
+            finally:
+                staging.close()
+
+    def rejected(self) -> Iterator[pa.Table]:
+        """The rows that break the landing contract, as parts for `Batch.add`."""
+        with pq.ParquetFile(self._unread) as file:
+            for group in range(file.num_row_groups):
+                yield file.read_row_group(group)

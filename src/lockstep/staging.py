@@ -101,7 +101,9 @@ class Stager:
             return self._stage_whole(write)
         # Only behind the last one: so no two files of an hour overlap.
         last = max(write.path.parent.glob("*.parquet"), key=begins_at, default=write.path)
-        if last.name.endswith("-.parquet") and last.stat().st_size < growing.GROWS_TO:
+        is_small = last.name.endswith("-.parquet") and last.stat().st_size < growing.GROWS_TO
+        # Its columns may have been declared otherwise; not if this process wrote it.
+        if is_small and (last in self._known or pq.read_schema(last) == write.content.schema):
             return self._stage_growth(last, write)
         path = write.path.with_name(f"{begins_at(write.path)}-.parquet")
         return self._stage_growing(path, growing.holding(b"", write.content), write.last, write.count)

@@ -1,25 +1,24 @@
-"""`lockstep verify-source`: proof that the change log, up to a position, is the source at the same moment.
+"""`lockstep verify-source`: proof that the change log, up to a position, is the source at the same moment; or a resync.
 
 A temporary replication slot gives a snapshot of the source together with its point in PostgreSQL's log: exactly the
 transactions whose commit lies before the point are in the snapshot. The change log is in commit order as well, so that
 its side is a prefix: everything up to the last change whose transaction the snapshot sees. Nothing is written to the
-source, and nothing to the change log, whose writer may go on meanwhile.
+source. A capture may go on meanwhile; where none is running, the log is brought up to the point by one.
+
+A resync lands what the comparison of a table found, at the end of the log, which a running capture lends for that.
 """
 
 from __future__ import annotations
 
 import errno
 import json
-import os
-import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from concurrent.futures import TimeoutError as StillRunning
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from enum import Enum, auto
 from pathlib import Path
 from typing import Any
 
@@ -28,56 +27,39 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from psycopg2.extensions import connection as Connection
-from psycopg2.extras import LogicalReplicationConnection
 
 from lockstep import debezium, source_receipts
+from lockstep.capture import capture
 from lockstep.changelog import ALL_TABLES, ChangeLog, Watermark
-from lockstep.compare import KINDS, Comparison, Staging, compare
+from lockstep.compare import KINDS, Comparison, compare
 from lockstep.errors import LockstepError
-from lockstep.latest import bounded_database, quoted
-from lockstep.lock import exclusive
-from lockstep.postgres import Snapshot, Source, format_lsn, parse_lsn, query
+from lockstep.latest import bounded_database, differences, quoted
+from lockstep.lock import exclusive, holder
+from lockstep.postgres import Slot, Source, format_lsn, parse_lsn, query
 from lockstep.schema import DISCARDED, TABLES, Table
-from lockstep.snapshot import PART_BYTES, PART_ROWS
+from lockstep.snapshot import Point, Rows, Staged, Visibility, free_slot_name, land_differences, point
 from lockstep.source_receipts import FAILED, INCOMPLETE, PASSED
 
 KEPT_KEYS = 20  # how many differing keys a receipt keeps
 _POLL = 0.05  # seconds
+_PATIENCE = 60.0  # seconds; a capture lends the log between two batches
 _SUPERSEDED = "superseded"  # how the reason of a discarded event begins that a later snapshot made up for
 
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Visibility:
-    """Which transactions a snapshot sees, by the text of `pg_current_snapshot()`; its numbers have 64 bits."""
-
-    xmin: int
-    xmax: int
-    running: frozenset[int]
-
-    @classmethod
-    def parse(cls, text: str) -> Visibility:
-        xmin, xmax, running = text.split(":")
-        return cls(int(xmin), int(xmax), frozenset(int(x) for x in running.split(",") if x))
-
-    def sees(self, tx_id: int) -> bool:
-        """Whether a committed transaction is in the snapshot.
-
-        `tx_id` has the 32 bits that the replication stream has; it is the transaction nearest to the snapshot.
-        """
-        xid = self.xmax + (tx_id - self.xmax + (1 << 31)) % (1 << 32) - (1 << 31)
-        return xid < self.xmin or (xid < self.xmax and xid not in self.running)
-
-
-@dataclass(frozen=True)
 class TableResult:
-    """One table's comparison. `events` are its events in quarantine that the log lacks, by their state."""
+    """One table's comparison. `events` are its events in quarantine that the log lacks, by their state.
+
+    `landed` is how many changes a resync landed, None if there was none.
+    """
 
     table: str
     comparison: Comparison
     events: Mapping[str, int]
     verdict: str
+    landed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -135,12 +117,25 @@ class Verified:
         ]
 
 
-def verify(home: Path, dsn: str, tables: Sequence[str], timeout: float, limit: int, say: Say) -> Verified:
+class Mend(Enum):
+    """Which of the compared tables are resynced."""
+
+    NONE = auto()
+    FAILED = auto()
+    ALL = auto()
+
+
+def verify(
+    home: Path, dsn: str, tables: Sequence[str], timeout: float, limit: int, say: Say, mend: Mend = Mend.NONE
+) -> Verified:
     """Compare `tables` (all if empty) with the change log in `home`, and store a receipt for each.
 
     `timeout` is how many seconds the source may take to give a snapshot and the log to reach it, `limit` how many
     differing keys of a table are told one by one; `say` is told what is going on. One verification of a home at a
     time; captures and runs go on meanwhile.
+
+    `mend` resyncs tables: the changes that make the log's rows those of the source are landed, and what quarantine has
+    of the table is discarded, since they include it. The verdicts are those from before.
 
     Raises LockstepError where there can be no comparison: the log was not captured from this database or does not reach
     the point in time, the source is not ready, a file of the log cannot be read. A difference is no error.
@@ -165,25 +160,28 @@ def verify(home: Path, dsn: str, tables: Sequence[str], timeout: float, limit: i
                     f"The change log in {home} was captured from database {resume['database']} of system "
                     f"{resume['system_identifier']}; this is {identity.database} of {identity.system_identifier}."
                 )
-            warnings = _check_source(connection, source, wanted)
+            warnings = _check_source(connection, source, wanted, mend)
             deadline = time.monotonic() + timeout
             # Read before the point is made, so that all that has landed by now lies before it.
             before = log.watermark()
-            with _snapshot(source, connection, replication, wanted, deadline, timeout, say) as (
-                snapshot,
-                reading,
-                sees,
-            ):
-                reached = _wait(log, source, connection, snapshot, deadline, say)
-                position = _cut(log, before.position, reached, sees, scratch)
+
+            def while_waiting(_: float) -> bool:
+                say("waiting for the transactions that are running in the source")
+                if time.monotonic() > deadline:
+                    raise LockstepError(_still_running(connection, timeout))
+                return True
+
+            with point(source, replication, wanted, while_waiting) as snapshot:
+                reached = _wait(log, source, connection, snapshot.lsn, deadline, say)
+                position = _cut(log, before.position, reached, snapshot.visibility, scratch)
                 verified_at = datetime.now(UTC).replace(tzinfo=None)
                 lacking = _lacking(log, position)
                 results = []
                 for table in wanted:
                     say(f"{table.name} at position {position:,}")
                     events = [e for e in lacking if e["table"] in (table.name, ALL_TABLES)]
-                    shown = max(limit, KEPT_KEYS)
-                    results.append(_table(log, source, reading, table, position, events, scratch, shown))
+                    compared = _Compared(log, source, identity.source, snapshot, table, position, events, scratch)
+                    results.append(compared.result(max(limit, KEPT_KEYS), mend, say))
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
         verified = Verified(identity.source, format_lsn(snapshot.lsn), position, verified_at, warnings, results)
@@ -211,19 +209,19 @@ def _check_captured(home: Path, resume: Mapping[str, Any]) -> None:
         )
 
 
-def _check_source(connection: Connection, source: Source, tables: Sequence[Table]) -> list[str]:
-    """Refuse a source that cannot be read; returns what else is wrong with it, as it may explain a difference."""
+def _check_source(connection: Connection, source: Source, tables: Sequence[Table], mend: Mend) -> list[str]:
+    """Refuse a source that cannot be read; returns what else is wrong with it, as it may explain a difference.
+
+    A resync is refused whatever is wrong: changes that do not arrive, or not whole, would undo it.
+    """
     # By a slot name that is free: another slot is needed than the capture's.
-    problems = replace(source, slot=_slot_name()).check(connection, tables)
-    hindering = [p for p in problems if p.hinders_reading]
+    problems = replace(source, slot=free_slot_name()).check(connection, tables)
+    hindering = [p for p in problems if p.hinders_reading or mend is not Mend.NONE]
     if hindering:
         listed = "".join(f"\n  {p.text}\n    {p.statement}" for p in hindering)
-        raise LockstepError(f"The source cannot be verified:{listed}")
+        what = "verified" if mend is Mend.NONE else "resynced"
+        raise LockstepError(f"The source cannot be {what}:{listed}")
     return [f"{p.text}: {p.statement}" for p in problems]
-
-
-def _slot_name() -> str:
-    return f"lockstep_verify_{os.getpid()}_{secrets.token_hex(4)}"
 
 
 @contextmanager
@@ -245,45 +243,6 @@ def _said_plainly(home: Path) -> Iterator[None]:
         ) from e
 
 
-@contextmanager
-def _snapshot(
-    source: Source,
-    connection: Connection,
-    replication: LogicalReplicationConnection,
-    tables: Sequence[Table],
-    deadline: float,
-    timeout: float,
-    say: Say,
-) -> Iterator[tuple[Snapshot, Connection, Visibility]]:
-    """A snapshot of the source, a connection that sees it, and which transactions it sees.
-
-    The slot exists until the connection has taken the snapshot over, the tables are held until the end.
-    """
-    temporary = replace(source, slot=_slot_name())
-    with ThreadPoolExecutor(1) as pool:
-        making = pool.submit(temporary.create_slot, replication, is_temporary=True)
-        try:
-            while True:
-                try:
-                    snapshot = making.result(timeout=0.2)
-                    break
-                except StillRunning:
-                    say("waiting for the transactions that are running in the source")
-                    if time.monotonic() > deadline:
-                        raise LockstepError(_still_running(connection, timeout)) from None
-        except BaseException:
-            if not making.done():
-                replication.cancel()
-            raise
-    with source.reading(snapshot) as (reading, _, _):
-        [[text]] = query(reading, "SELECT pg_current_snapshot()::text")
-        query(replication, f"DROP_REPLICATION_SLOT {temporary.slot}")
-        rewritten = source.hold(reading, tables)
-        if rewritten:
-            raise LockstepError(f"{', '.join(rewritten)} was truncated or rewritten just now. Verify again.")
-        yield snapshot, reading, Visibility.parse(text)
-
-
 def _still_running(connection: Connection, timeout: float) -> str:
     rows = query(
         connection,
@@ -298,24 +257,25 @@ def _still_running(connection: Connection, timeout: float) -> str:
     )
 
 
-def _wait(
-    log: ChangeLog, source: Source, connection: Connection, snapshot: Snapshot, deadline: float, say: Say
-) -> Watermark:
-    """The watermark once the log has reached the snapshot's point. If it does not, LockstepError says why."""
+def _wait(log: ChangeLog, source: Source, connection: Connection, point: int, deadline: float, say: Say) -> Watermark:
+    """The watermark once the log has reached a point of the source. If it does not, LockstepError says why.
+
+    Where no capture is running, one is run here until it has caught up.
+    """
     next_look = 0.0
+    slot = None
     while True:
         watermark = log.watermark()
         _check_captured(log.home, watermark.resume)
         landed = parse_lsn(watermark.resume["commit_lsn"])
-        if landed >= snapshot.lsn:
+        if landed >= point:
             return watermark
         now = time.monotonic()
         behind = (
             f"the change log has landed up to {format_lsn(landed)} (position {watermark.position:,}), the source is at "
-            f"{format_lsn(snapshot.lsn)}, {snapshot.lsn - landed:,} bytes of its log on"
+            f"{format_lsn(point)}, {point - landed:,} bytes of its log on"
         )
         if now >= next_look:
-            say(f"waiting: {behind}")
             slot = source.slot_state(connection)
             if slot is None or slot.is_lost:
                 what = "is gone" if slot is None else "is lost"
@@ -323,18 +283,24 @@ def _wait(
                     f"Not verified: {behind}, and it cannot get there: replication slot {source.slot} {what}. "
                     "`lockstep capture --new-snapshot` lands how the source differs from the log."
                 )
+            if slot.active_pid is None and holder(log.home / "capture.lock") is None:
+                say(f"catching up: {behind}")
+                caught_up = capture(log.home, replace(source, application="lockstep capture"), until_caught_up=True)
+                if parse_lsn(caught_up.lsn) < point:
+                    raise LockstepError("Not verified: it was stopped before the log had caught up with the source.")
+                continue
+            say(f"waiting: {behind}")
             next_look = now + 1.0
         if now > deadline:
-            slot = source.slot_state(connection)
-            if slot and slot.active_pid:
-                why = (
-                    f"A capture is running (server process {slot.active_pid}) but has not come that far. Allow more "
-                    "time with `--timeout`; if the distance does not shrink, see what the capture says."
-                )
-            else:
-                why = "No capture is running, and only a capture moves the log on: start `lockstep capture`."
-            raise LockstepError(f"Not verified: {behind}. {why}")
+            raise LockstepError(
+                f"Not verified: {behind}. A capture is running{_by(slot)} but has not come that far. Allow more time "
+                "with `--timeout`; if the distance does not shrink, see what the capture says."
+            )
         time.sleep(_POLL)
+
+
+def _by(slot: Slot | None) -> str:
+    return f" (server process {slot.active_pid})" if slot and slot.active_pid else ""
 
 
 def _cut(log: ChangeLog, after: int, reached: Watermark, visibility: Visibility, scratch: Path) -> int:
@@ -343,7 +309,7 @@ def _cut(log: ChangeLog, after: int, reached: Watermark, visibility: Visibility,
     last = after
     for tx_id, first, until, is_snapshot in _transactions(log, after, reached.position, scratch):
         if is_snapshot:
-            raise LockstepError("A new snapshot of the source landed while it was verified. Verify again.")
+            raise LockstepError("A new snapshot of the source landed while it was verified. Give the command again.")
         if visibility.sees(tx_id):
             last = max(last, until)
         else:
@@ -376,31 +342,83 @@ def _transactions(log: ChangeLog, after: int, until: int, scratch: Path) -> Iter
                 yield tx_id, entry["position"], entry["position"], False
 
 
-def _table(
-    log: ChangeLog,
-    source: Source,
-    reading: Connection,
-    table: Table,
-    position: int,
-    events: Sequence[Mapping[str, Any]],
-    scratch: Path,
-    limit: int,
-) -> TableResult:
-    layout = source.layout(reading, table)
-    if layout.problem:
-        raise LockstepError(f"{table.name} was altered just now: {layout.problem}.")
-    staged = scratch / f"{table.name}.parquet"
-    staging = Staging(layout, staged)
-    try:
-        source.copy(reading, layout, staging.take, PART_ROWS, PART_BYTES)
-    finally:
-        staging.close()
-    told = _keys(table, events, debezium.Settings.stored(log.watermark().resume)) if events else []
-    keys = [key for of_event in told for key in of_event]
-    found = compare(layout, staged, log.files(table.name), position, keys, scratch, limit)
-    staged.unlink()
-    states = {state: sum(e["state"] == state for e in events) for state in ("open", "discarded")}
-    return TableResult(table.name, found, states, _verdict(found, told))
+class _Compared:
+    """One table's rows, staged, and the log's at the same moment."""
+
+    def __init__(
+        self,
+        log: ChangeLog,
+        source: Source,
+        name: str,
+        snapshot: Point,
+        table: Table,
+        position: int,
+        events: Sequence[Mapping[str, Any]],
+        scratch: Path,
+    ) -> None:
+        self._layout = source.layout(snapshot.reading, table)
+        if self._layout.problem:
+            raise LockstepError(f"{table.name} was altered just now: {self._layout.problem}.")
+        database = str(log.watermark().resume["database"])
+        self._rows = Rows(database, source.schema, snapshot.xid, snapshot.lsn, snapshot.at)
+        self._staged = Staged(source, snapshot.reading, self._layout, self._rows, scratch)
+        self._log, self._source_name, self._position = log, name, position
+        self._events, self._scratch = events, scratch
+        self._published = source.published(snapshot.reading)
+
+    def result(self, limit: int, mend: Mend, say: Say) -> TableResult:
+        table, log = self._layout.table, self._log
+        events = self._events
+        told = _keys(table, events, debezium.Settings.stored(log.watermark().resume)) if events else []
+        keys = [key for of_event in told for key in of_event]
+        files = log.files(table.name, until=self._position)
+        found = compare(self._layout, self._staged.path, files, self._position, keys, self._scratch, limit)
+        states = {state: sum(e["state"] == state for e in events) for state in ("open", "discarded")}
+        verdict = _verdict(found, told)
+        is_wanted = mend is Mend.ALL or (mend is Mend.FAILED and (verdict != PASSED or states["open"]))
+        landed = self._resync(say) if is_wanted else None
+        return TableResult(table.name, found, states, verdict, landed)
+
+    def _resync(self, say: Say) -> int:
+        """Land what makes the log's rows those of the source; returns the number of changes."""
+        table, position = self._layout.table, self._position
+        say(f"{table.name}: finding what to land")
+        files = self._log.files(table.name, until=position)
+        with differences(table, files, position, self._staged.path, self._scratch) as found:
+            say(f"{table.name}: waiting for the change log")
+            with (
+                self._log.writer(self._source_name, f"resyncing {table.name}", patience=_PATIENCE) as writer,
+                writer.batch() as batch,
+            ):
+                self._require_unchanged()
+                batch.supersede_quarantine({table.name})
+                later = self._log.files(table.name, position)
+                land_differences(batch, self._rows, self._layout, self._staged, found, later, position)
+                resume = writer.watermark.resume
+                if "published" in resume:
+                    places = {**resume["published"]["tables"], **_only(self._published["tables"], table.name)}
+                    resume = {**resume, "published": {**resume["published"], "tables": places}}
+                return batch.land(resume=resume).changes
+
+    def _require_unchanged(self) -> None:
+        """Refuse if what was compared is no longer what the log has up to that position."""
+        states = {e["position"]: e["state"] for e in _lacking(self._log, self._position)}
+        before = {e["position"]: e["state"] for e in self._events}
+        table = self._layout.table.name
+        later = self._log.files(table, self._position)
+        is_read_again = any(
+            pc.any(pc.and_(pc.equal(rows["op"], "r"), pc.greater(rows["position"], self._position))).as_py()
+            for rows in (pq.read_table(f, columns=["op", "position"], partitioning=None) for f in later)
+        )
+        if is_read_again or any(states.get(p) != state for p, state in before.items()):
+            raise LockstepError(
+                f"{table} was not resynced: a snapshot or events of the quarantine landed meanwhile. Give the command "
+                "again."
+            )
+
+
+def _only(tables: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {name: tables[name]} if name in tables else {}
 
 
 def _verdict(found: Comparison, told: Sequence[Sequence[Mapping[str, Any]]]) -> str:

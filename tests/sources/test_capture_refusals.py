@@ -1,8 +1,7 @@
 """What keeps `lockstep capture` from going on is said in a sentence with what helps, and what helps is tried.
 
 Awkward cases: a hot standby, an unlogged table, another database's address, a role with a short statement_timeout, a
-slot that waits for a prepared transaction, a publication that was dropped, dropped and made again or altered for a
-time, a table that left it and came back, or that another took the place of.
+slot that waits for a prepared transaction.
 """
 
 from __future__ import annotations
@@ -113,66 +112,6 @@ def test_a_slot_that_waits_says_what_for_and_can_be_stopped(shop: Cluster, tmp_p
             shop.execute("ROLLBACK PREPARED 'forgotten'")
         process.kill()
         process.communicate()
-
-
-HOLES = {
-    "publication dropped": ("DROP PUBLICATION lockstep", "SELECT 1"),
-    "publication made again": ("DROP PUBLICATION lockstep", "CREATE PUBLICATION lockstep FOR ALL TABLES"),
-    "kinds left out": (
-        "ALTER PUBLICATION lockstep SET (publish = 'insert')",
-        "ALTER PUBLICATION lockstep SET (publish = 'insert, update, delete, truncate')",
-    ),
-    "table left": ("ALTER PUBLICATION lockstep DROP TABLE orders", "ALTER PUBLICATION lockstep ADD TABLE orders"),
-    "table swapped": (
-        "CREATE TABLE other (LIKE orders INCLUDING ALL); ALTER TABLE other REPLICA IDENTITY FULL; "
-        "ALTER TABLE orders RENAME TO old; ALTER TABLE other RENAME TO orders",
-        "ALTER PUBLICATION lockstep ADD TABLE orders",
-    ),
-}
-
-
-@pytest.mark.parametrize("hole", HOLES)
-def test_changes_that_were_never_sent_are_noticed_and_a_new_snapshot_helps(
-    shop: Cluster, tmp_path: Path, hole: str
-) -> None:
-    opened, closed = HOLES[hole]
-    for i in (1, 2):
-        shop.execute(ORDER.format(i))
-    capture(shop, tmp_path)
-    shop.execute(opened)
-    shop.execute(ORDER.format(3))
-    shop.execute("UPDATE orders SET amount_cents = 777 WHERE order_id = 1; DELETE FROM orders WHERE order_id = 2")
-    shop.execute(closed)
-    shop.execute(ORDER.format(4))
-    said = refusal(shop, tmp_path)
-    assert "--new-snapshot" in said
-    capture(shop, tmp_path, new_snapshot=True)
-    assert_log_is_source(shop, tmp_path)
-    shop.execute(ORDER.format(5))
-    capture(shop, tmp_path)
-    assert_log_is_source(shop, tmp_path)
-
-
-def test_a_capture_that_is_running_notices_too(shop: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(capturing, "_LOOK_EVERY", 0.0)
-    capture(shop, tmp_path)
-    timer = threading.Timer(1.0, shop.execute, ["ALTER PUBLICATION lockstep DROP TABLE orders"])
-    timer.start()
-    with pytest.raises(LockstepError, match="Since the last snapshot orders left publication lockstep"):
-        capturing.capture(tmp_path, Source(shop.dsn()), 0.05)
-    timer.join()
-
-
-def test_a_log_of_an_older_version_takes_the_publication_as_it_is(shop: Cluster, tmp_path: Path) -> None:
-    from lockstep.changelog import ChangeLog
-
-    capture(shop, tmp_path)
-    with ChangeLog(tmp_path).writer("postgresql:shop") as writer:
-        resume = {name: value for name, value in writer.watermark.resume.items() if name != "published"}
-        writer.land({}, resume=resume)
-    capture(shop, tmp_path)
-    shop.execute("ALTER PUBLICATION lockstep DROP TABLE orders; ALTER PUBLICATION lockstep ADD TABLE orders")
-    assert "orders left publication lockstep for a time" in refusal(shop, tmp_path)
 
 
 def test_generated_columns_of_postgresql_18(shop: Cluster, tmp_path: Path) -> None:

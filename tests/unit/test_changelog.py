@@ -832,8 +832,10 @@ def test_readers_of_files_do_not_see_beyond_the_watermark(tmp_path: Path) -> Non
     images = live_images(table, log.files("orders"), position, tmp_path / "scratch")
     assert [image["order_id"] for chunk in images for image in chunk.to_pylist()] == [1]
     staged = tmp_path / "scratch" / "new.parquet"
-    pq.write_table(pa.table({"image": pa.array([{**order(1), "extra": None}], table.image)}), staged)
-    assert list(differences(table, log.files("orders"), position, staged, tmp_path / "scratch")) == []
+    image = pa.array([{**order(1), "extra": None}], table.image)
+    pq.write_table(pa.table({"image": image, "reason": pa.nulls(1, pa.string())}), staged)
+    with differences(table, log.files("orders"), position, staged, tmp_path / "scratch") as found:
+        assert list(found.changes(log.files("orders"), position, position)) == []
     assert len(rows(log, "orders")) == 1
 
 
