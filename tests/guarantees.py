@@ -140,6 +140,7 @@ GUARANTEES = [
             "unit/test_moves.py",
             "unit/test_ingest_keyless.py",
             "unit/test_ingest_other_sources.py",
+            "unit/test_plain.py",
             "unit/test_kinds.py",
             "unit/test_pgoutput.py",
         ),

@@ -15,6 +15,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -29,7 +30,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lockstep import debezium
-from lockstep.changelog import ALL_TABLES, ChangeLog, Watermark, Writer
+from lockstep.changelog import ALL_TABLES, ChangeLog, Landed, Watermark, Writer
 from lockstep.durable import durable_replace
 from lockstep.errors import LockstepError
 from lockstep.lines import LineReader
@@ -105,7 +106,7 @@ def ingest(
         # Another lock than the log's, which waits for the source's name: what was kept is read before that.
         stack.enter_context(exclusive(home / "ingest.lock", "ingesting change events"))
         reader = LineReader([*([str(unfinished)] if unfinished.exists() else []), *files])
-        work = Landing(ChangeLog(home), stack)
+        work = Landing(ChangeLog(home), stack, lands_behind=True)
         rest: pa.Table | None = None
         chunks = reader.chunks(chunk_bytes)
         for chunk in chunks:
@@ -119,6 +120,7 @@ def ingest(
                 end = End.CUT if reader.problem else End.WHOLE if ends_transactions else End.INPUT
             rest = work.chunk(chunk, end)
             progress(work.summary.read, reader.bytes_read)
+        work.finish()
         # Only now: until the input has landed as far as it can, what was kept before may be needed again.
         if rest is not None and rest.num_rows:
             durable_replace(unfinished, "".join(rest["line"].to_pylist()).encode())
@@ -145,11 +147,28 @@ def _lines_of(events: pa.Table, lines: pa.Table) -> pa.Table:
     return pa.concat_tables(runs) if runs else lines.slice(0, 0)
 
 
+class Fresh:
+    """The changes that are to land, by table: in `rows`, and in the connection as `fresh_<table>`."""
+
+    def __init__(self, con: duckdb.DuckDBPyConnection) -> None:
+        self.con = con
+        self.rows: dict[str, pa.Table] = {}
+
+    def set(self, table: Table, select: str, parameters: Sequence[Any] = ()) -> None:
+        """Make those of a table by a SELECT, which may read `fresh_<table>`."""
+        self.put(table, self.con.execute(select, parameters).to_arrow_table())
+
+    def put(self, table: Table, rows: pa.Table) -> None:
+        self.rows[table.name] = rows
+        debezium.register(self.con, f"fresh_{table.name}", rows)
+
+
 class Landing:
     """Lands chunks of one stream of events: whatever the stream comes from, this decides what of it lands, and how.
 
     Holds the connection that parses chunks and, once the source is known, the log's writer, entered into `stack`.
-    `lends` promises to call `lend` now and then. `settings` are those of a connector that puts no schemas into events.
+    `lends` promises to call `lend` now and then. With `lands_behind` a chunk lands while the next one is parsed:
+    `finish` waits for the last one. `settings` are those of a connector that puts no schemas into events.
     """
 
     def __init__(
@@ -158,13 +177,17 @@ class Landing:
         stack: ExitStack,
         *,
         lends: bool = False,
+        lands_behind: bool = False,
         settings: debezium.Settings = debezium.DEFAULTS,
     ) -> None:
         self._log = log
+        self._lands_behind = lands_behind
+        self._landing: Future[Landed] | None = None
         self._settings = settings
         self._stack = stack
         self._lends = lends
         self._con = debezium.connect()
+        self._fresh = Fresh(self._con)
         self._writer: Writer | None = None
         self._source: str | None = None
         self.has_marks = False
@@ -185,6 +208,7 @@ class Landing:
         marked transactions though none was.
         """
         tables = debezium.parse(self._con, lines, self._settings, self._schemas)
+        self.finish()
         self._open_writer(lines)
         self._find_fresh(tables)
         debezium.forget(self._con, tables)
@@ -194,12 +218,20 @@ class Landing:
                 self._con.execute(f"DELETE FROM {name} WHERE ordinal IN (SELECT ordinal FROM kept)")
             for table in tables:
                 own = f"FROM fresh_{table.name} WHERE ordinal NOT IN (SELECT ordinal FROM kept)"
-                set_fresh(self._con, table, own)
+                self._fresh.set(table, own)
         self._count(tables, 0 if end is End.MORE else kept.num_rows)
         rest = _lines_of(kept, lines)
         if self._writer:
             self._land(self._writer, tables, lines, resume(rest))
         return rest
+
+    def finish(self) -> None:
+        """Wait until the last chunk has landed. Raises what prevented that."""
+        if self._landing is not None:
+            landing, self._landing = self._landing, None
+            landed = landing.result()
+            self.summary.quarantined += landed.quarantined
+            self.summary.after = landed.watermark
 
     def lend(self, go_on: Callable[[], bool]) -> bool:
         """Let a command that asks for it write to the log, between two chunks; False if `go_on` ended the waiting."""
@@ -233,6 +265,7 @@ class Landing:
                 )
             return
         self._writer = self._stack.enter_context(self._log.writer(source, "ingesting change events", lends=self._lends))
+        self._pool = self._stack.enter_context(ThreadPoolExecutor(1))  # entered last, so it ends before the writer
         self.summary.before = self.summary.after = self._writer.watermark
         self._con.register("before", _fingerprints([e["event"] for e in self._log.quarantined()]))
         self._con.execute("INSERT INTO quarantined SELECT fingerprint FROM before")
@@ -244,7 +277,7 @@ class Landing:
         """Leave in `fresh_<table>`, `truncates` and `rejected` what neither landed nor is in quarantine, once each."""
         con = self._con
         for table in tables:
-            set_fresh(con, table, self._fresh(table))
+            self._fresh.set(table, self._fresh_ones(table))
         broken = [
             f"SELECT ordinal, committed_at, '{table.name}' AS \"table\", reason FROM parsed_{table.name} "
             "WHERE reason IS NOT NULL"
@@ -258,6 +291,7 @@ class Landing:
             FROM records WHERE reason IS NOT NULL AND ({_IS_UNREAD} OR "table" IN {_known()})
         """
         con.execute(f"CREATE OR REPLACE TABLE broken AS {' UNION ALL '.join([unread, foreign, *broken])}")
+        is_sound = not con.execute("SELECT 1 FROM broken LIMIT 1").fetchall()  # as most chunks are
         con.execute(
             f"""
             CREATE OR REPLACE TABLE rejected AS
@@ -270,6 +304,7 @@ class Landing:
             JOIN (SELECT ordinal, line FROM lines) USING (ordinal)
             WHERE fingerprint NOT IN (SELECT fingerprint FROM quarantined)
             QUALIFY ROW_NUMBER() OVER (PARTITION BY fingerprint ORDER BY ordinal) = 1
+            {"LIMIT 0" if is_sound else ""}
             """
         )
         resume = self._writer.watermark.resume if self._writer else {}
@@ -364,9 +399,9 @@ class Landing:
         resume = {**self._expand_truncates(writer, tables), **self._schemas.stored, **moved}
         changes = {}
         for table in tables:
-            link_snapshot(con, self._log, table)
-            self.summary.known += _drop_repeated_snapshot(con, table)
-            rows = con.table(f"fresh_{table.name}").to_arrow_table()
+            link_snapshot(self._fresh, self._log, table)
+            self.summary.known += _drop_repeated_snapshot(self._fresh, table)
+            rows = self._fresh.rows[table.name]
             if rows.num_rows:
                 changes[table.name] = rows
         rejected = con.execute(
@@ -381,10 +416,10 @@ class Landing:
         was = writer.watermark.logged_at
         is_later = was is not None and ended is not None and ended > was
         if changes or rejected.num_rows or resume != writer.watermark.resume or is_later:
-            landed = writer.land(changes, rejected, reached=ended, resume=resume)
-            self.summary.quarantined += landed.quarantined
             self.summary.landed.update({name: rows.num_rows for name, rows in changes.items()})
-            self.summary.after = writer.watermark
+            self._landing = self._pool.submit(writer.land, changes, rejected, reached=ended, resume=resume)
+            if not self._lands_behind:
+                self.finish()
 
     def _expand_truncates(self, writer: Writer, tables: list[Table]) -> Mapping[str, Any]:
         """Turn each TRUNCATE into deletes of the keys that live at its place; return the resume state that knows it."""
@@ -397,7 +432,7 @@ class Landing:
         for ordinal, committed_at, name, tx_id, lsn in truncates:
             table = TABLES[name]
             if table not in tables:
-                con.register(f"fresh_{name}", batch_schema(table).empty_table())
+                self._fresh.put(table, batch_schema(table).empty_table())
                 tables.append(table)
             changes = _changes(self._log, table)
             live = f"""
@@ -419,12 +454,12 @@ class Landing:
                 UNION ALL
                 SELECT ? + ROW_NUMBER() OVER (ORDER BY ordinal), ?, 'd', image, NULL, ?, ? FROM ({live})
             """
-            set_fresh(con, table, deletes, [ordinal, committed_at, tx_id, lsn, ordinal])
+            self._fresh.set(table, deletes, [ordinal, committed_at, tx_id, lsn, ordinal])
         resume = writer.watermark.resume
         remembered = [*resume.get("truncates", ()), *([name, tx, lsn] for _, _, name, tx, lsn in truncates)]
         return {**resume, "truncates": remembered[-_REMEMBERED_TRUNCATES:]}
 
-    def _fresh(self, table: Table) -> str:
+    def _fresh_ones(self, table: Table) -> str:
         """SELECT from `parsed_<table>`, with the columns of `schema.batch_schema`, what is sound and new, once each."""
         con = self._con
         conditions = ["reason IS NULL"]
@@ -559,22 +594,17 @@ def _lives(table: Table, changes: str) -> str:
     """
 
 
-def set_fresh(con: duckdb.DuckDBPyConnection, table: Table, select: str, parameters: Sequence[Any] = ()) -> None:
-    """Make `fresh_<table>` of a SELECT, which may be one of `fresh_<table>`: the changes that are to land."""
-    debezium.register(con, f"fresh_{table.name}", con.execute(select, parameters).to_arrow_table())
-
-
 def _key(table: Table, image: str) -> str:
     return f"struct_pack({', '.join(f'{k} := {image}.{k}' for k in table.sql_key)})"
 
 
-def link_snapshot(con: duckdb.DuckDBPyConnection, log: ChangeLog, table: Table, *, until: int | None = None) -> None:
-    """Give each snapshot row in `fresh_<table>` as `before` the live image that it replaces, if there is one.
+def link_snapshot(fresh: Fresh, log: ChangeLog, table: Table, *, until: int | None = None) -> None:
+    """Give each fresh snapshot row as `before` the live image that it replaces, if there is one.
 
     So its signed images sum to the difference. `until` looks only at the log before that position.
     """
-    fresh = f"fresh_{table.name}"
-    if not con.execute(f"SELECT 1 FROM {fresh} WHERE op = 'r' LIMIT 1").fetchall():
+    con, name = fresh.con, f"fresh_{table.name}"
+    if not con.execute(f"SELECT 1 FROM {name} WHERE op = 'r' LIMIT 1").fetchall():
         return
     changes = _changes(log, table, until)
     con.execute(
@@ -583,26 +613,26 @@ def link_snapshot(con: duckdb.DuckDBPyConnection, log: ChangeLog, table: Table, 
         SELECT ordinal, was
         FROM (
           SELECT ordinal, LAG(CASE WHEN NOT is_end THEN ordinal END) OVER (PARTITION BY key ORDER BY ordinal) AS was
-          FROM ({_lives(table, changes)}) WHERE key IN (SELECT {_key(table, "after")} FROM {fresh} WHERE op = 'r')
+          FROM ({_lives(table, changes)}) WHERE key IN (SELECT {_key(table, "after")} FROM {name} WHERE op = 'r')
         )
-        WHERE was IS NOT NULL AND ordinal IN (SELECT ordinal FROM {fresh} WHERE op = 'r')
+        WHERE was IS NOT NULL AND ordinal IN (SELECT ordinal FROM {name} WHERE op = 'r')
         """
     )
     if con.execute("SELECT 1 FROM replaced LIMIT 1").fetchall():
         linked = f"""
             SELECT f.* REPLACE (COALESCE(f.before, p.image) AS before)
-            FROM {fresh} AS f LEFT JOIN (
+            FROM {name} AS f LEFT JOIN (
               SELECT r.ordinal, c.after AS image FROM replaced AS r JOIN ({changes}) AS c ON c.ordinal = r.was
             ) AS p ON f.ordinal = p.ordinal
         """
-        set_fresh(con, table, linked)
+        fresh.set(table, linked)
 
 
-def _drop_repeated_snapshot(con: duckdb.DuckDBPyConnection, table: Table) -> int:
-    """Remove from `fresh_<table>` the snapshot rows that tell nothing new; return how many."""
+def _drop_repeated_snapshot(fresh: Fresh, table: Table) -> int:
+    """Remove from the fresh changes the snapshot rows that tell nothing new; return how many."""
     is_repeated = "COALESCE(op = 'r' AND before = after, FALSE)"
-    fresh = f"fresh_{table.name}"
-    repeated: int = con.execute(f"SELECT COUNT(*) FROM {fresh} WHERE {is_repeated}").fetchall()[0][0]
+    name = f"fresh_{table.name}"
+    repeated: int = fresh.con.execute(f"SELECT COUNT(*) FROM {name} WHERE {is_repeated}").fetchall()[0][0]
     if repeated:
-        set_fresh(con, table, f"FROM {fresh} WHERE NOT {is_repeated}")
+        fresh.set(table, f"FROM {name} WHERE NOT {is_repeated}")
     return repeated

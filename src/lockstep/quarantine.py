@@ -14,7 +14,7 @@ import pyarrow as pa
 from lockstep import debezium
 from lockstep.changelog import ChangeLog, Watermark, is_gap, split_key_updates
 from lockstep.errors import LockstepError
-from lockstep.ingest import link_snapshot, set_fresh
+from lockstep.ingest import Fresh, link_snapshot
 from lockstep.schema import TIMESTAMP, Table, log_schema
 
 _PATIENCE = 60.0  # seconds; a capture lends the log between two batches, and a batch is seconds
@@ -121,9 +121,10 @@ def _read(log: ChangeLog, event: Entry) -> tuple[Table, pa.Table] | str:
 
 
 def _rows(con: duckdb.DuckDBPyConnection, log: ChangeLog, table: Table, event: Entry) -> pa.Table:
-    set_fresh(con, table, f"SELECT * EXCLUDE (same_op, same_key, reason) FROM parsed_{table.name}")
-    link_snapshot(con, log, table, until=event["position"])
-    rows, _ = split_key_updates(table, con.execute(f"SELECT * FROM fresh_{table.name}").to_arrow_table())
+    fresh = Fresh(con)
+    fresh.set(table, f"SELECT * EXCLUDE (same_op, same_key, reason) FROM parsed_{table.name}")
+    link_snapshot(fresh, log, table, until=event["position"])
+    rows, _ = split_key_updates(table, fresh.rows[table.name])
     place = [
         pa.array(event["positions"][: rows.num_rows], pa.int64()),
         pa.array([datetime.fromisoformat(event["logged_at"])] * rows.num_rows, TIMESTAMP),

@@ -8,10 +8,9 @@ way, so one place alone decides what an unusual event means. tests/unit/test_pla
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +24,7 @@ import pyarrow.json as pj
 from lockstep.debezium.envelope import ENVELOPE, records_of, register
 from lockstep.debezium.images import identified
 from lockstep.debezium.macros import PLACEHOLDER, PLACEHOLDER_BYTES
+from lockstep.debezium.pieces import Piece, groups, null_members, places
 from lockstep.debezium.settings import Part, Settings
 from lockstep.debezium.values import PLAIN_TEXTS, counted, epoch, finite
 from lockstep.kinds import BOOLEAN, BYTES, DATE, TIME, TIMESTAMP, Kind
@@ -33,21 +33,9 @@ from lockstep.schema import TABLES, Column, Table, literal, quoted
 from lockstep.texts import FLOATS, INTEGERS
 
 _FEW, _MOST_FAILURES = 16, 16  # events that are not halved further; pieces that may fail of about 4 MB
-_TABLE = b'"table"'
 # An event with one of these is not plain: what a connector puts in the place of a large value, and a character that
 # PostgreSQL's texts cannot have.
 _UNUSUAL = (PLACEHOLDER.encode(), PLACEHOLDER_BYTES.encode(), b"\\u0000")
-_NULL = int.from_bytes(b"null", "little")
-
-
-def _bytes_in(characters: bytes) -> np.ndarray:
-    table = np.zeros(256, bool)
-    table[list(characters)] = True
-    return table
-
-
-_BLANKS = _bytes_in(b" \t\r\n")
-_BEFORE_A_VALUE = _bytes_in(b"\\:,{[ \t")
 
 
 @dataclass(frozen=True)
@@ -70,34 +58,36 @@ class Taken:
 
 def take(con: duckdb.DuckDBPyConnection, lines: pa.Table, settings: Settings) -> Taken:
     """Type what is plain of `lines` (`ordinal`, `line`, `is_text`)."""
+    found: dict[str, tuple[_Shape, pa.Table]] = {}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for number, group in enumerate(groups(lines)):
+            shape = _shape(group[0].lines[0].as_py(), settings)
+            events = [table for tables in pool.map(shape.read, group) for table in tables] if shape else []
+            if shape and events:
+                found[f"plain_{number}"] = shape, pa.concat_tables(events)
+    if not found:
+        return Taken(None, {}, lines)
+    for view, (_, events) in found.items():
+        register(con, view, events)
+    # One query for all tables, and without `doc`, which would be copied.
+    all_envelopes = " UNION ALL ".join(shape.envelopes(view) for view, (shape, _) in found.items())
+    envelopes = _in_order(con, f"SELECT * EXCLUDE (doc) FROM ({records_of(all_envelopes, is_plain=True)})")
     records: list[pa.Table] = []
     views: dict[str, dict[str, int]] = {}
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for number, group in enumerate(_groups(lines)):
-            shape = _shape(group[0].lines[0].as_py(), settings)
-            if shape is None:
-                continue
-            events = [table for tables in pool.map(shape.read, group) for table in tables]
-            if not events:
-                continue
-            events = pa.concat_tables(events)
-            register(con, "plain_events", events)
-            envelopes = _in_order(con, f"SELECT * EXCLUDE (doc) FROM ({records_of(shape.envelopes(), is_plain=True)})")
-            envelopes = envelopes.append_column("doc", events["doc"])  # the lines themselves, not a copy
-            typed = _in_order(con, shape.select())
-            is_sound = pc.and_(typed["is_plain"], pc.is_valid(envelopes["committed_at"]))
-            if not pc.all(is_sound).as_py():
-                envelopes, typed = envelopes.filter(is_sound), typed.filter(is_sound)
-            if envelopes.num_rows:
-                for name in ("committed_at", "op", "tx_id", "lsn"):
-                    typed = typed.append_column(name, envelopes[name])
-                view = f"plain_{number}"
-                register(con, view, typed.drop_columns("is_plain"))
-                views.setdefault(shape.part.table.name, {})[view] = typed.num_rows
-                records.append(envelopes)
-    con.unregister("plain_events")
-    if not records:
-        return Taken(None, {}, lines)
+    for view, (shape, events) in found.items():
+        typed = _in_order(con, shape.select(view))
+        own = envelopes
+        if len(found) > 1:
+            own = envelopes.take(np.searchsorted(envelopes["ordinal"].to_numpy(), typed["ordinal"].to_numpy()))
+        is_sound = pc.and_(typed["is_plain"], pc.is_valid(own["committed_at"]))
+        own = own.append_column("doc", events["doc"])
+        if not pc.all(is_sound).as_py():
+            own, typed = own.filter(is_sound), typed.filter(is_sound)
+        for name in ("committed_at", "op", "tx_id", "lsn"):
+            typed = typed.append_column(name, own[name])
+        register(con, view, typed.drop_columns("is_plain"))
+        views.setdefault(shape.part.table.name, {})[view] = typed.num_rows
+        records.append(own)
     taken = pa.concat_tables(records)
     is_rest = np.ones(lines.num_rows, bool)
     is_rest[np.searchsorted(lines["ordinal"].to_numpy(), taken["ordinal"].to_numpy())] = False
@@ -110,66 +100,12 @@ def _in_order(con: duckdb.DuckDBPyConnection, query: str) -> pa.Table:
     return rows.sort_by("ordinal") if (np.diff(rows["ordinal"].to_numpy()) < 0).any() else rows
 
 
-@dataclass(frozen=True)
-class _Piece:
-    """A few megabytes of lines; line i is `text[ends[i] : ends[i + 1]]`."""
-
-    ordinals: pa.Array
-    lines: pa.Array
-    text: bytes
-    ends: np.ndarray
-
-    @classmethod
-    def of(cls, batch: pa.RecordBatch) -> _Piece:
-        lines = batch["line"]
-        _, offsets, buffer = lines.buffers()
-        ends = np.frombuffer(offsets, np.int32)[lines.offset : lines.offset + len(lines) + 1]
-        return cls(batch["ordinal"], lines, buffer.slice(ends[0], ends[-1] - ends[0]).to_pybytes(), ends - ends[0])
-
-    def part(self, start: int, stop: int) -> _Piece:
-        length, ends = stop - start, self.ends[start : stop + 1]
-        text = self.text[ends[0] : ends[-1]]
-        return _Piece(self.ordinals.slice(start, length), self.lines.slice(start, length), text, ends - ends[0])
-
-
 def forget(con: duckdb.DuckDBPyConnection) -> None:
     """Free the memory of what was taken last."""
     for (view,) in con.execute(
         "SELECT view_name FROM duckdb_views() WHERE starts_with(view_name, 'plain_')"
     ).fetchall():
         con.unregister(view)
-
-
-def _groups(lines: pa.Table) -> Iterable[list[_Piece]]:
-    """The lines that may be plain events, by what seems to be their table's name."""
-    groups: dict[bytes, list[_Piece]] = {}
-    for batch in lines.to_batches():
-        if not batch.num_rows:
-            continue
-        piece = _Piece.of(batch)
-        places: dict[bytes, list[int]] = {}
-        for at, (name, is_text) in enumerate(zip(_names(piece), batch["is_text"].to_pylist(), strict=True)):
-            if name is not None and is_text:
-                places.setdefault(name, []).append(at)
-        for name, own in places.items():
-            is_whole = len(own) == batch.num_rows
-            groups.setdefault(name, []).append(piece if is_whole else _Piece.of(batch.take(pa.array(own))))
-    return groups.values()
-
-
-def _names(piece: _Piece) -> list[bytes | None]:
-    """What stands behind the last "table" of each line; None for a line that is no object."""
-    names: list[bytes | None] = []
-    text = piece.text
-    for start, stop in itertools.pairwise(piece.ends.tolist()):
-        name = None
-        if text.startswith(b"{", start) and text.endswith((b"}\n", b"}\r\n"), start, stop):
-            at = text.rfind(_TABLE, start, stop)
-            if at >= 0:
-                first = text.find(b'"', at + len(_TABLE), stop) + 1
-                name = text[first : text.find(b'"', first, stop)]
-        names.append(name)
-    return names
 
 
 @dataclass(frozen=True)
@@ -199,7 +135,7 @@ class _Shape:
         image = pa.struct([(self.part.source(column), form.type) for column, form in columns])
         return pa.schema([*((name, image) for name in self.images), *self.envelope.items()])
 
-    def read(self, piece: _Piece) -> list[pa.Table]:
+    def read(self, piece: Piece) -> list[pa.Table]:
         """Those of the events that have this shape, and nothing unusual in their text."""
         schema = self.schema
         found = []
@@ -215,7 +151,7 @@ class _Shape:
                 pieces += [piece.part(length // 2, length), piece.part(0, length // 2)]
         return found
 
-    def _flat(self, events: pa.Table, piece: _Piece) -> pa.Table:
+    def _flat(self, events: pa.Table, piece: Piece) -> pa.Table:
         """The events for DuckDB, which ignores the case of names: columns by their names in the log, and of the
         envelope only what is read of it.
         """
@@ -239,8 +175,8 @@ class _Shape:
                 ((name, n) for n in type_ if own.get_field_index(n) >= 0) if isinstance(type_, dict) else [(name,)]
             )
 
-    def envelopes(self) -> str:
-        """SQL for the events' envelopes, as the careful way has them."""
+    def envelopes(self, view: str) -> str:
+        """SQL for the envelopes of the events in a view, as the careful lane has them."""
         there = set(self._paths())
 
         def member(path: tuple[str, ...], type_: str | Mapping[str, str]) -> str:
@@ -253,12 +189,10 @@ class _Shape:
             return f"{name} := {f'to_json({column})' if type_ == 'JSON' else f'{column}::VARCHAR'}"
 
         members = (member((name,), type_) for name, type_ in ENVELOPE.items())
-        return (
-            f"SELECT ordinal, doc, NULL::VARCHAR AS schema_id, struct_pack({', '.join(members)}) AS e FROM plain_events"
-        )
+        return f"SELECT ordinal, doc, NULL::VARCHAR AS schema_id, struct_pack({', '.join(members)}) AS e FROM {view}"
 
-    def select(self) -> str:
-        """SQL for the events' typed images, and whether they are plain."""
+    def select(self, view: str) -> str:
+        """SQL for the typed images of the events in a view, and whether they are plain."""
         own = ("connector", "db", "schema", "table")
         is_own = [
             f"{quoted(f'source.{n}')} IS NOT DISTINCT FROM {_sql(self.source[n])}" for n in own if n in self.source
@@ -279,7 +213,7 @@ class _Shape:
           ordinal, typed_before AS before, typed_after AS after,
           COALESCE({" AND ".join(checks)}, FALSE) AS is_plain
         FROM (
-          SELECT *, {self._typed("before")} AS typed_before, {self._typed("after")} AS typed_after FROM plain_events
+          SELECT *, {self._typed("before")} AS typed_before, {self._typed("after")} AS typed_after FROM {view}
         )
         """
 
@@ -321,7 +255,8 @@ def _shape(line: str, settings: Settings) -> _Shape | None:
     """The shape of an event; None if it is no plain one, or nobody can say of which table it is."""
     try:
         event = json.loads(line)
-    except ValueError:
+        json.dumps(event.get("source"), ensure_ascii=False).encode()  # half of a surrogate pair is no text
+    except (ValueError, RecursionError):
         return None
     images = [image for image in ("before", "after") if image in event]
     source = event.get("source")
@@ -432,17 +367,17 @@ def _json_type(kind: Kind, value: Any) -> pa.DataType | None:
 # Reading
 
 
-def _read(piece: _Piece, schema: pa.Schema) -> pa.Table | None:
+def _read(piece: Piece, schema: pa.Schema) -> pa.Table | None:
     """The events of the lines, one each; None if some are not of this schema to the letter."""
-    if any(text in piece.text for text in _UNUSUAL):
+    if any(len(places(piece.text, unusual)) for unusual in _UNUSUAL):
         return None
-    nulls = _null_members(np.frombuffer(piece.text, np.uint8))
+    nulls = null_members(piece.text)
     if nulls is None:
         return None
     try:
         events = pj.read_json(
-            pa.BufferReader(piece.text),
-            pj.ReadOptions(use_threads=False, block_size=len(piece.text) + 1),
+            pa.BufferReader(piece.buffer),
+            pj.ReadOptions(use_threads=False, block_size=piece.buffer.size + 1),
             pj.ParseOptions(explicit_schema=schema, unexpected_field_behavior="error"),
         )
     except pa.ArrowException:
@@ -462,27 +397,3 @@ def _nulls(events: pa.Table) -> int:
             fields = (column.field(i) for i in range(column.type.num_fields))
             found += sum(field.null_count - column.null_count for field in fields)
     return found
-
-
-def _null_members(data: np.ndarray) -> int | None:
-    """How many members of objects are null, at most: those whose name is odd do not count.
-
-    A text may hold the same characters, but no quote without a backslash before it. So the quote before the colon ends
-    a name, unless what is before the quote shows that it begins a text. None if a null stands behind an object, on
-    which Arrow's reader crashes.
-    """
-    words = (data[k : k + (len(data) - k) // 4 * 4].view("<u4") for k in range(4))
-    at = np.concatenate([np.flatnonzero(word == _NULL) * 4 + k for k, word in enumerate(words)])
-    colon = _behind_blanks(data, at - 1)
-    if (data[colon] == ord("}")).any():
-        return None
-    quote = _behind_blanks(data, colon[data[colon] == ord(":")] - 1)
-    quote = quote[data[quote] == ord('"')]
-    return int((~_BEFORE_A_VALUE[data[quote - 1]]).sum())
-
-
-def _behind_blanks(data: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """The places of the last characters that are not blank, from these places backwards."""
-    while (is_blank := _BLANKS[data[at]] & (at > 0)).any():
-        at = at - is_blank
-    return at
