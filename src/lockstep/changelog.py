@@ -795,8 +795,8 @@ class Batch:
     def supersede_quarantine(self, tables: Collection[str] | None = None, until: int | None = None) -> list[int]:
         """Discard, when the batch lands, every event of `tables` (of all) that is open now; returns their positions.
 
-        Only those up to the position `until`, if it is given: later ones are not in what the batch holds. What says that
-        changes may be missing counts wherever it stands: the next look tells whether that is so again.
+        Only those up to the position `until`, if it is given: later ones are not in what the batch holds. An event that
+        says that changes may be missing counts wherever it stands: the next look tells whether they are again.
 
         For a batch that holds all in which the source differs from the log: it lands what those events said too, and
         a retry of one would count it twice. Should we die between the two, the events are discarded while their
