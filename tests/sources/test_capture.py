@@ -330,7 +330,8 @@ def test_a_dropped_column_holds_its_table_and_a_warning_names_the_remedy(
     assert (summary.changes, summary.quarantined) == (4, 2)
     assert set(ChangeLog(tmp_path).watermark().holds) == {"orders"}
     assert {e["reason"] for e in ChangeLog(tmp_path).quarantined()} == {
-        "column amount_cents is gone from the source table"
+        "column amount_cents is gone from the source table: leave it out of source_schema.sql, start "
+        "`lockstep capture` again, then `lockstep quarantine retry --all`"
     }
     capture(shop, tmp_path)
     assert 'ALTER TABLE "public"."orders" ADD COLUMN "amount_cents" bigint;' in caplog.text
