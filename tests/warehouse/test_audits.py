@@ -123,10 +123,13 @@ def image_type(table):
 
 
 def chain(models, model, table, *changes):
-    """The positions that image_chain_unbroken names; changes are (before, after), one per minute from 10:00 on."""
+    """The positions that image_chain_unbroken names; changes are (before, after), one per minute from 10:00 on.
+
+    A third item is the op of a change, if it matters.
+    """
     rows = [
-        {"position": position, "logged_at": at(10, position), "before": before, "after": after}
-        for position, (before, after) in enumerate(changes, 1)
+        {"position": position, "logged_at": at(10, position), "op": (*op, "u")[0], "before": before, "after": after}
+        for position, (before, after, *op) in enumerate(changes, 1)
     ]
     kind = image_type(table.removeprefix("changes."))
     models.table(table, *rows, before=kind, after=kind)
@@ -149,6 +152,12 @@ def order(key, cents, extra=None):
         pytest.param([(None, order(1, 5)), (None, order(1, 5))], [2], id="inserted-twice"),
         pytest.param([(None, order(1, None)), (order(1, 0), order(1, 7))], [2], id="null-altered"),
         pytest.param(
+            [(None, order(1, 5)), (None, order(1, 8), "r"), (order(1, 5), None, "r"), (order(1, 9), order(1, 9), "r")],
+            [],
+            id="resynced",
+        ),
+        pytest.param([(None, order(1, 5)), (order(1, 6), order(1, 7), "r")], [2], id="read-again-after-a-loss"),
+        pytest.param(
             [(None, order(1, 5)), (order(1, 5), None), (order(1, 5), order(1, 7))], [3], id="after-its-delete"
         ),
         pytest.param([(None, order(1, 5)), (order(1, 5, "{}"), order(1, 6, "{}"))], [], id="undeclared-column-added"),
@@ -167,8 +176,8 @@ def test_image_chain_unbroken_goes_by_the_whole_key(models):
 
 def test_image_chain_unbroken_ends_at_the_cut(models):
     rows = [
-        {"position": 1, "logged_at": CUT - MICROSECOND, "before": order(1, 1)},
-        {"position": 2, "logged_at": CUT, "before": order(2, 1)},
+        {"position": 1, "logged_at": CUT - MICROSECOND, "op": "u", "before": order(1, 1)},
+        {"position": 2, "logged_at": CUT, "op": "u", "before": order(2, 1)},
     ]
     models.table("changes.orders", *rows, before=image_type("orders"), after=image_type("orders"))
     models.table("rebuild.cut", {"domain": "orders", "cut": CUT}, {"domain": "another", "cut": at(12)})
