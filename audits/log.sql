@@ -129,12 +129,14 @@ AUDIT (
 
 /* The before image of each change must be the after image of the change before it on that key. A change that was lost,
    doubled, reordered or altered breaks the chain even where every position is there. What is not declared does not count: a
-   column that the source adds comes without a change. A resync mends a broken chain by changes that may follow anything: of op
-   `r`, with one image, or with the same image twice. */
+   column that the source adds comes without a change. A resync mends the chain of a key, up to the changes by which it does:
+   they have op `r`, and one image or the same image twice. */
 WITH chain AS (
   SELECT
     position,
-    op = 'r' AND COALESCE(before = after, TRUE) AS is_repair,
+    MAX(CASE WHEN op = 'r' AND COALESCE(before = after, TRUE) THEN position END) OVER (
+      PARTITION BY @EACH(@keys, k -> COALESCE(STRUCT_EXTRACT(after, k), STRUCT_EXTRACT(before, k)))
+    ) AS mended_at,
     CASE WHEN NOT before IS NULL THEN HASH(@declared_image(@source_table, before)) END AS before_image,
     LAG(CASE WHEN NOT after IS NULL THEN HASH(@declared_image(@source_table, after)) END) OVER (
       PARTITION BY @EACH(@keys, k -> COALESCE(STRUCT_EXTRACT(after, k), STRUCT_EXTRACT(before, k)))
@@ -148,7 +150,7 @@ SELECT
   *
 FROM chain
 WHERE
-  NOT is_repair AND before_image IS DISTINCT FROM previous_image;
+  before_image IS DISTINCT FROM previous_image AND position > COALESCE(mended_at, 0);
 
 AUDIT (
   name source_is_append_only

@@ -271,7 +271,7 @@ class _Diagnosis:
         return findings
 
     def broken_chains(self) -> list[Finding]:
-        """Keys on which a before image is not the after image of the change before."""
+        """Keys on which a before image is not the after image of the change before, as the audit finds them."""
         findings = []
         for source, table in self._sources.items():
             if not TABLES[source].key:  # its rows have one change each, or two if TRUNCATE took them away
@@ -283,9 +283,12 @@ class _Diagnosis:
                     SELECT {_list(f"{value} AS {k}" for value, k in zip(of_change, key, strict=True))},
                         position, {_declared(source, "before")} AS before,
                         LAG({_declared(source, "after")})
-                            OVER (PARTITION BY {_list(of_change)} ORDER BY position) AS previous
+                            OVER (PARTITION BY {_list(of_change)} ORDER BY position) AS previous,
+                        MAX(CASE WHEN op = 'r' AND COALESCE(before = after, TRUE) THEN position END)
+                            OVER (PARTITION BY {_list(of_change)}) AS mended_at
                     FROM {table}
-                ) SELECT {_list(key)} FROM chain WHERE before IS DISTINCT FROM previous
+                ) SELECT {_list(key)} FROM chain
+                WHERE before IS DISTINCT FROM previous AND position > COALESCE(mended_at, 0)
                 GROUP BY ALL ORDER BY ALL LIMIT {self._limit}"""
             )
             findings += [self._classify_chain(source, tuple(row.values())) for row in keys]
@@ -298,9 +301,15 @@ class _Diagnosis:
             f"{' AND '.join(f'COALESCE(after.{k}, before.{k}) = ?' for k in TABLES[source].sql_key)} ORDER BY position",
             *values,
         )
+        is_repair = [
+            e["op"] == "r" and (not e["before"] or not e["after"] or e["before"] == e["after"]) for e in events
+        ]
+        mended = max((i for i, is_ in enumerate(is_repair) if is_), default=-1)
         for image in (e[side] for e in events for side in ("before", "after") if e[side]):
             del image["extra"]  # as in `_declared`
-        at = next(i for i, e in enumerate(events) if e["before"] != (events[i - 1]["after"] if i else None))
+        at = next(
+            i for i, e in enumerate(events) if i > mended and e["before"] != (events[i - 1]["after"] if i else None)
+        )
         event, previous = events[at], events[at - 1] if at else None
         shown = [e for e in (previous, event) if e]
         where = f"{_named(names, values)}, position {event['position']}"

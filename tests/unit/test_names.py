@@ -357,6 +357,8 @@ def test_explain_finds_a_broken_chain_whatever_the_key_is_called(declare: Declar
     )
     [finding] = diagnosis.broken_chains()
     assert finding.where.startswith("position 1, previous 2, before 3, position 2")
+    diagnosis._connection.execute(f"INSERT INTO log SELECT 3, 'r', {image}, {image}")
+    assert diagnosis.broken_chains() == [], "a resync has mended it"
 
 
 def recording(*tables: tuple[str, str, list[str]]) -> str:

@@ -152,9 +152,13 @@ def order(key, cents, extra=None):
         pytest.param([(None, order(1, 5)), (None, order(1, 5))], [2], id="inserted-twice"),
         pytest.param([(None, order(1, None)), (order(1, 0), order(1, 7))], [2], id="null-altered"),
         pytest.param(
-            [(None, order(1, 5)), (None, order(1, 8), "r"), (order(1, 5), None, "r"), (order(1, 9), order(1, 9), "r")],
-            [],
-            id="resynced",
+            [
+                *[(None, order(1, 5)), (order(1, 6), order(1, 7))],
+                *[(None, order(1, 6), "r"), (order(1, 5), None, "r"), (order(1, 7), order(1, 7), "r")],
+                *[(order(1, 7), order(1, 8)), (order(1, 9), None)],
+            ],
+            [7],
+            id="resynced-and-broken-again",
         ),
         pytest.param([(None, order(1, 5)), (order(1, 6), order(1, 7), "r")], [2], id="read-again-after-a-loss"),
         pytest.param(
