@@ -9,8 +9,10 @@ import itertools
 import json
 import os
 import socket
+import subprocess
+import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
@@ -122,6 +124,35 @@ def _free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+@contextmanager
+def running_capture(server: Cluster, home: Path, look_every: float) -> Iterator[subprocess.Popen[str]]:
+    """`lockstep capture` as a process, once it follows the stream; `look_every` is its `_LOOK_EVERY`."""
+    program = f"import lockstep.capture, lockstep.cli; lockstep.capture._LOOK_EVERY = {look_every}; lockstep.cli.main()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, "capture", server.dsn(), "--trigger", "50ms"],
+        env={**os.environ, "LOCKSTEP_HOME": str(home)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        log = ChangeLog(home)
+        wait_until(lambda: log.exists() and log.watermark().resume.get("snapshot") == "complete")
+        wait_until(lambda: bool(server.execute("SELECT 1 FROM pg_replication_slots WHERE active")))
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+        wait_until(lambda: not server.execute("SELECT 1 FROM pg_replication_slots WHERE active"))
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 120.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.02)
 
 
 def capture(server: Cluster, home: Path, **options: Any) -> capturing.Captured:

@@ -17,10 +17,7 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +32,7 @@ from lockstep.errors import LockstepError
 from lockstep.private_postgres import private_directory
 from lockstep.quarantine import discard, retry
 from lockstep.schema import TABLES, batch_schema
-from postgres import Cluster, capture, cluster, landed, required_programs, shop
+from postgres import Cluster, capture, cluster, landed, required_programs, running_capture, shop, wait_until
 
 __all__ = ["cluster", "shop"]  # fixtures
 
@@ -44,6 +41,7 @@ FEW_ORDERS = "".join(ORDER.format(i, 100 * i) for i in (1, 2))
 LOST = ORDER.format(3, 300) + (
     "UPDATE orders SET amount_cents = 777 WHERE order_id = 1; DELETE FROM orders WHERE order_id = 2"
 )
+FOLLOWS = "UPDATE orders SET status = 'back' WHERE order_id IN (1, 3)"  # from rows that the log has never seen
 ADD = 'ALTER PUBLICATION "lockstep" ADD TABLE "public"."orders"'
 OTHER = (
     "CREATE TABLE other (LIKE orders INCLUDING ALL); ALTER TABLE other REPLICA IDENTITY FULL; "
@@ -77,17 +75,27 @@ def resync(shop: Cluster, home: Path, *tables: str) -> dict[str, int]:
 
 
 def assert_equal(shop: Cluster, home: Path) -> None:
-    """Verification passes; and, computed another way, the signed images of the orders add up to the source's rows."""
+    """Verification passes; and, computed another way, the signed images of the orders add up to the source's rows, and
+    the chain of each order's images is whole, or was mended by a resync.
+    """
     verified = verifying.verify(home, shop.dsn(), [], 120, 20, lambda _: None)
     assert [(t.table, t.verdict, t.comparison.differences) for t in verified.tables if t.verdict != "passed"] == []
     assert not ChangeLog(home).watermark().holds
     signed: Counter[tuple[Any, ...]] = Counter()
+    last: dict[int, Any] = {}
+    broken: set[int] = set()
     for change in landed(home, "orders"):
+        key = (change["after"] or change["before"])["order_id"]
+        broken |= {key} if change["before"] != last.get(key) else set()
+        last[key] = change["after"]
+        if change["op"] == "r" and (None in (change["before"], last[key]) or change["before"] == last[key]):
+            broken.discard(key)
         for image, weight in ((change["before"], -1), (change["after"], 1)):
             if image and change["position"] <= verified.position:
                 signed[image["order_id"], image["amount_cents"], image["status"]] += weight
     rows = shop.execute("SELECT order_id, amount_cents, status FROM orders")
     assert {row: n for row, n in signed.items() if n} == dict.fromkeys(rows, 1)
+    assert not broken
 
 
 def lockstep(home: Path, *arguments: str) -> tuple[int, str]:
@@ -102,7 +110,7 @@ def test_changes_that_were_never_sent_hold_their_table_until_it_is_resynced(
     opened, closed, said = HOLES[hole]
     shop.execute(FEW_ORDERS)
     capture(shop, tmp_path)
-    for statement in (opened, LOST, closed, ORDER.format(4, 400)):
+    for statement in (opened, LOST, closed, ORDER.format(4, 400), FOLLOWS):
         shop.execute(statement)
     shop.execute("INSERT INTO products VALUES (1, 'x', 'toys', 100, now())")
 
@@ -139,39 +147,9 @@ def test_a_publication_that_was_made_again_needs_a_new_snapshot(shop: Cluster, t
     assert_equal(shop, tmp_path)
 
 
-@contextmanager
-def running(shop: Cluster, home: Path) -> Iterator[subprocess.Popen[str]]:
-    """`lockstep capture` that looks at its publication all the time."""
-    program = "import lockstep.capture, lockstep.cli; lockstep.capture._LOOK_EVERY = 0; lockstep.cli.main()"
-    process = subprocess.Popen(
-        [sys.executable, "-c", program, "capture", shop.dsn(), "--trigger", "50ms"],
-        env={**os.environ, "LOCKSTEP_HOME": str(home)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    try:
-        log = ChangeLog(home)
-        wait_until(lambda: log.exists() and log.watermark().resume.get("snapshot") == "complete")
-        wait_until(lambda: bool(shop.execute("SELECT 1 FROM pg_replication_slots WHERE active")))
-        yield process
-        assert process.poll() is None, "it went on"
-    finally:
-        process.kill()
-        process.communicate()
-        wait_until(lambda: not shop.execute("SELECT 1 FROM pg_replication_slots WHERE active"))
-
-
-def wait_until(condition: Callable[[], Any], seconds: float = 120.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.02)
-
-
 def test_a_running_capture_notices_and_is_resynced_beside_it(shop: Cluster, tmp_path: Path) -> None:
     shop.execute(FEW_ORDERS)
-    with running(shop, tmp_path):
+    with running_capture(shop, tmp_path, look_every=0) as process:
         shop.execute("ALTER TABLE orders RENAME TO renamed")
         wait_until(lambda: "orders" in ChangeLog(tmp_path).watermark().holds)
         shop.execute("UPDATE renamed SET amount_cents = amount_cents + 1000 WHERE order_id = 1")
@@ -181,6 +159,7 @@ def test_a_running_capture_notices_and_is_resynced_beside_it(shop: Cluster, tmp_
         code, told = lockstep(tmp_path, "capture", shop.dsn(), "--resync", "orders")
         assert code == 0 and "orders was resynced: 1 change landed" in told
         assert_equal(shop, tmp_path)
+        assert process.poll() is None, "it went on"
 
 
 def test_a_resync_under_load_beside_a_running_capture(shop: Cluster, tmp_path: Path) -> None:
@@ -199,7 +178,7 @@ def test_a_resync_under_load_beside_a_running_capture(shop: Cluster, tmp_path: P
             with_id = rng.randint(1, 120)
             shop.execute(ORDER.format(with_id, 5).replace(");", ") ON CONFLICT DO NOTHING;"))
 
-    with running(shop, tmp_path):
+    with running_capture(shop, tmp_path, look_every=0) as process:
         shop.execute("ALTER PUBLICATION lockstep DROP TABLE orders")
         wait_until(lambda: "orders" in ChangeLog(tmp_path).watermark().holds)
         shop.execute("UPDATE orders SET amount_cents = 1; DELETE FROM orders WHERE order_id % 7 = 0")
@@ -212,6 +191,7 @@ def test_a_resync_under_load_beside_a_running_capture(shop: Cluster, tmp_path: P
             stop.set()
             thread.join()
         assert_equal(shop, tmp_path)
+        assert process.poll() is None, "it went on"
 
 
 def test_a_key_whose_changes_do_not_add_up_is_mended(shop: Cluster, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -42,12 +42,10 @@ from lockstep.pgoutput import REJECTED_SCHEMA
 from lockstep.postgres import Source
 from lockstep.schema import TABLES, batch_schema, log_schema
 from lockstep.verify import Verified, Visibility
-from postgres import Cluster, cluster, landed, own_cluster, shop
+from postgres import Cluster, cluster, landed, own_cluster, running_capture, shop, wait_until
 
 __all__ = ["cluster", "shop"]  # fixtures
 
-# A capture that does not notice what happens to its publication: these tests want what it lacks to be found later.
-UNAWARE = "import lockstep.capture, lockstep.cli; lockstep.capture._LOOK_EVERY = 1e9; lockstep.cli.main()"
 LOCKSTEP = str(Path(sys.executable).with_name("lockstep"))
 NOW = "'2026-11-14 20:46:33.5+02'::timestamptz"
 
@@ -65,32 +63,9 @@ PINGS = (
 STOPS = f"INSERT INTO route_stops SELECT 2, g, 1, {NOW}, 0.1, -1e-300, NULL FROM generate_series(101, 104) AS g;"
 
 
-@contextmanager
-def capture(shop: Cluster, home: Path) -> Iterator[subprocess.Popen[str]]:
-    """`lockstep capture` as a process that follows the stream."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", UNAWARE, "capture", shop.dsn(), "--trigger", "50ms"],
-        env={**os.environ, "LOCKSTEP_HOME": str(home)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        log = ChangeLog(home)
-        wait_until(lambda: log.exists() and log.watermark().resume.get("snapshot") == "complete")
-        wait_until(lambda: bool(shop.execute("SELECT 1 FROM pg_replication_slots WHERE active")))
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
-        wait_until(lambda: not shop.execute("SELECT 1 FROM pg_replication_slots WHERE active"))
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 120.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.02)
+def capture(shop: Cluster, home: Path) -> AbstractContextManager[subprocess.Popen[str]]:
+    """A capture that does not look at its publication: these tests want verification to find what the log lacks."""
+    return running_capture(shop, home, look_every=1e9)
 
 
 def check(shop: Cluster, home: Path, *tables: str, timeout: float = 120.0) -> Verified:
