@@ -26,7 +26,7 @@ Columns = Mapping[str, Sequence[str]]
 
 
 def begin_adopting(home: Path, source_name: str, columns: Columns) -> None:
-    """Note in the log which columns are being taken up: whoever is killed meanwhile leaves it to the next start."""
+    """Record the columns in the log first, so that the next start goes on if this process is killed."""
     with TABLES.without(columns), ChangeLog(home).writer(source_name, "taking up columns") as writer:
         writer.land({}, resume={**writer.watermark.resume, "adopting": columns})
 
@@ -34,7 +34,7 @@ def begin_adopting(home: Path, source_name: str, columns: Columns) -> None:
 def adopt(
     home: Path, source: Source, columns: Columns, stop: threading.Event, land_until: Callable[[int], None]
 ) -> int:
-    """Take up columns; returns how many changes that landed. If `stop` is set meanwhile, the next start does it.
+    """Take up columns; returns the number of changes that landed. If `stop` is set meanwhile, the next start goes on.
 
     `land_until` captures what was committed before a point of the source's log, and nothing else.
     """

@@ -72,7 +72,7 @@ log = logging.getLogger("lockstep.capture")
 class Captured:
     """What a capture did until it ended. `lsn` is the point of PostgreSQL's log at which it will continue.
 
-    `gaps` says of which tables changes may be missing, and what mends it.
+    `gaps` has a sentence for each table that may lack changes, with what mends it.
     """
 
     snapshot: int = 0
@@ -576,7 +576,7 @@ class _Stream:
         self._next_probe = now + max(self._trigger, _PROBE_EVERY)
 
     def _look(self) -> None:
-        """Hold the tables of which changes may be missing from now on, or from some time since the last look."""
+        """Hold the tables that may have missed changes since the last look."""
         looked = look(self._writer.watermark)
         if note_gaps(self._writer, self._connection, self._source):
             self._count_open()

@@ -68,7 +68,7 @@ SETTLING = timedelta(milliseconds=250)
 REMEMBERED, MOST_REMEMBERED = timedelta(minutes=10), 1000
 _HOUR_US = 3_600_000_000
 ALL_TABLES = "*"  # the `table` of an event so broken that its table is unknown: it holds every table
-GAP = "gap"  # the one member of an event that holds a table of which changes may be missing
+GAP = "gap"  # the only member of an event that holds a table because it may lack changes
 KEEP_ALIVE = "keep-alive"  # used as the table where the time of a keep-alive is ahead of our clock
 
 
@@ -293,7 +293,7 @@ class ChangeLog:
         return self._entries(self.watermark().position if until is None else until)
 
     def open_gaps(self) -> list[str]:
-        """Why tables are held of which changes may be missing, one sentence each; see `Batch.hold`."""
+        """A sentence for each table that is held because it may lack changes; see `Batch.hold`."""
         entries = self.quarantined() if self.watermark().holds else []
         return [e["reason"] for e in entries if e["state"] == "open" and is_gap(e)]
 
@@ -778,7 +778,7 @@ class Batch:
         self._changes += total - (bad.num_rows if bad is not None else 0)
 
     def hold(self, reasons: Mapping[str, str], since: Hold) -> None:
-        """Hold tables from `since` on because changes of them may be missing; `reasons` are by table.
+        """Hold tables from `since` on because they may lack changes; `reasons` are by table.
 
         Each gets an event in quarantine, which holds it until it is resynced or somebody discards the event.
         """

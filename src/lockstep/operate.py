@@ -348,7 +348,7 @@ def status(home: Path) -> Row:
 
     `lag_seconds` is the age of the watermark's `logged_at`: how long ago the source last committed something that
     has landed. `capture` is `metrics.capture_status`. `warehouse` is `none`, `ready`, or `busy` while a run has it
-    open: then there are no domains. `gaps` says of which tables changes may be missing, and what mends it. All times
+    open: then there are no domains. `gaps` has a sentence for each table that may lack changes. All times
     are UTC.
     """
     log = ChangeLog(home)

@@ -188,9 +188,9 @@ def check_continues(
 
 
 def note_gaps(writer: Writer, connection: Connection, source: Source) -> list[str]:
-    """Hold each table of which changes may be missing because of what was done to the publication or to the table.
+    """Hold each table that may lack changes because the publication or the table was altered.
 
-    It is held from where the log was when all was last in order, by an event in quarantine that says why, until it is
+    It is held from the last position at which all was in order, by an event in quarantine that says why, until it is
     resynced. Returns what the new events say. No batch may be open.
     """
     watermark = writer.watermark
@@ -237,7 +237,7 @@ def _last_look(watermark: Watermark) -> Hold:
 def _gap(
     source: Source, table: Table, before: list[str], place: list[str] | None, is_same_publication: bool
 ) -> str | None:
-    """Why changes of a table may be missing; None if they are not."""
+    """Why a table may lack changes; None if it does not."""
     publication = source.publication
     mend = f"`lockstep capture ... --resync {table.name}` lands what is missing"
     if not is_same_publication:

@@ -66,7 +66,7 @@ def parse(
 
     Returns the tables that have change events in the chunk, those with a
     `parsed_<table>`. It holds ordinal, committed_at, op, before, after, tx_id and lsn as in `schema.batch_schema`;
-    `same_op` and `same_key`, the op and key by which the log knows the event; and `reason`, null unless the event
+    `same_op` and `same_key`, the op and key under which the log stores the event; and `reason`, null unless the event
     breaks the landing contract. TRUNCATE events are in `records` only, and so are events of another schema than the
     table's: those have the kind FOREIGN, or the name of a table that the project does not know.
     """

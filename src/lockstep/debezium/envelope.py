@@ -136,7 +136,7 @@ SELECT
   COALESCE(e.source."schema", CASE WHEN e.source.connector || ':' || e.source.db IN ({databases}) THEN e.source.db END)
     AS "schema",
   CASE WHEN kind = 'change' THEN e.source.connector || COALESCE(':' || e.source.db, '') END AS source,
-  /* Zero stands for unknown in some connectors' snapshots; taken at its word, history would begin in 1970. */
+  /* Some connectors' snapshots send zero for an unknown time; used as it is, history would begin in 1970. */
   CASE WHEN committed_us > 0 THEN moment(committed_us) END AS committed_at,
   /* Oracle's transaction ids are hexadecimal and other sources use any text: these become a number by a hash. */
   COALESCE(
