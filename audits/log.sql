@@ -150,7 +150,8 @@ SELECT
   *
 FROM chain
 WHERE
-  before_image IS DISTINCT FROM previous_image AND position > COALESCE(mended_at, 0);
+  before_image IS DISTINCT FROM previous_image
+  AND position > COALESCE(mended_at, 0);
 
 AUDIT (
   name source_is_append_only
