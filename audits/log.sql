@@ -127,31 +127,13 @@ AUDIT (
   name image_chain_unbroken
 );
 
-/* The before image of each change must be the after image of the change before it on that key. A change that was lost,
-   doubled, reordered or altered breaks the chain even where every position is there. What is not declared does not count: a
-   column that the source adds comes without a change. A resync mends the chain of a key, up to the changes by which it does:
-   they have op `r`, and one image or the same image twice. */
-WITH chain AS (
-  SELECT
-    position,
-    MAX(CASE WHEN op = 'r' AND COALESCE(before = after, TRUE) THEN position END) OVER (
-      PARTITION BY @EACH(@keys, k -> COALESCE(STRUCT_EXTRACT(after, k), STRUCT_EXTRACT(before, k)))
-    ) AS mended_at,
-    CASE WHEN NOT before IS NULL THEN HASH(@declared_image(@source_table, before)) END AS before_image,
-    LAG(CASE WHEN NOT after IS NULL THEN HASH(@declared_image(@source_table, after)) END) OVER (
-      PARTITION BY @EACH(@keys, k -> COALESCE(STRUCT_EXTRACT(after, k), STRUCT_EXTRACT(before, k)))
-      ORDER BY position
-    ) AS previous_image
-  FROM @source_table
-  WHERE
-    logged_at < @cut_of(@domain)
-)
+/* A table whose chain of images is broken must not be rebuilt: the log is then no evidence of what its rows were, even where
+   every figure agrees. Which changes break it, and how, stands in the model. */
 SELECT
-  *
-FROM chain
+  UNNEST(findings) AS finding
+FROM @this_model
 WHERE
-  before_image IS DISTINCT FROM previous_image
-  AND position > COALESCE(mended_at, 0);
+  broken > 0;
 
 AUDIT (
   name source_is_append_only

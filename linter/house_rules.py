@@ -11,7 +11,9 @@ BLUEPRINT = "stamps one model per domain or source table, so its file cannot hav
 
 # Rule -> what is excepted from it and why. A name that ends with `.` stands for a whole schema.
 EXCEPTIONS = {
-    "columnsresolve": {"changes.": FILES_OF_THE_LOG, "reconcile.source_receipts": FILES_OF_THE_LOG},
+    "columnsresolve": dict.fromkeys(
+        ("changes.", "checkpoints.", "ops.checkpoints", "reconcile.source_receipts"), FILES_OF_THE_LOG
+    ),
     "namedasitsfile": {"each_": BLUEPRINT},  # by the beginning of the file's name
 }
 
@@ -73,7 +75,8 @@ class NamesWhatItAwaits(Rule):
 
     SQLMesh skips an interval whose upstream interval is not ready, and passes that on along the models of the run.
     Only plans make views (config.yaml), so a run passes nothing on through one. A table that reads a rebuild only
-    through a view would be computed before the rebuild, and not again after it.
+    through a view would be computed before the rebuild, and not again after it. A table that reads `source` waits for
+    the audit of that table's chain, which only a run's own order of models gives.
     """
 
     def check_model(self, model):
@@ -83,7 +86,8 @@ class NamesWhatItAwaits(Rule):
         missing = []
         for name, upstream in self._upstream(model, lambda of: not _is_of_a_run(of)).items():
             needed = {name: upstream, **self._upstream(upstream, _is_of_a_run)}
-            if _is_of_a_run(upstream) and any(of.signals for n, of in needed.items() if n not in awaited):
+            is_guard = upstream.name.startswith("chain.") and name not in awaited
+            if _is_of_a_run(upstream) and (is_guard or any(of.signals for n, of in needed.items() if n not in awaited)):
                 missing.append(upstream.name)
         if not missing:
             return None

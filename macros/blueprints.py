@@ -11,16 +11,23 @@ def each_domain(evaluator):
     """One blueprint per contract: `MODEL (name hourly.@{domain}, blueprints @each_domain())`.
 
     Gives the model the contract's @domain (@domain_name as text), @owner and @source_table, and the lists @sources
-    (text), @grain, @hourly_grain and @cut_grain (the same after log_hour or cut), @measures (what macros/merging.py
-    takes: all that merge), @measure_names (theirs) and @state (their columns, and what `latest` needs).
+    (text), @awaited (the rebuild, and the models that check the chains of the sources), @grain, @hourly_grain and
+    @cut_grain (the same after log_hour or cut), @measures (what macros/merging.py takes: all that merge),
+    @measure_names (theirs) and @state (their columns, and what `latest` needs).
     """
     from lockstep.contracts import load
     from lockstep.declaration import identifier
+    from lockstep.schema import TABLES
+
+    def awaited(contract):
+        keyed = [table for table in contract.sources if TABLES[table].key]
+        return ", ".join([f"rebuild.{contract.domain}", *(f"chain.{identifier(table)}" for table in keyed)])
 
     return _blueprints(
         f"(domain := {c.domain}, domain_name := '{c.domain}', owner := '{c.owner}', "
         f"source_table := {identifier(c.source_table)}, "
-        f"sources := ({', '.join(repr(s) for s in c.sources)}), grain := ({', '.join(c.grain)}), "
+        f"sources := ({', '.join(repr(s) for s in c.sources)}), awaited := ({awaited(c)}), "
+        f"grain := ({', '.join(c.grain)}), "
         f"hourly_grain := ({', '.join(('log_hour', *c.grain))}), cut_grain := ({', '.join(('cut', *c.grain))}), "
         f"measures := ({', '.join(_measure(m) for m in c.merged)}), "
         f"measure_names := ({', '.join(m.name for m in c.merged)}), state := ({', '.join(c.state)}))"
@@ -33,22 +40,39 @@ def _measure(m):
 
 
 @macro()
-def each_source_table(evaluator):
+def each_source_table(evaluator, only=None):
     """One blueprint per table of the log: `MODEL (name changes.@{source_table}, blueprints @each_source_table())`.
 
-    Its name may be a reserved word: models that read it then write `changes."order"`. @image_type is the type of its
-    images, as text: only what a model is stamped with makes SQLMesh see that it has changed.
+    Its name, @source_name as text, may be a reserved word: models that read it then write `changes."order"`. @columns
+    are what macros/log.py takes: each declared column. @keys (text) and @key_columns are those of its key,
+    @checkpoint_grain the same after __cut. @filled is a column that no image has NULL (text; empty if there is none).
+    @readers are the domains that read the table. @image_type is the type of its images, as text: only what a model is
+    stamped with makes SQLMesh see that it has changed.
+
+    `only` names the tables: 'mutable'; 'append_only' and 'keyless', those with a key and those without; or 'keyed'.
     """
+    from lockstep.contracts import load
     from lockstep.declaration import identifier
     from lockstep.schema import EXTRA, TABLES, literal, quoted
 
-    def image(table):
-        columns = [*(f"{c.sql} {c.kind.duckdb}" for c in table.columns), f"{quoted(EXTRA)} TEXT"]
-        return literal(f"STRUCT({', '.join(columns)})")
+    def blueprint(table):
+        columns = ", ".join(f"source_column({literal(c.name)}, {literal(c.kind.duckdb)})" for c in table.columns)
+        image = ", ".join([*(f"{c.sql} {c.kind.duckdb}" for c in table.columns), f"{quoted(EXTRA)} TEXT"])
+        filled = [*table.key, *(c.name for c in table.columns if not c.nullable), ""][0]
+        readers = (c.domain for c in load().values() if table.name in c.sources)
+        return (
+            f"(source_table := {identifier(table.name)}, source_name := {literal(table.name)}, "
+            f"image_type := {literal(f'STRUCT({image})')}, columns := ({columns}), filled := {literal(filled)}, "
+            f"keys := ({', '.join(map(literal, table.key))}), key_columns := ({', '.join(table.sql_key)}), "
+            f"checkpoint_grain := ({', '.join(('__cut', *table.sql_key))}), "
+            f"readers := ({', '.join(map(literal, readers))}))"
+        )
 
-    return _blueprints(
-        f"(source_table := {identifier(name)}, image_type := {image(table)})" for name, table in TABLES.items()
-    )
+    def is_wanted(table):
+        kind = "mutable" if not table.is_append_only else "append_only" if table.key else "keyless"
+        return only is None or only.name in (kind, "keyed" if table.key else kind)
+
+    return _blueprints(blueprint(table) for table in TABLES.values() if is_wanted(table))
 
 
 @macro()

@@ -37,6 +37,8 @@ GUARANTEES = [
             "warehouse/test_properties.py",
             "warehouse/test_awkward_cases.py",
             "test_rebuild.yaml",
+            "test_source.yaml",
+            "test_signed.yaml",
             "test_diffs.yaml",
             "test_hourly.yaml",
             "test_live.yaml",
@@ -48,6 +50,7 @@ GUARANTEES = [
         (
             "warehouse/test_planted_faults.py",
             "warehouse/test_audits.py",
+            "test_chain.yaml",
             "test_reconcile.yaml",
             "test_verified.yaml",
             "unit/test_macros.py",
@@ -107,7 +110,13 @@ GUARANTEES = [
     Guarantee(
         "A lost, damaged, full or read-only home says so, and nothing in it is deleted",
         "files lost, cut, overwritten and restored from older backups; a disk full at every write",
-        ("warehouse/test_lost_files.py", "unit/test_pairing.py", "unit/test_odd_homes.py", "unit/test_disk_full.py"),
+        (
+            "warehouse/test_lost_files.py",
+            "warehouse/test_checkpoints.py",
+            "unit/test_pairing.py",
+            "unit/test_odd_homes.py",
+            "unit/test_disk_full.py",
+        ),
     ),
     Guarantee(
         "The log is the source, whichever way the changes came",

@@ -6,44 +6,25 @@ MODEL (
   grain (position, diff)
 );
 
-WITH shipments AS (
-  SELECT
-    position,
-    logged_at,
-    signs.diff,
-    @image(shipment_id) AS shipment_id,
-    @image(region) AS region,
-    @image(status) AS status,
-    @image(exception_code) AS exception_code,
-    @image(window_from_at) AS window_from_at,
-    @image(window_to_at) AS window_to_at,
-    @image(delivered_at) AS delivered_at
-  FROM changes.shipments
-  CROSS JOIN (VALUES
-    (-1),
-    (1)) AS signs(diff)
-  WHERE
-    NOT @image(shipment_id) IS NULL
-)
 SELECT
-  position::BIGINT AS position, /* Position of the change in the log */
-  logged_at::TIMESTAMP AS logged_at, /* logged_at of the change */
-  diff::INT AS diff, /* -1 for the image before the change, +1 for the one after */
+  __position::BIGINT AS position, /* Position of the change in the log */
+  __logged_at::TIMESTAMP AS logged_at, /* logged_at of the change */
+  __weight::INT AS diff, /* -1 for the image before the change, +1 for the one after */
   shipment_id::BIGINT AS shipment_id, /* Key of the shipment */
   DATE_TRUNC('HOUR', window_from_at)::TIMESTAMP AS window_hour, /* Hour in which the promised window begins */
   region::TEXT AS region, /* Delivery region */
   status::TEXT AS status, /* created, out_for_delivery, delivered, failed or returned */
   COALESCE(exception_code, 'none')::TEXT AS exception_code, /* What went wrong; none if nothing did */
-  diff::BIGINT AS shipments, /* Shipments, signed */
-  CASE WHEN NOT delivered_at IS NULL THEN diff ELSE 0 END::BIGINT AS delivered, /* Delivered shipments, signed */
-  CASE WHEN delivered_at > window_to_at THEN diff ELSE 0 END::BIGINT AS late, /* Late ones of them, signed */
+  __weight::BIGINT AS shipments, /* Shipments, signed */
+  CASE WHEN NOT delivered_at IS NULL THEN __weight ELSE 0 END::BIGINT AS delivered, /* Delivered shipments, signed */
+  CASE WHEN delivered_at > window_to_at THEN __weight ELSE 0 END::BIGINT AS late, /* Late ones of them, signed */
   CASE
     WHEN delivered_at > window_to_at
-    THEN diff * (
+    THEN __weight * (
       (
         EPOCH_US(delivered_at) - EPOCH_US(window_to_at)
       ) // 60000000
     )
     ELSE 0
   END::BIGINT AS minutes_late /* Whole minutes past the window, signed */
-FROM shipments
+FROM signed.shipments

@@ -8,59 +8,11 @@ MODEL (
   grain (position, diff)
 );
 
-WITH routes_images AS (
+WITH parts AS (
   SELECT
-    position,
-    logged_at,
-    signs.diff,
-    @image(route_id) AS route_id,
-    @image(driver_id) AS driver_id,
-    @image(service_date) AS service_date
-  FROM changes.routes
-  CROSS JOIN (VALUES
-    (-1),
-    (1)) AS signs(diff)
-  WHERE
-    NOT @image(route_id) IS NULL
-), route_stops_images AS (
-  SELECT
-    position,
-    logged_at,
-    signs.diff,
-    @image(route_id) AS route_id,
-    @image(stop_number) AS stop_number,
-    @image(shipment_id) AS shipment_id,
-    @image(planned_arrival_at) AS planned_arrival_at,
-    @image(latitude) AS latitude,
-    @image(longitude) AS longitude,
-    @image(completed_at) AS completed_at
-  FROM changes.route_stops
-  CROSS JOIN (VALUES
-    (-1),
-    (1)) AS signs(diff)
-  WHERE
-    NOT @image(route_id) IS NULL
-), shipments_images AS (
-  SELECT
-    position,
-    logged_at,
-    signs.diff,
-    @image(shipment_id) AS shipment_id,
-    @image(route_id) AS route_id,
-    @image(status) AS status,
-    @image(window_from_at) AS window_from_at,
-    @image(window_to_at) AS window_to_at
-  FROM changes.shipments
-  CROSS JOIN (VALUES
-    (-1),
-    (1)) AS signs(diff)
-  WHERE
-    NOT @image(shipment_id) IS NULL
-), parts AS (
-  SELECT
-    position,
-    logged_at,
-    diff,
+    __position,
+    __logged_at,
+    __weight,
     route_id,
     'route' AS part,
     NULL::INT AS stop_number,
@@ -72,18 +24,18 @@ WITH routes_images AS (
     NULL::DOUBLE AS longitude,
     NULL::TIMESTAMP AS window_from_at,
     NULL::TIMESTAMP AS window_to_at,
-    diff AS routes,
+    __weight AS routes,
     0 AS stops_planned,
     0 AS stops_done,
     0 AS stops_on_time,
     0 AS parcels,
     0 AS parcels_on_board
-  FROM routes_images
+  FROM signed.routes
   UNION ALL
   SELECT
-    position,
-    logged_at,
-    diff,
+    __position,
+    __logged_at,
+    __weight,
     route_id,
     'stop' AS part,
     stop_number,
@@ -96,17 +48,17 @@ WITH routes_images AS (
     NULL::TIMESTAMP AS window_from_at,
     NULL::TIMESTAMP AS window_to_at,
     0 AS routes,
-    diff AS stops_planned,
-    CASE WHEN NOT completed_at IS NULL THEN diff ELSE 0 END AS stops_done,
-    CASE WHEN @is_on_time(completed_at, planned_arrival_at) THEN diff ELSE 0 END AS stops_on_time,
+    __weight AS stops_planned,
+    CASE WHEN NOT completed_at IS NULL THEN __weight ELSE 0 END AS stops_done,
+    CASE WHEN @is_on_time(completed_at, planned_arrival_at) THEN __weight ELSE 0 END AS stops_on_time,
     0 AS parcels,
     0 AS parcels_on_board
-  FROM route_stops_images
+  FROM signed.route_stops
   UNION ALL
   SELECT
-    position,
-    logged_at,
-    diff,
+    __position,
+    __logged_at,
+    __weight,
     route_id,
     'parcel' AS part,
     NULL::INT AS stop_number,
@@ -122,16 +74,16 @@ WITH routes_images AS (
     0 AS stops_planned,
     0 AS stops_done,
     0 AS stops_on_time,
-    diff AS parcels,
-    CASE WHEN status = 'out_for_delivery' THEN diff ELSE 0 END AS parcels_on_board
-  FROM shipments_images
+    __weight AS parcels,
+    CASE WHEN status = 'out_for_delivery' THEN __weight ELSE 0 END AS parcels_on_board
+  FROM signed.shipments
   WHERE
     NOT route_id IS NULL
 )
 SELECT
-  position::BIGINT AS position, /* Position of the change in the log */
-  logged_at::TIMESTAMP AS logged_at, /* logged_at of the change */
-  diff::INT AS diff, /* -1 for the image before the change, +1 for the one after */
+  __position::BIGINT AS position, /* Position of the change in the log */
+  __logged_at::TIMESTAMP AS logged_at, /* logged_at of the change */
+  __weight::INT AS diff, /* -1 for the image before the change, +1 for the one after */
   route_id::BIGINT AS route_id, /* Route */
   part::TEXT AS part, /* What of the route: route, stop or parcel */
   stop_number::INT AS stop_number, /* Stop */

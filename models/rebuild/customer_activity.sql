@@ -6,17 +6,10 @@ MODEL (
   start @log_eve(),
   owner 'customer-care',
   grain (customer_id, ordered_bucket),
-  depends_on (rebuild.cut, changes.orders),
+  depends_on (rebuild.cut, chain.orders),
   audits (
     UNIQUE_COMBINATION_OF_COLUMNS(columns := (customer_id, ordered_bucket)),
-    NOT_NULL(columns := (customer_id, ordered_bucket)),
-    image_chain_unbroken(
-      domain := 'customer_activity',
-      source_table := changes.orders,
-      keys := (
-        'order_id'
-      )
-    )
+    NOT_NULL(columns := (customer_id, ordered_bucket))
   )
 );
 

@@ -7,6 +7,9 @@ MODEL (
   start @log_eve(),
   owner 'customer-care',
   grain customer_id,
+  depends_on (
+    chain.orders
+  ),
   audits (
     UNIQUE_VALUES(columns := (
       customer_id

@@ -1,6 +1,6 @@
 /* The cut of each domain's rebuild: the midnight that began the day of execution, or the end of the last sealed hour of its tables
-   if that is earlier, as where the log has not come that far or a quarantined event holds a table. Domains that stand on the same
-   rows have the same cut. */
+   if that is earlier, as where the log has not come that far or a quarantined event holds a table. Domains that share a table have
+   the same cut, because `source` has each table at one (decision 19). */
 MODEL (
   name rebuild.cut,
   kind FULL,

@@ -6,17 +6,10 @@ MODEL (
   start @log_eve(),
   owner 'fleet-operations',
   grain (window_hour, region, status, exception_code),
-  depends_on (rebuild.cut, changes.shipments),
+  depends_on (rebuild.cut, chain.shipments),
   audits (
     UNIQUE_COMBINATION_OF_COLUMNS(columns := (window_hour, region, status, exception_code)),
-    NOT_NULL(columns := (window_hour, region, status, exception_code)),
-    image_chain_unbroken(
-      domain := 'delivery_status',
-      source_table := changes.shipments,
-      keys := (
-        'shipment_id'
-      )
-    )
+    NOT_NULL(columns := (window_hour, region, status, exception_code))
   )
 );
 

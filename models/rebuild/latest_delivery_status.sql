@@ -1,4 +1,4 @@
-/* The latest image of every shipment that lives at the cut, with the row-level rules applied. */
+/* Every shipment that lives at the cut, with the row-level rules applied. */
 MODEL (
   name rebuild.latest_delivery_status,
   kind VIEW,
@@ -6,29 +6,6 @@ MODEL (
   grain shipment_id
 );
 
-WITH changes AS (
-  SELECT
-    after,
-    ROW_NUMBER() OVER (
-      PARTITION BY COALESCE(STRUCT_EXTRACT(after, 'shipment_id'), STRUCT_EXTRACT(before, 'shipment_id'))
-      ORDER BY position DESC
-    ) AS recency
-  FROM changes.shipments
-  WHERE
-    logged_at < @cut_of('delivery_status')
-), shipments AS (
-  SELECT
-    STRUCT_EXTRACT(after, 'shipment_id') AS shipment_id,
-    STRUCT_EXTRACT(after, 'region') AS region,
-    STRUCT_EXTRACT(after, 'status') AS status,
-    STRUCT_EXTRACT(after, 'exception_code') AS exception_code,
-    STRUCT_EXTRACT(after, 'window_from_at') AS window_from_at,
-    STRUCT_EXTRACT(after, 'window_to_at') AS window_to_at,
-    STRUCT_EXTRACT(after, 'delivered_at') AS delivered_at
-  FROM changes
-  WHERE
-    recency = 1 AND NOT after IS NULL
-)
 SELECT
   shipment_id::BIGINT AS shipment_id, /* Key of the shipment */
   DATE_TRUNC('HOUR', window_from_at)::TIMESTAMP AS window_hour, /* Hour in which the promised window begins */
@@ -45,4 +22,4 @@ SELECT
     ) // 60000000
     ELSE 0
   END::BIGINT AS minutes_late /* Whole minutes past the window */
-FROM shipments
+FROM source.shipments

@@ -1,4 +1,4 @@
-/* The latest image of every route, stop and parcel that lives at the cut. */
+/* Every route, stop and parcel that lives at the cut. */
 MODEL (
   name rebuild.latest_route_performance,
   kind VIEW,
@@ -6,67 +6,7 @@ MODEL (
   grain (route_id, part, stop_number, shipment_id)
 );
 
-WITH routes_changes AS (
-  SELECT
-    after,
-    ROW_NUMBER() OVER (
-      PARTITION BY COALESCE(STRUCT_EXTRACT(after, 'route_id'), STRUCT_EXTRACT(before, 'route_id'))
-      ORDER BY position DESC
-    ) AS recency
-  FROM changes.routes
-  WHERE
-    logged_at < @cut_of('route_performance')
-), routes AS (
-  SELECT
-    STRUCT_EXTRACT(after, 'route_id') AS route_id,
-    STRUCT_EXTRACT(after, 'driver_id') AS driver_id,
-    STRUCT_EXTRACT(after, 'service_date') AS service_date
-  FROM routes_changes
-  WHERE
-    recency = 1 AND NOT after IS NULL
-), route_stops_changes AS (
-  SELECT
-    after,
-    ROW_NUMBER() OVER (
-      PARTITION BY COALESCE(STRUCT_EXTRACT(after, 'route_id'), STRUCT_EXTRACT(before, 'route_id')), COALESCE(STRUCT_EXTRACT(after, 'stop_number'), STRUCT_EXTRACT(before, 'stop_number'))
-      ORDER BY position DESC
-    ) AS recency
-  FROM changes.route_stops
-  WHERE
-    logged_at < @cut_of('route_performance')
-), route_stops AS (
-  SELECT
-    STRUCT_EXTRACT(after, 'route_id') AS route_id,
-    STRUCT_EXTRACT(after, 'stop_number') AS stop_number,
-    STRUCT_EXTRACT(after, 'shipment_id') AS shipment_id,
-    STRUCT_EXTRACT(after, 'planned_arrival_at') AS planned_arrival_at,
-    STRUCT_EXTRACT(after, 'latitude') AS latitude,
-    STRUCT_EXTRACT(after, 'longitude') AS longitude,
-    STRUCT_EXTRACT(after, 'completed_at') AS completed_at
-  FROM route_stops_changes
-  WHERE
-    recency = 1 AND NOT after IS NULL
-), shipments_changes AS (
-  SELECT
-    after,
-    ROW_NUMBER() OVER (
-      PARTITION BY COALESCE(STRUCT_EXTRACT(after, 'shipment_id'), STRUCT_EXTRACT(before, 'shipment_id'))
-      ORDER BY position DESC
-    ) AS recency
-  FROM changes.shipments
-  WHERE
-    logged_at < @cut_of('route_performance')
-), shipments AS (
-  SELECT
-    STRUCT_EXTRACT(after, 'shipment_id') AS shipment_id,
-    STRUCT_EXTRACT(after, 'route_id') AS route_id,
-    STRUCT_EXTRACT(after, 'status') AS status,
-    STRUCT_EXTRACT(after, 'window_from_at') AS window_from_at,
-    STRUCT_EXTRACT(after, 'window_to_at') AS window_to_at
-  FROM shipments_changes
-  WHERE
-    recency = 1 AND NOT after IS NULL
-), parts AS (
+WITH parts AS (
   SELECT
     route_id,
     'route' AS part,
@@ -85,7 +25,7 @@ WITH routes_changes AS (
     0 AS stops_on_time,
     0 AS parcels,
     0 AS parcels_on_board
-  FROM routes
+  FROM source.routes
   UNION ALL
   SELECT
     route_id,
@@ -105,7 +45,7 @@ WITH routes_changes AS (
     CASE WHEN @is_on_time(completed_at, planned_arrival_at) THEN 1 ELSE 0 END AS stops_on_time,
     0 AS parcels,
     0 AS parcels_on_board
-  FROM route_stops
+  FROM source.route_stops
   UNION ALL
   SELECT
     route_id,
@@ -125,7 +65,7 @@ WITH routes_changes AS (
     0 AS stops_on_time,
     1 AS parcels,
     CASE WHEN status = 'out_for_delivery' THEN 1 ELSE 0 END AS parcels_on_board
-  FROM shipments
+  FROM source.shipments
   WHERE
     NOT route_id IS NULL
 )

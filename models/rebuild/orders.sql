@@ -7,15 +7,12 @@ MODEL (
   start @log_eve(),
   owner 'commerce-analytics',
   grain (ordered_hour, product_id, region, status),
-  depends_on (rebuild.cut, changes.orders),
+  depends_on (rebuild.cut, chain.orders),
   audits (
     UNIQUE_COMBINATION_OF_COLUMNS(columns := (ordered_hour, product_id, region, status)),
     NOT_NULL(
       columns := (ordered_hour, product_id, region, status, orders, units, revenue_cents)
-    ),
-    image_chain_unbroken(domain := 'orders', source_table := changes.orders, keys := (
-      'order_id'
-    ))
+    )
   )
 );
 

@@ -7,9 +7,7 @@ MODEL (
   start @log_eve(),
   owner 'commerce-analytics',
   grain (ordered_date, category, region, status),
-  depends_on (
-    rebuild.cut
-  ),
+  depends_on (rebuild.cut, chain.orders),
   audits (
     UNIQUE_COMBINATION_OF_COLUMNS(columns := (ordered_date, category, region, status)),
     NOT_NULL(columns := (ordered_date, category, region, status, distinct_customers))

@@ -18,7 +18,7 @@ MODEL (
     window_from_at,
     window_to_at
   ),
-  depends_on (rebuild.cut, changes.routes, changes.route_stops, changes.shipments),
+  depends_on (rebuild.cut, chain.routes, chain.route_stops, chain.shipments),
   audits (
     UNIQUE_COMBINATION_OF_COLUMNS(
       columns := (
@@ -35,26 +35,7 @@ MODEL (
         window_to_at
       )
     ),
-    NOT_NULL(columns := (route_id, part)),
-    image_chain_unbroken(
-      domain := 'route_performance',
-      source_table := changes.route_stops,
-      keys := ('route_id', 'stop_number')
-    ),
-    image_chain_unbroken(
-      domain := 'route_performance',
-      source_table := changes.routes,
-      keys := (
-        'route_id'
-      )
-    ),
-    image_chain_unbroken(
-      domain := 'route_performance',
-      source_table := changes.shipments,
-      keys := (
-        'shipment_id'
-      )
-    )
+    NOT_NULL(columns := (route_id, part))
   )
 );
 

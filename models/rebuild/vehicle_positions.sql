@@ -6,20 +6,13 @@ MODEL (
   start @log_eve(),
   owner 'fleet-operations',
   grain driver_id,
-  depends_on (rebuild.cut, changes.gps_pings),
+  depends_on (rebuild.cut, chain.gps_pings, changes.gps_pings),
   audits (
     UNIQUE_VALUES(columns := (
       driver_id
     )),
     NOT_NULL(columns := (driver_id, latest_at, latitude, longitude, recorded_at)),
-    source_is_append_only(domain := 'vehicle_positions', source_table := changes.gps_pings),
-    image_chain_unbroken(
-      domain := 'vehicle_positions',
-      source_table := changes.gps_pings,
-      keys := (
-        'ping_id'
-      )
-    )
+    source_is_append_only(domain := 'vehicle_positions', source_table := changes.gps_pings)
   )
 );
 

@@ -1,5 +1,6 @@
 /* One receipt per reconciliation, and none is ever rewritten: the evidence on which the mart decides what to serve. A failed
-   one is kept as well, while its audit stops everything downstream of it. */
+   one is kept as well, while its audit stops everything downstream of it. None is taken while the chain of a table is broken that the
+   contract names. */
 MODEL (
   name reconcile.@{domain}_receipts,
   kind CUSTOM (
@@ -13,6 +14,7 @@ MODEL (
   audits (
     rebuild_equals_increments(cells := reconcile.@{domain}_cells)
   ),
+  depends_on @awaited,
   blueprints @each_domain()
 );
 

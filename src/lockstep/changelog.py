@@ -44,6 +44,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from lockstep import checkpoints
 from lockstep.clock import AHEAD, NO_TIME, machine_now
 from lockstep.contracts import skips
 from lockstep.debris import undo_landing
@@ -505,6 +506,7 @@ class ChangeLog:
 
         `recorded` are files that were cut back to it. The caller must hold the log's lock.
         """
+        checkpoints.drop_since(self.home, watermark.position + 1)
         restored = replace(watermark, landed_at=_now())
         body = _body(restored)
         durable_replace(self._watermark_path, sealed({**body, "recent": []}))
@@ -668,6 +670,8 @@ class Writer:
         wanted = pa.array([begins_at(write.path) for write in writes], pa.int64())
         filled = self._log._filled([*TABLES, DISCARDED], wanted) if writes else set()
         self._stager.write(self.watermark.sequence + 1, [w for w in writes if begins_at(w.path) not in filled])
+        for name, rows in landed.items():
+            checkpoints.drop_since(self._log.home, pc.min(rows["position"]).as_py(), [name])
         holds = self._log._holds(self._log.quarantined())
         self.watermark = self._log._replace_watermark(replace(self.watermark, holds=holds))
         return self.watermark

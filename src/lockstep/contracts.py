@@ -198,6 +198,18 @@ def load(seeds: Path | None = None) -> dict[str, Contract]:
     return contracts
 
 
+def tables_of_one_cut(domain: str) -> tuple[str, ...]:
+    """The tables that are read at one cut with those of a domain, its own among them, in the order of the log.
+
+    A rebuild reads its tables at one cut, and each table has one cut: so domains that share a table share theirs.
+    """
+    sets = [set(contract.sources) for contract in load().values()]
+    found = set(load()[domain].sources)
+    while more := {table for tables in sets if tables & found for table in tables - found}:
+        found |= more
+    return tuple(table for table in TABLES if table in found)
+
+
 def skips(table: str) -> bool:
     """Whether a bad event of this table is passed over: every domain whose numbers need the table says so.
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import duckdb
 
-from lockstep import warehouse
+from lockstep import chain, warehouse
 from lockstep.contracts import Contract, Measure
 from lockstep.errors import LockstepError
 from lockstep.kinds import MOST_DIGITS, plain
@@ -28,6 +28,7 @@ LOST = "lost"
 DUPLICATED = "duplicated"
 OUT_OF_ORDER = "out of order"
 ALTERED = "altered"
+CONTRADICTS = "source contradicts itself"
 FOLDED_EARLY = "folded too early"
 CHANGED_LATER = "changed after it was folded"
 BASE_ALTERED = "verified generation altered"
@@ -43,6 +44,9 @@ MEANING = {
     OUT_OF_ORDER: "changes of a key stand in another order than the source made them: restore the log to before they "
     "landed and land them again in order, then restate the hours",
     ALTERED: "an image is not what the change before it left: restore the file from a backup, then restate the hours",
+    CONTRADICTS: "every file is as it landed, and the source sent what does not follow from what it had sent: "
+    "`lockstep capture ... --resync TABLE` lands what the source has now; where images have nothing but their key, "
+    "give the table REPLICA IDENTITY FULL first",
     FOLDED_EARLY: "the hour was summed before all its changes had landed: restate it (`sqlmesh plan --restate-model`)",
     CHANGED_LATER: "the log of the hour is not what was summed: restore it unless it is right, then restate the hour",
     BASE_ALTERED: "a verified generation is no longer the sum of the increments up to its cut, and live figures stood "
@@ -113,7 +117,9 @@ def explain(
                 f"{', '.join(missing)} of the project's files has not been computed in {home}. "
                 "Run `sqlmesh plan` (or `lockstep run`) first."
             )
-        return [_diagnose(_Diagnosis(connection, models, limit), models.contract.domain, absent) for models in made]
+        return [
+            _diagnose(_Diagnosis(home, connection, models, limit), models.contract.domain, absent) for models in made
+        ]
 
 
 def _diagnose(diagnosis: _Diagnosis, domain: str, absent: set[str]) -> Explanation:
@@ -197,8 +203,9 @@ def _models(contracts: Sequence[Contract], at: datetime | None) -> list[_Models]
 
 
 class _Diagnosis:
-    def __init__(self, connection: duckdb.DuckDBPyConnection, models: _Models, limit: int) -> None:
+    def __init__(self, home: Path, connection: duckdb.DuckDBPyConnection, models: _Models, limit: int) -> None:
         contract, tables = models.contract, models.tables | models.at_cut
+        self._home = home
         self._connection = connection
         self._contract = contract
         self._folded_until = models.folded_until
@@ -319,6 +326,8 @@ class _Diagnosis:
         later = [e["after"] for e in events[at + 1 :]]
         if event["before"] in later or (previous and previous["after"] in [e["before"] for e in events[at + 1 :]]):
             return Finding(OUT_OF_ORDER, where, key, shown)
+        if not any(chain.damaged(self._home, source, (e["position"] for e in shown))):
+            return Finding(CONTRADICTS, where, key, shown)
         if (
             previous
             and event["before"]

@@ -17,7 +17,9 @@ COPIED = (
     "linter",
     "macros",
     "materializations",
+    "models/chain",
     "models/changes",
+    "models/checkpoints",
     "models/hourly",
     "models/live",
     "models/mart/each_domain.sql",
@@ -27,6 +29,8 @@ COPIED = (
     "models/seeds/contracts.sql",
     "models/seeds/contract_measures.sql",
     "models/seeds/promotions.sql",
+    "models/signed",
+    "models/source",
     "models/verified/each_domain.sql",
     "signals",
 )

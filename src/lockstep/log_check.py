@@ -24,6 +24,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lockstep import checkpoints
 from lockstep.changelog import ChangeLog, Watermark
 from lockstep.contracts import load
 from lockstep.debris import DIRECTORY as DEBRIS
@@ -43,7 +44,9 @@ _PATIENCE = 60.0  # seconds; a capture lends the log between two batches
 
 @dataclass
 class Finding:
-    """What is not as it was landed. `kind` is changed, cut, lost, doubled, unreadable, missing, watermark or journal.
+    """What is not as it was landed.
+
+    `kind` is changed, cut, lost, doubled, unreadable, missing, watermark, journal or checkpoint.
 
     `path` is relative to the home. `first` and `last` are the positions it is about. `published` says, as sentences,
     what has been computed from them already.
@@ -107,6 +110,7 @@ def check(home: Path, record: bool = False) -> Checked:
         checked.recorded = _record(log, unrecorded)
     else:
         checked.unrecorded = unrecorded
+    checked.findings += [Finding("checkpoint", str(d), d.checkpoint.path) for d in checkpoints.check(home)]
     checked.debris = sorted(str(path.parent) for path in (home / DEBRIS).glob("*/undone.json"))
     _add_published(home, checked.findings)
     checked.seconds = time.monotonic() - started

@@ -12,10 +12,10 @@ from typing import Any
 
 import duckdb
 
-from lockstep import metrics, pairing, publish, warehouse
+from lockstep import chain, metrics, pairing, publish, warehouse
 from lockstep.changelog import ChangeLog
 from lockstep.compact import Compacted, compact
-from lockstep.contracts import load, read_csv
+from lockstep.contracts import load, read_csv, tables_of_one_cut
 from lockstep.errors import Busy, LockstepError
 from lockstep.lock import exclusive, holder
 from lockstep.project import project
@@ -59,11 +59,11 @@ def run(home: Path, at: datetime | None = None, verbose: bool = False) -> Run:
         notes = _mend_files(home)
         planned = not warehouse.is_planned(home)
         warehouse.require_not_ahead(home, ChangeLog(home).watermark().position)
-        failures = _sqlmesh(planned, at, verbose)
+        failures = _sqlmesh(home, planned, at, verbose)
         receipts: list[Row] = []
         published = None
         if warehouse.is_planned(home):
-            failures += _prove_what_the_night_could_not(home)
+            failures += _prove_what_the_night_could_not(home, at or datetime.now(UTC).replace(tzinfo=None))
             receipts = last_receipts(home)
             with warehouse.reader(home) as connection:
                 notes += _unplanned(connection)
@@ -94,12 +94,13 @@ def _mend_files(home: Path) -> list[str]:
     return [f"{reason}. What there was of both is in {aside}; all figures were computed anew from the change log."]
 
 
-def _prove_what_the_night_could_not(home: Path) -> list[str]:
+def _prove_what_the_night_could_not(home: Path, now: datetime) -> list[str]:
     """Take receipts that no daily model takes. Returns what failed.
 
     Of a domain that had nothing to compare yet and now has increments, at the last folded hour: else a new home, or a
-    table's first rows, would wait for the next midnight. And of a domain that quarantine holds, at the cut of its
-    rebuild: SQLMesh takes no daily receipt of a day that has hours which are not sealed.
+    table's first rows, would wait for the next midnight. And of a domain that quarantine holds, as far as its own
+    tables go: SQLMesh takes no daily receipt of a day that has hours which are not sealed. So also of a domain whose
+    rebuild only shares its cut with a held one: its own tables go as far as ever.
     """
     from lockstep import reconcile
 
@@ -109,12 +110,15 @@ def _prove_what_the_night_could_not(home: Path) -> list[str]:
         cuts = {row["domain"]: row for row in warehouse.rows(connection, "SELECT * FROM rebuild.cut")}
         for domain, contract in load().items():
             receipt, rebuilt = newest.get(domain), cuts.get(domain)
-            held = watermark.sealed_until(contract.sources) != watermark.closed_until()
+            sealed = watermark.sealed_until(contract.sources)
+            held = watermark.sealed_until(tables_of_one_cut(domain)) != watermark.closed_until()
             if receipt and receipt["verdict"] == "empty":
                 if connection.execute(f"SELECT 1 FROM hourly.{domain} LIMIT 1").fetchone():
                     due[domain] = None
-            elif held and rebuilt and not (receipt and receipt["reconciled_at"] >= rebuilt["rebuilt_at"]):
-                due[domain] = rebuilt["cut"]
+            elif held and rebuilt and sealed:
+                own_cut = min(now.replace(hour=0, minute=0, second=0, microsecond=0), sealed)
+                if not receipt or receipt["reconciled_at"] < rebuilt["rebuilt_at"] or receipt["cut"] < own_cut:
+                    due[domain] = own_cut
     failures = []
     for domain, cut in due.items():
         try:
@@ -127,7 +131,7 @@ def _prove_what_the_night_could_not(home: Path) -> list[str]:
     return failures
 
 
-def _sqlmesh(plan: bool, at: datetime | None, verbose: bool) -> list[str]:
+def _sqlmesh(home: Path, plan: bool, at: datetime | None, verbose: bool) -> list[str]:
     # Imported here: SQLMesh takes a second to import, which no other command should wait for.
     from sqlmesh import Context
     from sqlmesh.core.console import NoopConsole, create_console, set_console
@@ -136,12 +140,20 @@ def _sqlmesh(plan: bool, at: datetime | None, verbose: bool) -> list[str]:
     from lockstep.onewriter import CannotOpen
 
     failures: list[str] = []
+    broken: dict[str, str] = {}  # failures of chains, with the query of what breaks them
+
+    def fail(errors: list[Any]) -> None:
+        for error in errors:
+            failures.append(_describe(error))
+            for cause in _causes(error):
+                if _audit(cause) == chain.AUDIT:
+                    broken[failures[-1]] = cause.sql()
 
     class Failures(NoopConsole):  # type: ignore[misc]
         """Keeps quiet but for what failed."""
 
         def log_failed_models(self, errors: list[Any]) -> None:
-            failures.extend(_describe(error) for error in errors)
+            fail(errors)
 
         def log_error(self, message: str) -> None:
             failures.append(message)
@@ -156,7 +168,7 @@ def _sqlmesh(plan: bool, at: datetime | None, verbose: bool) -> list[str]:
 
         def log_failed_models(errors: list[Any]) -> None:
             shown(errors)
-            failures.extend(_describe(error) for error in errors)
+            fail(errors)
 
         console.log_failed_models = log_failed_models
     else:
@@ -183,7 +195,10 @@ def _sqlmesh(plan: bool, at: datetime | None, verbose: bool) -> list[str]:
     finally:
         if context is not None:
             context.close()
-    return failures
+    return [
+        f"{failure}: {_chain_told(home, failure, broken[failure])}" if failure in broken else failure
+        for failure in failures
+    ]
 
 
 def _plain(error: object) -> str:
@@ -299,13 +314,28 @@ def _is_proved(adapter: Any, domain: str) -> bool:
 
 def _describe(error: Any) -> str:
     """A failed node as one line: its model and what it failed at."""
-    causes = getattr(error.__cause__, "errors", None) or [error.__cause__ or error]
     model = getattr(error.node, "snapshot_name", str(error.node)).replace('"warehouse".', "").replace('"', "")
     whats = []
-    for cause in causes:
-        name = getattr(cause, "audit_name", None)
+    for cause in _causes(error):
+        name = _audit(cause)
         whats.append(f"audit {name} found {cause.count} rows" if name else f"{type(cause).__name__}: {cause}")
     return f"{model}: {'; '.join(whats)}"
+
+
+def _causes(error: Any) -> list[Any]:
+    return getattr(error.__cause__, "errors", None) or [error.__cause__ or error]
+
+
+def _audit(cause: Any) -> str | None:
+    """The name of the audit that failed; None if something else did."""
+    return getattr(cause, "audit_name", None)
+
+
+def _chain_told(home: Path, failure: str, query: str) -> str:
+    """What breaks a chain, and what mends it."""
+    table = failure.partition(":")[0].removeprefix("chain.")
+    with warehouse.reader(home) as connection:
+        return chain.told(home, table, [row["finding"] for row in warehouse.rows(connection, query)])
 
 
 def last_receipts(home: Path) -> list[Row]:

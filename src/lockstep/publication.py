@@ -534,10 +534,15 @@ class Builder:
                 if schema == "hourly":  # folded into the base
                     return f"(SELECT {_time(cut)} AS log_hour, * FROM {self._fold(contract)} WHERE FALSE)"
                 return self._diffs(contract, lives, shared)
-            if model.schema != "diffs" and schema in ("diffs", "hourly"):
+            if model.schema != "diffs" and schema in ("signed", "diffs", "hourly"):
                 raise LockstepError(
                     f"{model.name} reads {name}, which a published file has only from the published cut on, or up to "
                     "it. Have it read live or verified figures instead."
+                )
+            if schema == "source":
+                raise LockstepError(
+                    f"{model.name} reads {name}, the rows at the cut of the rebuilds, which is not published. Have it "
+                    "read verified figures, or a table of rebuild."
                 )
             if schema == "changes":
                 if short not in self._tables:
@@ -545,7 +550,8 @@ class Builder:
                         f"{model.name} reads {name}, which is not published. Have it read a table of the log."
                     )
                 lives.append(True)
-                return self._tail(short, shared) if model.schema == "diffs" else self._all(short, shared)
+                is_tail = model.schema in ("signed", "diffs")
+                return self._tail(short, shared) if is_tail else self._all(short, shared)
             if read.body is not None:
                 if schema == "dims":
                     self._make(name)  # for those who look its keys up
@@ -678,7 +684,7 @@ class Builder:
             for name in self._reads(model):
                 if name.startswith("changes.") and name.partition(".")[2] in self._tables:
                     readers.setdefault(name.partition(".")[2], []).append(model)
-                elif name not in seen and not name.startswith(("live.", "diffs.", "changes.", "ops.")):
+                elif name not in seen and not name.startswith(("live.", "diffs.", "signed.", "changes.", "ops.")):
                     seen.add(name)
                     waiting.append(name)
         return readers

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from lockstep import changelog, durable, staging
+from lockstep import changelog, checkpoints, durable, staging
 from lockstep.changelog import Ahead, ChangeLog, Watermark
 from lockstep.clock import AHEAD, NO_TIME, machine_now
 from lockstep.errors import LockstepError
@@ -137,7 +137,8 @@ class _Reclock:
         return min(times, default=None), max(times, default=None)
 
     def _move_derived(self, aside: Path) -> None:
-        """First of all: what is published reads the files that are going to be others."""
+        """First of all: what is published reads the files that are going to be others; cuts are going to be others."""
+        checkpoints.drop_since(self._log.home, 0)
         for name in _DERIVED:
             _move(self._log.home / name, aside / name)
 

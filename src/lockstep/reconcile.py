@@ -53,8 +53,8 @@ def reconcile(home: Path, domains: Iterable[str] = (), at: datetime | None = Non
 
     `at` is a full hour (UTC); None is the last one that is sealed and folded, for each domain its own. A failed receipt
     does not raise; at most `limit` of its cells are returned. Takes the lock of the runs. Raises LockstepError if the
-    hour is not sealed, not folded or before the log, or if an audit has stopped the rebuild of that very cut: the audit
-    knows what a comparison cannot see, and a receipt would vouch for it. Then no receipt at all is stored.
+    hour is not sealed, not folded or before the log, or if an audit has stopped a rebuild at or before that cut: the
+    audit knows what a comparison cannot see, and a receipt would vouch for it. Then no receipt at all is stored.
     """
     contracts = chosen(domains)
     warehouse.require(home)
@@ -123,17 +123,18 @@ def _cut(
 
 
 def _is_stopped(connection: Any, models: Models, domain: str, cut: datetime) -> bool:
-    """Whether an audit has stopped the rebuild of this very cut: only what passes its audits counts as done.
+    """Whether an audit has stopped a rebuild at or before this cut: only what passes its audits counts as done.
 
     A day's rebuild is due with the first run after midnight once the log's hours are folded up to there.
     """
-    if not connection.execute(f"SELECT 1 FROM {_CUT} WHERE domain = ? AND cut = ?", [domain, cut]).fetchone():
+    if not connection.execute(f"SELECT 1 FROM {_CUT} WHERE domain = ? AND cut <= ?", [domain, cut]).fetchone():
         return False
-    *due, cuts, rebuild = (
+    chains = [name for name in models.upstream(f"reconcile.{domain}_receipts") if name.startswith("chain.")]
+    log, hours, *done = (
         models.folded_until(name) or datetime.min
-        for name in ("changes.watermark", "hourly.log", _CUT, f"rebuild.{domain}")
+        for name in ("changes.watermark", "hourly.log", _CUT, f"rebuild.{domain}", *chains)
     )
-    return min(cuts, rebuild) < min(due).replace(hour=0)
+    return min(done) < min(log, hours).replace(hour=0)
 
 
 @contextmanager

@@ -243,7 +243,7 @@ def test_after_any_kill_the_next_command_is_right(
     events = tmp_path / "events.jsonl"
     model = project / "models" / "diffs" / "orders.sql"
     original = model.read_text()
-    edited = original.replace("@image(amount_cents)", "@image(amount_cents) + 0", 1)
+    edited = original.replace("orders.__weight * orders.amount_cents", "orders.__weight * (orders.amount_cents + 0)", 1)
 
     def deliver() -> None:
         events.write_text("".join(f"{line}\n" for change in company.hour() for line in debezium_lines(change)))

@@ -112,14 +112,43 @@ def test_a_table_may_have_a_reserved_word_for_its_name(evaluator, monkeypatch):
     assert """'order' AS source_table FROM changes."order" UNION ALL""" in query
 
 
-def test_an_image_has_columns_of_any_name(evaluator):
-    columns = ["position", "before", "select", "Order Id", "extra_text"]
-    image = ", ".join(f"'{c}': '{c} {{which}}'" for c in columns)
-    rows = f"SELECT {{{image.format(which='was')}}} AS before, {{{image.format(which='is')}}} AS after, 7 AS position"
-    wanted = ", ".join(f'@image("{c}")' for c in columns)
-    query = expand(evaluator, f"SELECT {wanted}, @image(position), position FROM c, (VALUES (-1), (1)) AS signs(diff)")
-    found = duckdb.sql(f"WITH c AS ({rows}) {query} ORDER BY signs.diff").fetchall()
-    assert found == [(*(f"{c} {which}" for c in (*columns, "position")), 7) for which in ("was", "is")]
+def test_signed_rows_have_columns_of_any_name(evaluator):
+    columns = ["position", "before", "select", "Order Id", "extra_text", "weight"]
+    image = ", ".join(f"'{c}': '{c} {{which}}'" for c in (*columns, "extra"))
+    rows = f"SELECT {{{image.format(which='was')}}} AS before, {{{image.format(which='is')}}} AS after"
+    listed = ", ".join(f"source_column('{c}', 'TEXT')" for c in columns)
+    query = expand(
+        evaluator,
+        f"SELECT @signed_columns(({listed}), c.before, c.after, signs.weight) "
+        "FROM c, (VALUES (-1), (1)) AS signs(weight)",
+    )
+    found = duckdb.sql(f"WITH c AS ({rows}) {query} ORDER BY signs.weight")
+    assert found.columns == [*columns, "extra"]
+    assert found.fetchall() == [tuple(f"{c} {which}" for c in (*columns, "extra")) for which in ("was", "is")]
+
+
+@pytest.mark.parametrize(
+    ("sources", "together"),
+    [
+        ({"one": ["orders"], "two": ["shipments"]}, {"one": ["orders"], "two": ["shipments"]}),
+        (
+            {"one": ["orders", "products"], "two": ["orders"]},
+            {"one": ["products", "orders"], "two": ["products", "orders"]},
+        ),
+        (
+            {"one": ["orders", "products"], "two": ["products", "drivers"], "three": ["drivers"], "four": ["routes"]},
+            {**{n: ["products", "orders", "drivers"] for n in ("one", "two", "three")}, "four": ["routes"]},
+        ),
+    ],
+)
+def test_domains_that_share_a_table_share_a_cut(monkeypatch, sources, together):
+    from types import SimpleNamespace
+
+    from lockstep import contracts
+
+    loaded = {domain: SimpleNamespace(sources=tables) for domain, tables in sources.items()}
+    monkeypatch.setattr(contracts, "load", lambda: loaded)
+    assert {domain: list(contracts.tables_of_one_cut(domain)) for domain in sources} == together
 
 
 def test_union_of_source_tables_of_a_project_with_one(evaluator, monkeypatch):

@@ -345,10 +345,11 @@ def test_a_transaction_over_topics_counts_its_tables_by_any_name(declare: Declar
     assert add(3, *changes[2:]) == 5
 
 
-def test_explain_finds_a_broken_chain_whatever_the_key_is_called(declare: Declare) -> None:
+def test_explain_finds_a_broken_chain_whatever_the_key_is_called(declare: Declare, tmp_path: Path) -> None:
     declare("CREATE TABLE lines (position int, previous int, before int, PRIMARY KEY (position, previous, before));")
     diagnosis = explain._Diagnosis.__new__(explain._Diagnosis)
-    diagnosis._connection, diagnosis._limit, diagnosis._sources = duckdb.connect(), 9, {"lines": "log"}
+    diagnosis._home, diagnosis._limit = tmp_path, 9
+    diagnosis._connection, diagnosis._sources = duckdb.connect(), {"lines": "log"}
     image = "{'position': 1, 'previous': 2, 'before': 3, 'extra': NULL::TEXT}"
     none = "NULL::STRUCT(position INT, previous INT, before INT, extra TEXT)"
     diagnosis._connection.execute(

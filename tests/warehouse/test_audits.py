@@ -9,6 +9,8 @@ from datetime import datetime, timedelta
 
 import pytest
 
+from lockstep import chain as chains
+from lockstep.contracts import load
 from lockstep.schema import TABLES
 from rendered import Rendered
 
@@ -122,70 +124,118 @@ def image_type(table):
     return f"STRUCT({', '.join(columns)}, extra TEXT)"
 
 
-def chain(models, model, table, *changes):
-    """The positions that image_chain_unbroken names; changes are (before, after), one per minute from 10:00 on.
-
-    A third item is the op of a change, if it matters.
-    """
-    rows = [
-        {"position": position, "logged_at": at(10, position), "op": (*op, "u")[0], "before": before, "after": after}
-        for position, (before, after, *op) in enumerate(changes, 1)
-    ]
-    kind = image_type(table.removeprefix("changes."))
-    models.table(table, *rows, before=kind, after=kind)
-    models.table("rebuild.cut", {"domain": model.partition(".")[2], "cut": CUT}, {"domain": "another", "cut": at(9)})
-    return sorted(row["position"] for row in models.audit(model, "image_chain_unbroken", source_table=table))
+def chain(models, table, *changes):
+    """What breaks the chain, by position; changes are (before, after) or (before, after, op), one per minute."""
+    rows = []
+    for position, (before, after, *op) in enumerate(changes, 1):
+        kind = op[0] if op else "c" if before is None else "d" if after is None else "u"
+        rows.append({"position": position, "logged_at": at(10, position), "op": kind, "before": before, "after": after})
+    kind = image_type(table)
+    models.table(f"changes.{table}", *rows, before=kind, after=kind)
+    models.table("rebuild.cut", *({"domain": domain, "cut": CUT} for domain in load()))
+    models.table("ops.checkpoints")
+    models.table(f"checkpoints.{table}")
+    models.view(f"chain.{table}")
+    [checked] = models.rows(f"SELECT * FROM chain.{table}")
+    found = [row["finding"] for row in models.audit(f"chain.{table}", "image_chain_unbroken")]
+    assert (checked["cut"], checked["changes"], checked["broken"]) == (CUT, len(rows), len(found))
+    return {finding["position"]: finding["found"] for finding in found}
 
 
 def order(key, cents, extra=None):
     return image("orders", order_id=key, amount_cents=cents, extra=extra)
 
 
+LIVES = "is an insert of a key that lives"
+NOT_LAST = "has an image before that is not the last one of its key"
+UNSEEN_DELETE, UNSEEN_UPDATE = (f"is {change} of a key that does not live" for change in ("a delete", "an update"))
+FILLED_IN = image(
+    "orders",
+    order_id=1,
+    customer_id=0,
+    product_id=0,
+    region="",
+    quantity=0,
+    amount_cents=0,
+    status="",
+    **dict.fromkeys(("ordered_at", "updated_at"), datetime(1970, 1, 1)),
+)
+WHOLE = [(None, order(1, 5)), (order(1, 5), order(1, 6)), (order(1, 6), None)]
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        pytest.param([(None, order(1, 5)), (order(1, 5), order(1, 6)), (order(1, 6), None)], [], id="whole"),
-        pytest.param([(None, order(1, 5)), (None, order(2, 6)), (order(1, 5), order(1, 7))], [], id="another-between"),
-        pytest.param([(None, order(1, 5)), (order(1, 5), None), (None, order(1, 9))], [], id="inserted-again"),
-        pytest.param([(None, order(1, 5)), (order(1, 6), order(1, 7))], [2], id="lost-between"),
-        pytest.param([(order(1, 5), order(1, 6))], [1], id="insert-lost"),
-        pytest.param([(None, order(1, 5)), (None, order(1, 5))], [2], id="inserted-twice"),
-        pytest.param([(None, order(1, None)), (order(1, 0), order(1, 7))], [2], id="null-altered"),
+        pytest.param(WHOLE, {}, id="whole"),
+        pytest.param([(None, order(1, 5)), (None, order(2, 6)), (order(1, 5), order(1, 7))], {}, id="another-between"),
+        pytest.param([(None, order(1, 5)), (order(1, 5), None), (None, order(1, 9))], {}, id="inserted-again"),
+        pytest.param([(None, order(1, 5)), (order(1, 6), order(1, 7))], {2: NOT_LAST}, id="lost-between"),
+        pytest.param([(order(1, 5), order(1, 6))], {1: UNSEEN_UPDATE}, id="insert-lost"),
+        pytest.param([(order(1, 5), None)], {1: UNSEEN_DELETE}, id="delete-of-an-unseen-key"),
+        pytest.param([(None, order(1, 5)), (None, order(1, 5))], {2: LIVES}, id="inserted-twice"),
+        pytest.param([(None, order(1, None)), (order(1, 3), order(1, 7))], {2: NOT_LAST}, id="null-altered"),
+        pytest.param([*WHOLE, (order(1, 5), order(1, 7))], {4: UNSEEN_UPDATE}, id="after-its-delete"),
+        pytest.param([(None, order(1, 5)), (order(1, 5, "{}"), order(1, 6, "{}"))], {}, id="undeclared-column-added"),
+        pytest.param([(None, order(1, 5)), (order(1, None), order(1, 6))], {2: chains.BARE}, id="key-only"),
+        pytest.param([(None, order(1, 5)), (FILLED_IN, None)], {2: chains.BARE}, id="filled-in"),
+        pytest.param([(None, order(1, None)), (order(1, None), None)], {}, id="a-row-that-has-only-its-key"),
+        pytest.param([(None, order(1, 5), "r"), (order(1, 5), order(1, 6))], {}, id="snapshot"),
+        pytest.param([*WHOLE[:2], (order(1, 6), None, "r"), (None, order(1, 7))], {}, id="resync-takes-away"),
+        pytest.param([*WHOLE[:2], (None, order(1, 7), "r"), WHOLE[2]], {4: NOT_LAST}, id="broken-after-a-resync"),
+        pytest.param([*WHOLE[:2], (order(1, 9), order(1, 7), "r")], {3: NOT_LAST}, id="read-again-after-a-loss"),
+        pytest.param([(order(1, 5), order(1, 6)), (order(1, 7), order(1, 7), "r")], {}, id="mended-by-a-resync"),
+        pytest.param(
+            [(order(1, 5), order(1, 6)), (order(2, 7), order(2, 7), "r")], {1: UNSEEN_UPDATE}, id="another-key-mended"
+        ),
         pytest.param(
             [
                 *[(None, order(1, 5)), (order(1, 6), order(1, 7))],
                 *[(None, order(1, 6), "r"), (order(1, 5), None, "r"), (order(1, 7), order(1, 7), "r")],
                 *[(order(1, 7), order(1, 8)), (order(1, 9), None)],
             ],
-            [7],
+            {7: NOT_LAST},
             id="resynced-and-broken-again",
         ),
-        pytest.param([(None, order(1, 5)), (order(1, 6), order(1, 7), "r")], [2], id="read-again-after-a-loss"),
-        pytest.param(
-            [(None, order(1, 5)), (order(1, 5), None), (order(1, 5), order(1, 7))], [3], id="after-its-delete"
-        ),
-        pytest.param([(None, order(1, 5)), (order(1, 5, "{}"), order(1, 6, "{}"))], [], id="undeclared-column-added"),
     ],
 )
 def test_image_chain_unbroken(models, changes, named):
-    assert chain(models, "rebuild.orders", "changes.orders", *changes) == named
+    assert chain(models, "orders", *changes) == named
 
 
 def test_image_chain_unbroken_goes_by_the_whole_key(models):
     one, other = (image("route_stops", route_id=1, stop_number=stop) for stop in (1, 2))
     swapped = image("route_stops", route_id=2, stop_number=1)
     changes = [(None, one), (None, other), (None, swapped), (one, None), (swapped, None), (other, None)]
-    assert chain(models, "rebuild.route_performance", "changes.route_stops", *changes) == []
+    assert chain(models, "route_stops", *changes) == {}
 
 
 def test_image_chain_unbroken_ends_at_the_cut(models):
     rows = [
-        {"position": 1, "logged_at": CUT - MICROSECOND, "op": "u", "before": order(1, 1)},
-        {"position": 2, "logged_at": CUT, "op": "u", "before": order(2, 1)},
+        {"position": 1, "logged_at": CUT - MICROSECOND, "op": "d", "before": order(1, 1)},
+        {"position": 2, "logged_at": CUT, "op": "d", "before": order(2, 1)},
     ]
     models.table("changes.orders", *rows, before=image_type("orders"), after=image_type("orders"))
-    models.table("rebuild.cut", {"domain": "orders", "cut": CUT}, {"domain": "another", "cut": at(12)})
-    assert [row["position"] for row in models.audit("rebuild.orders", "image_chain_unbroken")] == [1]
+    readers = ("orders", "customer_activity")
+    cuts = ({"domain": domain, "cut": CUT if domain in readers else at(12)} for domain in load())
+    models.table("rebuild.cut", *cuts)
+    models.table("ops.checkpoints")
+    models.table("checkpoints.orders")
+    models.view("chain.orders")
+    found = [row["finding"] for row in models.audit("chain.orders", "image_chain_unbroken")]
+    assert [(finding["position"], finding["key"]) for finding in found] == [(1, "1")]
+
+
+def test_image_chain_unbroken_of_many_shows_the_first_hundred(models):
+    kind = image_type("orders")
+    rows = [{"position": n, "logged_at": at(10), "op": "d", "before": order(n, 1)} for n in range(1, 151)]
+    models.table("changes.orders", *rows, before=kind, after=kind)
+    models.table("rebuild.cut", *({"domain": domain, "cut": CUT} for domain in load()))
+    models.table("ops.checkpoints")
+    models.table("checkpoints.orders")
+    models.view("chain.orders")
+    assert models.rows("SELECT broken FROM chain.orders") == [{"broken": 150}]
+    found = [row["finding"]["position"] for row in models.audit("chain.orders", "image_chain_unbroken")]
+    assert sorted(found) == list(range(1, 101))
 
 
 def test_source_is_append_only(models):

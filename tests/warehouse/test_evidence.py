@@ -130,7 +130,8 @@ def edit_a_macro_without_effect(place: Place) -> None:
 def test_a_wrong_increment_is_not_served_behind_the_receipt_of_the_right_one(place: Place) -> None:
     """Without it a plan could put doubled figures before analysts until the next night's receipt."""
     assert (place.serving()["served_from"], place.revenue()) == ("live", 12_000)
-    place.edit("models/diffs/orders.sql", "orders.diff * orders.amount_cents", "orders.diff * 2 * orders.amount_cents")
+    doubled = "orders.__weight * 2 * orders.amount_cents"
+    place.edit("models/diffs/orders.sql", "orders.__weight * orders.amount_cents", doubled)
     edit_a_macro_without_effect(place)
     plan = place.plan()
     assert place.revenue() == 12_000, plan.stdout

@@ -17,6 +17,7 @@ __all__ = ["evening", "planned"]  # fixtures
 
 DAY = timedelta(days=1)
 OF_ORDERS = {"orders", "customer_activity"}  # whose sources have the held table among them, or that share their rows
+OF_SHIPMENTS = {"delivery_status", "route_performance"}
 
 
 def test_other_facts_go_on_and_the_held_ones_stand_where_they_are(evening: Replay) -> None:
@@ -65,6 +66,44 @@ def test_other_facts_go_on_and_the_held_ones_stand_where_they_are(evening: Repla
     assert set(cuts_of(operate.run(home, datetime(2026, 6, 7, 5))).values()) == {datetime(2026, 6, 7)}
     assert {row["held"] for row in serving(evening).values()} == {None}
     assert evening.query("SELECT SUM(orders)::INT, SUM(revenue_cents)::INT FROM mart.orders") == recounted(evening)
+
+
+def test_a_fact_that_only_shares_a_table_with_a_held_one_is_proven_as_far_as_ever(evening: Replay) -> None:
+    """`source.shipments` has one cut, that of the held routes: without its own receipt the other would lose live."""
+    shop, home = evening.shop, evening.home
+    shop.product(1, "books")
+    shop.order(1)
+    shop.ping(1)
+    for table, key in (("drivers", 1), ("routes", 1), ("shipments", 1), ("route_stops", (1, 1))):
+        shop.insert(table, key)
+    evening.land()
+    evening.run_next_day()  # 1 June, 05:00
+    landed = len(shop.changes)
+
+    shop.now = datetime(2026, 6, 1, 12, 20)
+    shop.insert("shipments", 2)
+    land(home, shop.changes[landed:], reached=shop.now)
+    reject(home, "drivers", shop.now)
+    landed = len(shop.changes)
+    shop.now = datetime(2026, 6, 1, 15)
+    shop.insert("shipments", 3)
+    land(home, shop.changes[landed:], reached=datetime(2026, 6, 5, 5))
+
+    cuts = cuts_of(operate.run(home, datetime(2026, 6, 5, 5)))
+    assert cuts["route_performance"] == datetime(2026, 6, 1, 12)
+    assert {cut for domain, cut in cuts.items() if domain != "route_performance"} == {datetime(2026, 6, 5)}
+    assert dict(evening.query("SELECT domain, cut FROM rebuild.cut WHERE cut < '2026-06-05'")) == dict.fromkeys(
+        OF_SHIPMENTS, datetime(2026, 6, 1, 12)
+    )
+    assert evening.query("SELECT COUNT(*)::INT FROM source.shipments") == [(1,)]
+    assert serving(evening)["delivery_status"]["served_from"] == "live"
+    assert evening.query("SELECT SUM(shipments)::INT FROM mart.delivery_hourly") == [(3,)]
+    assert all(e.is_clean for e in explain.explain(home, load().values()))
+
+    quarantine.discard(home, [entry["position"] for entry in quarantine.entries(home)])
+    land(home, [], reached=datetime(2026, 6, 6, 5))
+    assert set(cuts_of(operate.run(home, datetime(2026, 6, 6, 5))).values()) == {datetime(2026, 6, 6)}
+    assert evening.query("SELECT COUNT(*)::INT FROM source.shipments") == [(3,)]
 
 
 def cuts_of(result: operate.Run) -> dict[str, datetime]:

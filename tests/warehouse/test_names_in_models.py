@@ -32,11 +32,11 @@ SEEDS = {
 
 
 def test_a_plan_makes_a_model_of_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the models only `changes`: what the others add to a plan's time says nothing about names."""
+    """Of the models only `changes` and `signed`: what the others add to a plan's time says nothing about names."""
     project, home = tmp_path / "project", tmp_path / "home"
     init(project, "\n".join(f"CREATE TABLE {TABLE.format(name)}" for name in SOURCES))
     for models in (project / "models").iterdir():
-        if models.name != "changes":
+        if models.name not in ("changes", "signed"):
             shutil.rmtree(models)
     for seed, line in SEEDS.items():
         path = project / "seeds" / f"{seed}.csv"
@@ -57,6 +57,8 @@ def test_a_plan_makes_a_model_of_each(tmp_path: Path, monkeypatch: pytest.Monkey
             columns = 'after."Order Id", after.position, after.before, after."select", after.extra_text, after.extra'
             found = db.execute(f'SELECT position, {columns} FROM changes."{name}"').fetchall()
             assert [row[1:] for row in found] == [(1, 2, "b", "s", "e", None)]
+            columns = '__weight, "Order Id", position, before, "select", extra_text, extra'
+            assert db.execute(f'SELECT {columns} FROM signed."{name}"').fetchall() == [(1, 1, 2, "b", "s", "e", None)]
         assert db.execute("SELECT source_table FROM changes.all_positions ORDER BY position").fetchall() == [
             (name,) for name in SOURCES.values()
         ]

@@ -11,6 +11,7 @@ from sqlmesh.utils.yaml import load as load_yaml
 
 import commands
 from lockstep.contracts import load
+from lockstep.schema import TABLES
 
 PROJECT = Path(__file__).parents[2]
 FOLDERS = ("models", "audits", "macros", "signals", "materializations", "linter", "seeds")
@@ -18,6 +19,8 @@ FOLDERS = ("models", "audits", "macros", "signals", "materializations", "linter"
 # Schemas whose models need no unit test.
 UNTESTED = {
     "changes.": "reads files of the change log, for which a unit test has no fixture; the landing tests cover them",
+    "checkpoints.": "reads files, as changes. does; warehouse/test_checkpoints.py covers it",
+    "ops.checkpoints": "reads a file, as changes. does; warehouse/test_checkpoints.py covers it",
     "seeds.": "holds the rows of a file and no logic",
     "reconcile.source_receipts": "reads a file, as changes. does; tests/sources/test_verify_source.py covers it",
     "reconcile.vehicle_positions_in_use": "has no measures: the same model of the other domains is tested",
@@ -132,8 +135,9 @@ def test_every_model_with_logic_has_a_unit_test(project):
 
     def stamp(model):
         [domain] = [d for d in merges if re.fullmatch(rf"\w+\.{d}(_\w+)?", model.name)] or [None]
-        is_stamped = model._path.stem.startswith("each_domain")
-        return model._path, frozenset(merges[domain]) if is_stamped else model.name
+        if model._path.stem.startswith("each_domain"):
+            return model._path, frozenset(merges[domain])
+        return model._path if model._path.stem.startswith("each_") else model.name
 
     tested = {stamp(project.get_model(name)) for name in project.models_with_tests}
     untested = {m.name for m in project.models.values() if stamp(m) not in tested}
@@ -155,13 +159,14 @@ def test_every_test_file_opens_by_listing_its_awkward_cases():
 
 
 def test_every_column_is_described(project):
-    """But for the columns of seeds, and for those that are stamped from a contract, whose grain has no descriptions."""
+    """But for the columns of seeds, and for those that are stamped from a contract or the declaration."""
     stamped = {column for c in load(PROJECT / "seeds").values() for column in (*c.grain, *c.state)}
+    stamped |= {column.name for table in TABLES.values() for column in table.columns} | {"extra"}
     stamped |= {f"{side}_{column}" for side in ("rebuild", "increments") for column in stamped}
     missing = {}
     for model in project.models.values():
         columns = set(model.columns_to_types) - set(model.column_descriptions)
-        if model._path.stem.startswith("each_domain"):
+        if model._path.stem.startswith("each_"):
             columns -= stamped
         if columns and not model.name.startswith("seeds."):
             missing[model.name] = columns

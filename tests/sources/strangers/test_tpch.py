@@ -47,46 +47,27 @@ UPDATE partsupp SET ps_supplycost = ps_supplycost * 1.01 WHERE ps_partkey % 400 
 PRICING = """
 /* Line items by flag and status: the sums of TPC-H's first query. */
 MODEL (name diffs.pricing, kind VIEW, grain (position, diff));
-WITH items AS (
-  SELECT position, logged_at, signs.diff, @image(l_orderkey) AS l_orderkey, @image(l_returnflag) AS l_returnflag,
-    @image(l_linestatus) AS l_linestatus, @image(l_quantity) AS l_quantity, @image(l_extendedprice) AS l_extendedprice,
-    @image(l_discount) AS l_discount, @image(l_tax) AS l_tax
-  FROM changes.lineitem CROSS JOIN (VALUES (-1), (1)) AS signs(diff)
-)
 SELECT
-  position::BIGINT AS position, logged_at::TIMESTAMP AS logged_at, diff::INT AS diff,
-  l_returnflag::TEXT AS l_returnflag, l_linestatus::TEXT AS l_linestatus, diff::BIGINT AS items,
-  (diff * l_quantity)::DECIMAL(38, 2) AS quantity,
-  (diff * l_extendedprice * (1 - l_discount) * (1 + l_tax))::DECIMAL(38, 6) AS charge
-FROM items WHERE NOT l_orderkey IS NULL
+  __position::BIGINT AS position, __logged_at::TIMESTAMP AS logged_at, __weight::INT AS diff,
+  l_returnflag::TEXT AS l_returnflag, l_linestatus::TEXT AS l_linestatus, __weight::BIGINT AS items,
+  (__weight * l_quantity)::DECIMAL(38, 2) AS quantity,
+  (__weight * l_extendedprice * (1 - l_discount) * (1 + l_tax))::DECIMAL(38, 6) AS charge
+FROM signed.lineitem
 """
 LATEST = """
-/* The latest image of every line item that lives at the cut. */
+/* Every line item that lives at the cut. */
 MODEL (name rebuild.latest_pricing, kind VIEW, grain (l_orderkey, l_linenumber));
-WITH changes AS (
-  SELECT after, ROW_NUMBER() OVER (
-      PARTITION BY COALESCE(STRUCT_EXTRACT(after, 'l_orderkey'), STRUCT_EXTRACT(before, 'l_orderkey')),
-        COALESCE(STRUCT_EXTRACT(after, 'l_linenumber'), STRUCT_EXTRACT(before, 'l_linenumber'))
-      ORDER BY position DESC) AS recency
-  FROM changes.lineitem WHERE logged_at < @cut_of('pricing')
-)
 SELECT
-  STRUCT_EXTRACT(after, 'l_orderkey')::BIGINT AS l_orderkey,
-  STRUCT_EXTRACT(after, 'l_linenumber')::BIGINT AS l_linenumber,
-  STRUCT_EXTRACT(after, 'l_returnflag')::TEXT AS l_returnflag,
-  STRUCT_EXTRACT(after, 'l_linestatus')::TEXT AS l_linestatus,
-  1::BIGINT AS items, STRUCT_EXTRACT(after, 'l_quantity')::DECIMAL(38, 2) AS quantity,
-  (STRUCT_EXTRACT(after, 'l_extendedprice') * (1 - STRUCT_EXTRACT(after, 'l_discount'))
-    * (1 + STRUCT_EXTRACT(after, 'l_tax')))::DECIMAL(38, 6) AS charge
-FROM changes WHERE recency = 1 AND NOT after IS NULL
+  l_orderkey::BIGINT AS l_orderkey, l_linenumber::BIGINT AS l_linenumber, l_returnflag::TEXT AS l_returnflag,
+  l_linestatus::TEXT AS l_linestatus, 1::BIGINT AS items, l_quantity::DECIMAL(38, 2) AS quantity,
+  (l_extendedprice * (1 - l_discount) * (1 + l_tax))::DECIMAL(38, 6) AS charge
+FROM source.lineitem
 """
 REBUILD = """
 /* Line items by flag and status at the cut. */
 MODEL (
   name rebuild.pricing, kind FULL, cron '@daily', start @log_eve(), grain (l_returnflag, l_linestatus),
-  depends_on (rebuild.cut, changes.lineitem),
-  audits (image_chain_unbroken(
-    domain := 'pricing', source_table := changes.lineitem, keys := ('l_orderkey', 'l_linenumber')))
+  depends_on (rebuild.cut, chain.lineitem)
 );
 SELECT
   l_returnflag::TEXT AS l_returnflag, l_linestatus::TEXT AS l_linestatus, COUNT(*)::BIGINT AS items,
