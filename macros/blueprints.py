@@ -35,6 +35,31 @@ def each_domain(evaluator):
     )
 
 
+@macro()
+def each_derived_domain(evaluator):
+    """One blueprint per domain whose increments are derived: `MODEL (name diffs.@{domain}, blueprints ...)`.
+
+    @rows is the query, as text: what a model is stamped with is part of it, so that SQLMesh sees each change of the
+    rules that the query was derived from.
+    """
+    from lockstep.derived import derived_domains, diffs_of
+    from lockstep.errors import LockstepError
+    from lockstep.schema import literal
+
+    try:
+        return _blueprints(
+            f"(domain := {c.domain}, owner := '{c.owner}', rows := {literal(diffs_of(c))})" for c in derived_domains()
+        )
+    except LockstepError as e:
+        raise SystemExit(f"Error: {e}") from None  # SQLMesh would put the error at the end of a page about this macro
+
+
+@macro()
+def as_query(evaluator, text: exp.Expression):
+    """A query that a model is stamped with as text: `@as_query(@rows)`."""
+    return parse_one(text.name, dialect="duckdb")
+
+
 def _measure(m):
     return f"measure('{m.name}', '{m.merge}', '{m.type}', {m.tolerance_absolute}, {m.tolerance_relative})"
 

@@ -51,7 +51,8 @@ MEANING = {
     CHANGED_LATER: "the log of the hour is not what was summed: restore it unless it is right, then restate the hour",
     BASE_ALTERED: "a verified generation is no longer the sum of the increments up to its cut, and live figures stood "
     "on it: find out who wrote to the warehouse; the next day's run stands on a generation of its own",
-    RULES_DIFFER: "the two paths give the same row another cell or value: make the same change in both",
+    RULES_DIFFER: "the two paths give the same row another cell or value: make the same change in the domain's file in "
+    "models/diffs, or remove that file, and the increments are derived from models/rebuild",
     NOT_APPEND_ONLY: "the source took a row back, and increments cannot: stop it, or give the measures a merge by sum; "
     "a change that must stay needs a log that begins after it",
     LATE_BEYOND: "only the rebuild takes the row, it came too late for the increments, and they lie farther apart than "

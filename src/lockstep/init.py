@@ -20,6 +20,7 @@ COPIED = (
     "models/chain",
     "models/changes",
     "models/checkpoints",
+    "models/diffs/each_derived_domain.sql",
     "models/hourly",
     "models/live",
     "models/mart/each_domain.sql",
@@ -65,7 +66,6 @@ def init(directory: Path, schema: str = EMPTY_SCHEMA) -> list[Path]:
         path = directory / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
-    (directory / "models" / "diffs").mkdir()
     return [directory / name for name in files if schema == EMPTY_SCHEMA or name != SCHEMA_FILE]
 
 

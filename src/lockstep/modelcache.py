@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
+from collections.abc import Iterable
+from pathlib import Path
 
 from lockstep.changelog import first_hour
 from lockstep.durable import durable_replace
@@ -12,19 +13,31 @@ from lockstep.schema import SCHEMA_FILE
 
 
 def drop_if_stale() -> None:
-    """Drop the home's model cache if a contract, the schema, a materialization or the first hour is not as it was.
+    """Drop what is no longer true of the home's model cache.
 
-    SQLMesh looks at the times of models, macros and config only: a model that was loaded before the first change
-    landed would keep its start, and a domain added to a contract would not be stamped, until some file is touched.
+    SQLMesh looks at the times of a model's own file, of macros and of config only: a model that was loaded before the
+    first change landed would keep its start, a domain added to a contract would not be stamped, and increments would
+    stay derived from the query that was before, until some other file is touched.
     """
-    digest = hashlib.sha256(str(first_hour()).encode())
-    for name in ("seeds/contracts.csv", "seeds/contract_measures.csv", SCHEMA_FILE):
-        digest.update((project() / name).read_bytes())
-    for path in sorted((project() / "materializations").glob("*.py")):
-        digest.update(path.read_bytes())
+    root = project()
+    stamped_from = [root / name for name in ("seeds/contracts.csv", "seeds/contract_measures.csv", SCHEMA_FILE)]
+    stamped_from += sorted((root / "materializations").glob("*.py"))
+    _drop("lockstep.stamp", _digest(stamped_from, str(first_hour())), "*")
+    _drop("derived.stamp", _digest(sorted((root / "models").rglob("*.sql")), ""), "*models__diffs__each_*")
+
+
+def _digest(files: Iterable[Path], more: str) -> str:
+    digest = hashlib.sha256(more.encode())
+    for path in files:
+        digest.update(f"\0{path}\0".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _drop(stamp_name: str, digest: str, entries: str) -> None:
+    """Drop these entries of the cache if they were made from something else than `digest` is of."""
     cache = home() / ".cache"
-    stamp = cache / "lockstep.stamp"
-    if not stamp.exists() or stamp.read_text() != digest.hexdigest():
-        for directory in cache.glob("model_definition*"):
-            shutil.rmtree(directory)
-        durable_replace(stamp, digest.hexdigest().encode())
+    stamp = cache / stamp_name
+    if not stamp.exists() or stamp.read_text() != digest:
+        for path in cache.glob(f"model_definition*/{entries}"):
+            path.unlink()
+        durable_replace(stamp, digest.encode())

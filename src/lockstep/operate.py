@@ -137,8 +137,6 @@ def _sqlmesh(home: Path, plan: bool, at: datetime | None, verbose: bool) -> list
     from sqlmesh.core.console import NoopConsole, create_console, set_console
     from sqlmesh.utils.errors import SQLMeshError
 
-    from lockstep.onewriter import CannotOpen
-
     failures: list[str] = []
     broken: dict[str, str] = {}  # failures of chains, with the query of what breaks them
 
@@ -187,7 +185,7 @@ def _sqlmesh(home: Path, plan: bool, at: datetime | None, verbose: bool) -> list
                 is_failure |= context.run(execution_time=at, end=at).is_failure
             if is_failure and not failures:
                 failures.append("The run did not complete; `sqlmesh run` shows its output.")
-    except CannotOpen as e:
+    except SystemExit as e:  # what SQLMesh, which catches every Exception, must not take for an answer
         raise LockstepError(str(e).removeprefix("Error: ")) from None
     except (SQLMeshError, duckdb.Error) as e:
         if not failures:
@@ -214,10 +212,11 @@ def _violation(violation: Any, model: Any) -> str:
         return found
     name = model.name.replace('"', "").rpartition(".")[2]
     domain = max((d for d in load() if name.startswith(d)), key=len, default=name)
+    is_by_hand = (project() / "models" / "diffs" / f"{domain}.sql").exists()
     return (
         f"{found} It is stamped from the contract: each grain column of {domain} in seeds/contracts.csv and each of "
-        f"its measures in seeds/contract_measures.csv must be a column of models/diffs/{domain}.sql and of "
-        f"models/rebuild/{domain}.sql."
+        f"its measures in seeds/contract_measures.csv must be a column of models/rebuild/{domain}.sql and of "
+        f"{'models/diffs/' if is_by_hand else 'models/rebuild/latest_'}{domain}.sql."
     )
 
 

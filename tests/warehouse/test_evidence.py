@@ -16,15 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlmesh import Context
 
+from handwritten import write_diffs
 from lockstep import contracts, operate, warehouse
 from lockstep.errors import LockstepError
 from lockstep.explain import CHANGED_LATER, explain
 from lockstep.reconcile import reconcile
+from projects import project_of_two_domains, whole_project
 from shop import Shop, land
 
-ROOT = Path(__file__).parents[2]
-PARTS = ["audits", "linter", "macros", "materializations", "models", "seeds", "signals"]
 BIN = Path(sys.executable).parent
 NOW = datetime(2026, 3, 3, 5)
 
@@ -83,19 +84,10 @@ class Place:
         )
 
 
-def project_at(path: Path) -> Path:
-    path.mkdir(parents=True)
-    for file in [*ROOT.glob("*.yaml"), *ROOT.glob("*.sql")]:
-        shutil.copy(file, path)
-    for part in PARTS:
-        shutil.copytree(ROOT / part, path / part, ignore=shutil.ignore_patterns("__pycache__"))
-    return path
-
-
 @pytest.fixture(scope="module")
 def passed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     path = tmp_path_factory.mktemp("evidence")
-    place = Place(path / "home", project_at(path / "project"))
+    place = Place(path / "home", project_of_two_domains(path / "project"))
     with pytest.MonkeyPatch.context() as patch:
         place.enter(patch)
         shop = Shop(datetime(2026, 3, 1, 8, 10))
@@ -127,11 +119,14 @@ def edit_a_macro_without_effect(place: Place) -> None:
     place.edit("macros/merging.py", 'if m.merge == "sum":', 'if m.merge in ("sum",):')
 
 
-def test_a_wrong_increment_is_not_served_behind_the_receipt_of_the_right_one(place: Place) -> None:
+def test_a_wrong_increment_is_not_served_behind_the_receipt_of_the_right_one(
+    place: Place, loaded_project: Context
+) -> None:
     """Without it a plan could put doubled figures before analysts until the next night's receipt."""
     assert (place.serving()["served_from"], place.revenue()) == ("live", 12_000)
-    doubled = "orders.__weight * 2 * orders.amount_cents"
-    place.edit("models/diffs/orders.sql", "orders.__weight * orders.amount_cents", doubled)
+    write_diffs(place.project, loaded_project, "orders")
+    amount = 'TRY_CAST("orders"."amount_cents" AS BIGINT)'
+    place.edit("models/diffs/orders.sql", amount, f"2 * {amount}")
     edit_a_macro_without_effect(place)
     plan = place.plan()
     assert place.revenue() == 12_000, plan.stdout
@@ -140,6 +135,30 @@ def test_a_wrong_increment_is_not_served_behind_the_receipt_of_the_right_one(pla
     result = place.run()
     assert "reconcile.orders_receipts: audit rebuild_equals_increments" in " ".join(result.failures)
     assert (place.serving()["served_from"], place.revenue()) == ("rebuild", 12_000)
+
+
+def test_a_rule_is_changed_in_one_place_and_both_paths_follow(place: Place) -> None:
+    """Without it increments would go on by the rule before, out of SQLMesh's model cache, until a receipt fails.
+
+    A rule stands in the query of a row, in a view that it reads, in a macro, or in a seed.
+    """
+
+    def figures() -> Row:
+        [row] = place.query(
+            "SELECT SUM(revenue_cents)::BIGINT AS cents, SUM(high_value_orders)::BIGINT AS high, "
+            "STRING_AGG(DISTINCT status ORDER BY status) AS status FROM mart.orders WHERE served_from = 'live'"
+        )
+        return row
+
+    assert figures() == {"cents": 12_000, "high": 0, "status": "created,paid"}
+    place.edit("models/rebuild/latest_orders.sql", "orders.amount_cents::BIGINT", "(2 * orders.amount_cents)::BIGINT")
+    place.edit("models/dims/order_status_rules.sql", "  status::TEXT AS", "  REPLACE(status, 'paid', 'due')::TEXT AS")
+    assert place.plan().returncode == 0 and place.run().agrees
+    assert figures() == {"cents": 24_000, "high": 0, "status": "created,due"}
+    place.edit("seeds/order_status_rules.csv", "\npaid,paid,", "\npaid,shipped,")
+    place.edit("macros/rules.py", "number(100_000)", "number(6_000)")
+    assert place.plan().returncode == 0 and place.run().agrees
+    assert figures() == {"cents": 24_000, "high": 1, "status": "created,shipped"}
 
 
 def test_what_a_run_finds_in_use_without_a_receipt_it_proves(place: Place) -> None:
@@ -169,7 +188,7 @@ def test_a_first_plan_that_fails_in_one_domain_serves_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without it one bad receipt would keep a new home from serving anything."""
-    place = Place(tmp_path / "home", project_at(tmp_path / "project"))
+    place = Place(tmp_path / "home", whole_project(tmp_path / "project"))
     place.enter(monkeypatch)
     shop = Shop(datetime(2026, 3, 1, 8, 10))
     shop.order(1, amount_cents=5_000)

@@ -10,6 +10,7 @@ import pytest
 from sqlmesh.utils.yaml import load as load_yaml
 
 import commands
+from handwritten import write_diffs
 from lockstep.contracts import load
 from lockstep.schema import TABLES
 
@@ -96,13 +97,16 @@ PLANTED = {
 }
 
 
-def test_lint_fails_on_each_planted_violation(sqlmesh, copy):
+def test_lint_fails_on_each_planted_violation(sqlmesh, copy, loaded_project):
     config = copy / "config.yaml"
     config.write_text(re.sub(r"\n *owner: .*", "", config.read_text()))
     for file, (_, model) in PLANTED.items():
         (copy / "models" / "mart" / f"{file}.sql").write_text(model)
-    diffs = copy / "models" / "diffs" / "orders.sql"
-    diffs.write_text(diffs.read_text().replace("::BIGINT AS orders", "::DOUBLE AS orders"))
+    diffs = write_diffs(copy, loaded_project, "orders")
+    text = diffs.read_text()
+    rounded = re.sub(r'AS BIGINT\) AS "orders"', 'AS DOUBLE) AS "orders"', text)
+    assert rounded != text
+    diffs.write_text(rounded)
     result = sqlmesh("lint", project=copy)
     assert result.returncode != 0
     found = dict(re.findall(r"/(\w+)\.sql`:\n(.*?)(?=\n\n|$)", result.stdout, re.DOTALL))

@@ -14,6 +14,8 @@ import pytest
 from lockstep import operate
 from lockstep.changelog import ChangeLog
 from lockstep.contracts import load
+from lockstep.errors import LockstepError
+from lockstep.project import home
 from lockstep.simulate import choose_history, run
 
 ROOT = Path(__file__).parents[2]
@@ -60,7 +62,7 @@ def edit(path, old, new):
 
 
 def failures(project):
-    return operate._sqlmesh(plan=True, at=None, verbose=False)
+    return operate._sqlmesh(home(), plan=True, at=None, verbose=False)
 
 
 def test_a_model_that_is_not_sql_is_named(project):
@@ -81,8 +83,18 @@ def test_a_column_that_no_model_has_is_named_with_the_contract(project):
     hourly = "".join(f for f in found if f.startswith(str(project / "models" / "hourly" / "each_domain.sql")))
     assert "'ordered_our' could not be resolved" in hourly
     assert "each grain column of orders in seeds/contracts.csv" in hourly
-    assert "a column of models/diffs/orders.sql" in hourly
+    assert "a column of models/rebuild/orders.sql and of models/rebuild/latest_orders.sql" in hourly
     assert all(f.startswith(str(project / "models")) for f in found)
+
+
+def test_a_query_whose_increments_cannot_be_derived_is_named_with_its_line(project):
+    path = project / "models" / "rebuild" / "latest_delivery_status.sql"
+    edit(path, "FROM source.shipments", "FROM source.shipments\nLIMIT 10")
+    [line] = [n for n, text in enumerate(path.read_text().splitlines(), 1) if text == "LIMIT 10"]
+    with pytest.raises(LockstepError) as raised:
+        failures(project)
+    assert str(raised.value).startswith(f"models/rebuild/latest_delivery_status.sql: line {line}: LIMIT ")
+    assert "write models/diffs/delivery_status.sql by hand" in str(raised.value)
 
 
 def test_sqlmesh_reads_seeds_with_a_byte_order_mark(tmp_path):

@@ -44,16 +44,6 @@ UPDATE lineitem SET l_discount = 0.10 - l_discount, l_linestatus = 'F'
 UPDATE orders SET o_orderkey = -o_orderkey WHERE o_orderkey % 128 = 3 AND o_custkey % {n} = {i};
 UPDATE partsupp SET ps_supplycost = ps_supplycost * 1.01 WHERE ps_partkey % 400 = {i};
 """
-PRICING = """
-/* Line items by flag and status: the sums of TPC-H's first query. */
-MODEL (name diffs.pricing, kind VIEW, grain (position, diff));
-SELECT
-  __position::BIGINT AS position, __logged_at::TIMESTAMP AS logged_at, __weight::INT AS diff,
-  l_returnflag::TEXT AS l_returnflag, l_linestatus::TEXT AS l_linestatus, __weight::BIGINT AS items,
-  (__weight * l_quantity)::DECIMAL(38, 2) AS quantity,
-  (__weight * l_extendedprice * (1 - l_discount) * (1 + l_tax))::DECIMAL(38, 6) AS charge
-FROM signed.lineitem
-"""
 LATEST = """
 /* Every line item that lives at the cut. */
 MODEL (name rebuild.latest_pricing, kind VIEW, grain (l_orderkey, l_linenumber));
@@ -126,7 +116,6 @@ def test_a_capture_killed_between_refreshes_is_equal_in_the_end(tpch: Cluster, t
         load.result()
     project = stranger.project
     for path, text in {
-        "models/diffs/pricing.sql": PRICING,
         "models/rebuild/latest_pricing.sql": LATEST,
         "models/rebuild/pricing.sql": REBUILD,
     }.items():
