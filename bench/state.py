@@ -174,7 +174,7 @@ def make_models(connection: duckdb.DuckDBPyConnection, models: dict[str, str]) -
 
 
 def bare_state(home: Path) -> str:
-    """What somebody would write who knows where the rows and the changes are."""
+    """The same by hand, with the paths of the rows and the changes written in."""
     changes = f"read_parquet('{home}/changelog/orders/hour=2026-01-06T13/*.parquet', hive_partitioning = FALSE)"
     path = f"{home}/changelog/_checkpoints/orders/__cut={CUT:%Y-%m-%dT%H}/rows.parquet"
     rows = f"read_parquet('{path}', hive_partitioning = FALSE)"

@@ -150,7 +150,7 @@ def columns_of(evaluator, columns, table: exp.Expression):
 
 @macro()
 def signed_columns(evaluator, columns, before: exp.Expression, after: exp.Expression, weight: exp.Expression):
-    """The columns of the image that a weight stands for: `SELECT @signed_columns(@columns, before, after, weight)`."""
+    """The columns of the image with this weight: `SELECT @signed_columns(@columns, before, after, weight)`."""
     return [
         _projected(
             exp.case().when(weight.copy().eq(1), _of(after, name)).else_(_of(before, name)),

@@ -1,5 +1,5 @@
-/* The rows of a source table at the cuts of its last checkpoints. Whoever reads it takes those of one cut, of which ops.checkpoints
-   says that it counts; the files of the others are then not read. */
+/* The rows of a source table at the cuts of its last checkpoints. Read those of one cut that ops.checkpoints lists; the files of
+   the others are then not read. */
 MODEL (
   name checkpoints.@{source_table},
   kind VIEW,

@@ -165,7 +165,7 @@ def drop_since(home: Path, position: int, tables: Iterable[str] | None = None) -
 def take(home: Path, fetchall: Query, execute: Callable[[str], object]) -> list[Checkpoint]:
     """Take a checkpoint of each table whose chain was found whole since its last one; returns those.
 
-    `fetchall` and `execute` ask the warehouse, of which production's models are read.
+    `fetchall` and `execute` run statements in the warehouse; the models of production are read.
     """
     planned = {
         name
@@ -363,7 +363,7 @@ class _List:
         return int(self._content()["revision"])
 
     def write(self, checkpoints: Iterable[Checkpoint], revision: int | None = None) -> None:
-        """Replace the list; without a `revision` as one of which some were dropped."""
+        """Replace the list. Without a `revision`, count it as one from which some were dropped."""
         rows = [
             {**asdict(c), "partition": c.partition} for c in sorted(checkpoints, key=lambda c: (c.cut, c.source_table))
         ]

@@ -410,7 +410,7 @@ def test_images_changed_of_keys_that_changed_later(home: Home) -> None:
 
 @catches("image_chain_unbroken")
 def test_broken_chain_of_a_table_that_only_marts_join(passed: Replay, home: Home) -> None:
-    """Without it a figure could be joined to rows of which the log is no evidence."""
+    """Without it a figure could be joined to rows that the log does not vouch for."""
     shop = copy.deepcopy(passed.shop)
     shop.product(1, "toys")
     land(home.path, [dataclasses.replace(shop.changes[-1], before={**shop.changes[-1].before, "name": "none"})])
