@@ -158,10 +158,11 @@ def _models(contracts: Sequence[Contract], at: datetime | None) -> list[_Models]
     from sqlmesh import Context
     from sqlmesh.core.console import NoopConsole, set_console
 
+    from lockstep.loader import WithoutUnitTests
     from lockstep.reconcile import Models
 
     set_console(NoopConsole())
-    context = Context(paths=str(project()))
+    context = Context(paths=str(project()), loader=WithoutUnitTests)
     found = []
     try:
         for contract in contracts:

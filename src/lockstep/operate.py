@@ -137,6 +137,8 @@ def _sqlmesh(home: Path, plan: bool, at: datetime | None, verbose: bool) -> list
     from sqlmesh.core.console import NoopConsole, create_console, set_console
     from sqlmesh.utils.errors import SQLMeshError
 
+    from lockstep.loader import WithoutUnitTests
+
     failures: list[str] = []
     broken: dict[str, str] = {}  # failures of chains, with the query of what breaks them
 
@@ -175,7 +177,7 @@ def _sqlmesh(home: Path, plan: bool, at: datetime | None, verbose: bool) -> list
     # A run computes what was planned, from SQLMesh's state: it need not load the project's files, which takes a second.
     context = None
     try:
-        context = Context(paths=str(project()), load=plan)
+        context = Context(paths=str(project()), load=plan, loader=WithoutUnitTests)
         if plan:
             _plan(context, at, failures)
         else:
