@@ -1,4 +1,5 @@
-/* Every route, stop and parcel that lives at the cut. */
+/* Every route, stop and parcel that lives at the cut, with all columns that they are joined by: so the sums of cells are the tables
+   themselves as of any moment, and the deep join of mart.routes needs no history. A column that a part does not have is NULL. */
 MODEL (
   name rebuild.latest_route_performance,
   kind VIEW,

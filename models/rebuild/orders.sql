@@ -1,5 +1,5 @@
-/* The authority: orders at the cut, aggregated from the latest image of every key. It shares the row-level rules with
-   diffs.orders and, on purpose, not one line of aggregation: if the two paths agree, both are right. */
+/* The authority: orders at the cut, aggregated from the rows of the source. diffs.orders is derived from the same rows' rules, and
+   shares not one line of aggregation with this: a receipt compares the two. */
 MODEL (
   name rebuild.orders,
   kind FULL,

@@ -16,6 +16,8 @@ from lockstep.derive import Refused, signed_rows
 from lockstep.errors import LockstepError
 from lockstep.project import project
 
+_TIMES = ("start_", "end_", "execution_", "latest_")  # SQLMesh's variables for the interval that it computes
+
 
 def derived_domains() -> list[Contract]:
     """The contracts of the domains whose increments are derived."""
@@ -47,7 +49,7 @@ def _view(name: str) -> exp.Query | None:
     if schema == "seeds":
         return None
     path = project() / "models" / schema / f"{short}.sql"
-    if not path.exists() or not _load(path).kind.is_view:
+    if not path.exists() or not _is_view(path):
         raise Refused(f"It reads {name}", None, "Read tables of source, seeds, and views over these.")
     query = _query(path)
     ctes = {cte.alias for cte in query.find_all(exp.CTE)}
@@ -56,7 +58,13 @@ def _view(name: str) -> exp.Query | None:
 
 
 def _query(path: Path) -> exp.Query:
+    """The query of a model with its macros expanded. Raises Refused if it depends on when it runs."""
+    from sqlmesh.core.dialect import MacroVar
+
     model = _load(path)
+    for variable in model.query.find_all(MacroVar):
+        if variable.name.lower().startswith(_TIMES):
+            raise Refused(f"@{variable.name}", variable, "What a row counts as cannot depend on when it is computed.")
     query = model.render_query(optimize=False)
     assert isinstance(query, exp.Query), path
     for table in query.find_all(exp.Table):
@@ -64,15 +72,25 @@ def _query(path: Path) -> exp.Query:
     return query
 
 
+def _is_view(path: Path) -> bool:
+    meta = _parsed(path)[0]
+    kinds = [p.args["value"].name.upper() for p in meta.expressions if p.name.lower() == "kind"]
+    return kinds in ([], ["VIEW"])  # a model is a view unless it says otherwise
+
+
 def _load(path: Path) -> Any:
     """A model of the project as it is written, with its macros."""
-    from sqlmesh.core.dialect import parse
     from sqlmesh.core.model import load_sql_based_model
 
-    expressions = parse(path.read_text(encoding="utf-8"), default_dialect="duckdb")
     return load_sql_based_model(
-        expressions, path=path, module_path=project(), dialect="duckdb", macros=_macros(), default_catalog=None
+        _parsed(path), path=path, module_path=project(), dialect="duckdb", macros=_macros(), default_catalog=None
     )
+
+
+def _parsed(path: Path) -> Any:
+    from sqlmesh.core.dialect import parse
+
+    return parse(path.read_text(encoding="utf-8"), default_dialect="duckdb")
 
 
 def _macros() -> Any:

@@ -1,0 +1,69 @@
+"""Which domains are derived, and what the files of a project that cannot be derived are told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lockstep import contracts
+from lockstep.derived import derived_domains, diffs_of
+from lockstep.errors import LockstepError
+from projects import project_of_two_domains
+
+ROWS = """/* Orders. */
+MODEL (name rebuild.latest_orders, kind VIEW, grain order_id);
+SELECT
+  order_id::BIGINT AS order_id,
+  1::BIGINT AS orders, quantity::BIGINT AS units, amount_cents::BIGINT AS revenue_cents, 0::BIGINT AS high_value_orders
+FROM {}
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    project = project_of_two_domains(tmp_path / "project")
+    monkeypatch.chdir(project)
+    contracts.load.cache_clear()
+    yield project
+    contracts.load.cache_clear()
+
+
+def diffs(project: Path, rows: str) -> str:
+    (project / "models" / "rebuild" / "latest_orders.sql").write_text(ROWS.format(rows))
+    return diffs_of(contracts.load()["orders"])
+
+
+def test_domains_of_sums_are_derived_that_have_no_file_of_their_own(project: Path) -> None:
+    assert [c.domain for c in derived_domains()] == ["orders"]
+    (project / "models" / "diffs" / "vehicle_positions.sql").unlink()
+    assert [c.domain for c in derived_domains()] == ["orders"], "the last row that counts is no sum"
+    (project / "models" / "diffs" / "orders.sql").write_text("/* By hand. */")
+    assert derived_domains() == []
+
+
+def test_views_are_inlined_and_views_over_seeds_joined(project: Path) -> None:
+    (project / "models" / "rebuild" / "big.sql").write_text(
+        "/* D. */ MODEL (name rebuild.big, grain order_id); SELECT * FROM source.orders WHERE amount_cents > 5"
+    )
+    query = diffs(project, "rebuild.big AS o JOIN dims.order_status_rules AS rules ON rules.spelling = o.status")
+    assert "signed.orders" in query.replace('"', "") and "amount_cents > 5" in query.replace('"', "")
+    assert "dims.order_status_rules" in query.replace('"', "") and "source." not in query
+
+
+@pytest.mark.parametrize(
+    ("rows", "line", "reason"),
+    [
+        ("source.orders WHERE ordered_at < @execution_ts", None, "@execution_ts. What a row counts as cannot depend"),
+        ("source.orders QUALIFY ROW_NUMBER() OVER (ORDER BY order_id) = 1", 6, "QUALIFY over rows"),
+        ("rebuild.orders", None, "It reads rebuild.orders. Read tables of source, seeds, and views"),
+        ("rebuild.none", None, "It reads rebuild.none"),
+    ],
+)
+def test_the_file_and_line_are_named(project: Path, rows: str, line: int | None, reason: str) -> None:
+    with pytest.raises(LockstepError) as raised:
+        diffs(project, rows)
+    place = f"line {line}: " if line else ""
+    assert str(raised.value).startswith(f"models/rebuild/latest_orders.sql: {place}{reason}")
+    assert str(raised.value).endswith("Or write models/diffs/orders.sql by hand.")
