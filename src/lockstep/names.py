@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection, Iterable
 
 GENERATED = "__"  # the prefix of every column that a model generates: no column of the log has it
-_GENERATED_COLUMNS = ("_position", "_committed_at", "_op")  # of append-only tables
+GENERATED_COLUMNS = ("_position", "_committed_at", "_op")  # of append-only tables in `source`
 EXTRA = "extra"  # the column of every image that holds, as JSON, the columns that the declaration leaves out
 
 POSTGRESQL = "postgresql"
@@ -73,7 +73,7 @@ def column_problem(name: str) -> str | None:
     """Why a column of an image cannot have this name, as the rest of a sentence; None if it can."""
     if name.lower() == EXTRA:
         return "belongs to the column that keeps, as JSON, the columns that the file does not declare"
-    if name.startswith(GENERATED) or name.lower() in _GENERATED_COLUMNS:
+    if name.startswith(GENERATED) or name.lower() in GENERATED_COLUMNS:
         return "is reserved for columns that models generate"
     return None
 

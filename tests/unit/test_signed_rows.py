@@ -151,6 +151,7 @@ REFUSED = {
     "union": ("SELECT id FROM source.orders UNION SELECT id FROM source.stops", "UNION of rows that change"),
     "except": ("SELECT id FROM source.orders EXCEPT SELECT id FROM source.stops", "EXCEPT of rows that change"),
     "with_static_rows": ("SELECT region FROM source.orders UNION ALL SELECT region FROM seeds.regions", "never change"),
+    "of_the_change": ("SELECT id, _committed_at FROM source.orders", "_committed_at, which is of the change"),
     "star": ("SELECT * FROM source.orders", "Name the columns"),
     "static": ("SELECT label FROM seeds.regions", "reads no table of source"),
     "now": ("SELECT id FROM source.orders WHERE paid_at < CURRENT_TIMESTAMP", "CURRENT_TIMESTAMP"),

@@ -14,6 +14,7 @@ from sqlglot import exp
 from lockstep.derive.allowed import check
 from lockstep.derive.refusals import Refused
 from lockstep.names import GENERATED as PREFIX
+from lockstep.names import GENERATED_COLUMNS
 
 _WEIGHT = f"{PREFIX}weight"
 # Columns of signed rows that go along, and what they are called in the end.
@@ -164,6 +165,12 @@ def _require_single_rows(select: exp.Select) -> None:
             )
     for expression in (*select.selects, *_conditions(select)):
         for node in expression.walk():
+            if isinstance(node, exp.Column) and node.name.lower() in GENERATED_COLUMNS:
+                raise Refused(
+                    f"{node.name}, which is of the change and not of the row",
+                    node,
+                    "What takes the row away has another.",
+                )
             if isinstance(node, exp.AggFunc | exp.Window | exp.Query):
                 raise Refused(
                     f"{node.sql('duckdb')[:60]}, which looks at more than one row",
