@@ -34,6 +34,8 @@ QUERIES = {
     "LEFT JOIN seeds.regions AS s ON s.region = o.region AND s.least <= o.amount",
     "inner_join": "SELECT o.id, s.label AS region, 1 AS n, o.amount * s.least AS total FROM seeds.regions AS s "
     "JOIN source.orders AS o ON s.region = o.region",
+    "json": "SELECT id, (('{\"a\": [\"' || region || '\"]}')::JSON -> '$.a') ->> 0 AS region, 1 AS n, amount AS total "
+    "FROM source.orders",
     "view": "SELECT id, region, 1 AS n, amount AS total FROM rebuild.paid",
 }
 

@@ -13,10 +13,10 @@ from sqlglot import exp
 from lockstep.derive.refusals import Refused
 
 _KNOWN = {  # the parts that a node may have: the nodes
-    "": "Null RowNumber",
+    "": "JSONPathRoot Null RowNumber",
     "this": """Abs Avg Boolean Ceil CountIf DataTypeParam Date DateStrToDate Day DayOfMonth DayOfWeek DenseRank Floor
-        From Having Hour IsNan Length LogicalAnd LogicalOr Lower Max Median Min Minute Month Neg Not Paren Qualify
-        Quarter Rank Second Sign Sqrt Sum Timestamp Upper Var Week Where Year""",
+        From Having Hour IsNan JSONPathKey JSONPathSubscript Length LogicalAnd LogicalOr Lower Max Median Min Minute
+        Month Neg Not Paren Qualify Quarter Rank Second Sign Sqrt Sum Timestamp Upper Var Week Where Year""",
     "this expression": """Add And ArgMax ArgMin Contains EQ EndsWith Exists Extract Filter GT GTE IntDiv Is LT
         LTE Left Mod Mul NEQ NullSafeEQ NullSafeNEQ Nullif Or PercentileCont PercentileDisc Pow Right SafeDivide
         StartsWith Sub WithinGroup""",
@@ -30,6 +30,8 @@ _KNOWN = {  # the parts that a node may have: the nodes
     "this expression flag full_match": "RegexpLike",
     "this expression with_ distinct order limit offset": "Except Intersect Union",
     "this expressions": "Anonymous Bracket Coalesce",
+    "this expression only_json_types": "JSONExtract",
+    "this expression only_json_types scalar_only": "JSONExtractScalar",
     "this expressions ignore_nulls": "Greatest Least",
     "this expressions nested": "DataType",
     "this expressions query": "In",
@@ -61,7 +63,7 @@ _KNOWN = {  # the parts that a node may have: the nodes
     "this unit input_type_preserved": "DateTrunc TimestampTrunc",
     "except_ replace rename": "Star",
     "expression": "Limit Offset",
-    "expressions": "Cube Distinct GroupingSets Order Rollup Tuple",
+    "expressions": "Cube Distinct GroupingSets JSONPath Order Rollup Tuple",
     "expressions all cube rollup grouping_sets": "Group",
     "expressions recursive": "With",
     "expressions safe coalesce": "Concat ConcatWs",
