@@ -62,7 +62,7 @@ def damaged(home: Path, table: str, positions: Iterable[int]) -> tuple[list[str]
         name = path.relative_to(home).as_posix()
         if log.journal.recorded(name) is None:
             unrecorded.append(name)
-        elif not _is_as_landed(log, name):
+        elif not is_as_landed(log, name):
             changed.append(name)
     return changed, unrecorded
 
@@ -90,7 +90,8 @@ def _last(path: Path) -> int:
         return 1 << 62
 
 
-def _is_as_landed(log: ChangeLog, name: str) -> bool:
+def is_as_landed(log: ChangeLog, name: str) -> bool:
+    """Whether a file of the log, which its records name, has the hash with which it landed."""
     for look in range(_LOOKS):
         if look:
             time.sleep(0.01)

@@ -192,6 +192,13 @@ def _take(
     before = found[-1] if found else None
     if before and before.cut >= cut:
         return None
+    if altered := _altered(home, table, before.cut if before else None, cut):
+        log.warning(
+            "No checkpoint of %s is taken: %s is not as landed. `lockstep log check` names every such file.",
+            table.name,
+            altered,
+        )
+        return None
     last = fetchall(
         f"SELECT position, logged_at, lsn FROM changes.{quoted(table.name)} WHERE logged_at < {_time(cut)} "
         "ORDER BY position DESC LIMIT 1"
@@ -281,6 +288,20 @@ def _damage(home: Path, checkpoint: Checkpoint) -> str | None:
     except OSError as e:
         return f"cannot be read: {e.strerror}"
     return None if found == checkpoint.sha256 else "was changed since it was taken"
+
+
+def _altered(home: Path, table: Table, since: datetime | None, until: datetime) -> str | None:
+    """A file of a table's changes in these hours that is not as it landed. Its rows would outlive its restoration."""
+    from lockstep.chain import is_as_landed
+    from lockstep.changelog import ChangeLog
+
+    changes = ChangeLog(home)
+    for path in sorted((changes.root / table.name).glob("hour=*/*.parquet")):
+        if (since is None or path.parent.name >= hour_name(since)) and path.parent.name < hour_name(until):
+            name = path.relative_to(home).as_posix()
+            if changes.journal.recorded(name) and not is_as_landed(changes, name):
+                return name
+    return None
 
 
 def _is_in_the_log(home: Path, table: Table, change: Change) -> bool:

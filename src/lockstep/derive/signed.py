@@ -17,8 +17,12 @@ from lockstep.names import GENERATED as PREFIX
 from lockstep.names import GENERATED_COLUMNS
 
 _WEIGHT = f"{PREFIX}weight"
-# Columns of signed rows that go along, and what they are called in the end.
-_CARRIED = {f"{PREFIX}position": "position", f"{PREFIX}logged_at": "logged_at", _WEIGHT: "diff"}
+# Columns of signed rows that go along, what they are called in the end, and what they are.
+_CARRIED = {
+    f"{PREFIX}position": ("position", "Position of the change in the log"),
+    f"{PREFIX}logged_at": ("logged_at", "logged_at of the change"),
+    _WEIGHT: ("diff", "-1 for the row before the change, +1 for the one after"),
+}
 _GROUPED = ("group", "having", "qualify", "distinct", "limit", "offset", "order")
 
 Relation = Callable[[str], "exp.Query | None"]
@@ -39,12 +43,7 @@ def signed_rows(query: exp.Query, relation: Relation, measures: Mapping[str, str
     rows = _Signing(relation).query(query)
     if rows is None:
         raise Refused("It reads no table of source", query, "Increments come from changes of tables.")
-    found = exp.select(
-        *(
-            exp.column(column).as_(name)
-            for column, name in zip(_CARRIED, ("position", "logged_at", "diff"), strict=True)
-        )
-    )
+    found = exp.select(*(_carried(column, *of) for column, of in _CARRIED.items()))
     for name, written in zip(names, query.selects, strict=True):
         value: exp.Expr = exp.column(exp.to_identifier(name, quoted=True))
         if name in measures:
@@ -137,6 +136,12 @@ class _Signing:
             return None
         check(view)
         return inner.subquery(alias)
+
+
+def _carried(column: str, name: str, description: str) -> exp.Expr:
+    found = exp.column(column).as_(name)
+    found.add_comments([description])
+    return found
 
 
 def _sources(select: exp.Select) -> Iterator[exp.Expr]:
