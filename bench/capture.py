@@ -8,7 +8,7 @@ one_transaction: the same in a single transaction. wide: rows with 1 kB and 10 k
 inserted and updated in small transactions, in a single one, and read by a snapshot; how much memory does it take.
 thirty_columns: the backlog of a table with 8 numeric, 4 uuid, 4 jsonb, 4 timestamp and 10 other columns, a sixth of
 `--changes`; then the same changes as Debezium's events by `lockstep ingest`, without its process's start.
-resync: a table of `--changes` rows, of which 1,000 changed while the table was not published. Compares the time of
+resync: a table of `--changes` rows; 1,000 of them changed while the table was not published. Compares the time of
 `capture --resync`, without the start of the process, with a COPY of the table to /dev/null.
 freshness: at 1,000 changes/s, the time from a commit to the watermark that holds it, and to the first answer of
 `live.orders` in the warehouse that counts it, asked by one thread over and over with 50 ms between.

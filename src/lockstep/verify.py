@@ -150,7 +150,7 @@ def resync(home: Path, dsn: str, tables: Sequence[str], timeout: float, say: Say
 
 @dataclass(frozen=True)
 class _Moment:
-    """A point of the source and the position of the log that stands for the same moment.
+    """A point of the source and the position of the log at the same moment.
 
     `lacking` are the quarantined events that the log lacks up to there.
     """

@@ -192,7 +192,7 @@ def _of_keyless() -> str:
 def fingerprint(text: str = "doc") -> str:
     """SQL over `records`, the same for an event sent again, also if only the connector's own clock differs.
 
-    `text` is the SQL by which a record that is not a change event is recognized.
+    `text` is the SQL that recognizes a record that is not a change event.
     """
     return f"""
     CASE WHEN kind IN ('change', '{FOREIGN}') THEN md5(concat_ws(chr(31), "table", op, tx_id, lsn, committed_at,
