@@ -14,6 +14,8 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from subprocess import CompletedProcess
 
+import one_cache  # noqa: F401
+
 _forking = multiprocessing.get_context("forkserver")
 # Not sqlmesh.cli.main: it remembers the working directory that it was imported in.
 _forking.set_forkserver_preload(["sqlmesh", "pandas", "pyarrow.parquet"])

@@ -18,6 +18,7 @@ os.environ.setdefault("LOCKSTEP_CLOCK", "2027-01-01T00:00:00")
 os.environ.setdefault("SLURM_CPUS_ON_NODE", "1")
 import sqlmesh  # noqa: F401
 
+import one_cache  # noqa: F401
 from homes import shared_home
 from project import loaded_project
 

@@ -543,7 +543,10 @@ class ChangeLog:
             ahead = 2 * (_now() - begun)  # a disk this slow: readers see it this much later
 
     def _recent(self, raw: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """The landings up to the one of a stored watermark, oldest first: landed_at, position, logged_at, holds."""
+        """The landings up to the one of a stored watermark, oldest first: landed_at, position, logged_at, holds.
+
+        Those that a transaction begun within `REMEMBERED` of the last may see, so also the one before all of these.
+        """
         if raw["started_at"] is None:
             return []
         last = {name: raw[name] for name in ("landed_at", "position", "logged_at", "holds")}
@@ -553,7 +556,8 @@ class ChangeLog:
             landings = [{**x, "holds": {t: h for t, h in now.items() if t in x["holds"]}} for x in landings]
         # Times of one format compare as text.
         since = _format(datetime.fromisoformat(last["landed_at"]) - REMEMBERED) or ""
-        return [landing for landing in landings if landing["landed_at"] >= since]
+        earlier = sum(landing["landed_at"] < since for landing in landings)
+        return landings[max(earlier - 1, 0) :]
 
 
 def _body(watermark: Watermark) -> dict[str, Any]:

@@ -29,7 +29,7 @@ def drop_if_stale() -> None:
 def _digest(files: Iterable[Path], more: str) -> str:
     digest = hashlib.sha256(more.encode())
     for path in files:
-        digest.update(f"\0{path}\0".encode() + path.read_bytes())
+        digest.update(f"\0{path.relative_to(project())}\0".encode() + path.read_bytes())
     return digest.hexdigest()
 
 

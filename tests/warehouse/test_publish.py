@@ -342,6 +342,17 @@ def test_a_transaction_outliving_what_is_remembered_says_so(home: Path, monkeypa
         assert reader.execute("SELECT COUNT(*) > 0 FROM mart.orders").fetchall() == [(True,)]
 
 
+def test_landings_after_a_quiet_time_are_no_reason_to_refuse(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was visible when the reader's transaction began is remembered, however long before that it had landed."""
+    monkeypatch.setattr(changelog, "REMEMBERED", timedelta(microseconds=1))  # the publication landed long ago
+    with duckdb.connect(str(home / "analytics.duckdb"), read_only=True) as reader:
+        before = reader.execute("SELECT position FROM changes.visible").fetchall()
+        reader.execute("BEGIN; SELECT now()")
+        land_all_kinds(home, 1)
+        land_all_kinds(home, 2)
+        assert reader.execute("SELECT position FROM changes.visible").fetchall() == before
+
+
 # -- Files
 
 
