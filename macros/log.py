@@ -222,17 +222,11 @@ def is_bare(evaluator, columns, keys, image: exp.Expression):
 
     So it looks if the source logs only the key of what it changes, or a connector fills in what it was not sent.
     """
-    blank = {
-        "BOOLEAN": "FALSE",
-        "TEXT": "''",
-        "BLOB": "''::BLOB",
-        "DATE": "DATE '1970-01-01'",
-        "TIME": "TIME '00:00:00'",
-    }
-    blank["TIMESTAMP"] = "TIMESTAMP '1970-01-01 00:00:00'"
+    from lockstep.kinds import zero
+
     conditions = [
-        exp.func("COALESCE", _of(image, name), parse_one(blank.get(kind, "0"), dialect="duckdb")).eq(
-            parse_one(blank.get(kind, "0"), dialect="duckdb")
+        exp.func("COALESCE", _of(image, name), parse_one(zero(kind), dialect="duckdb")).eq(
+            parse_one(zero(kind), dialect="duckdb")
         )
         for name, kind in _source_columns("is_bare", columns)[:-1]
         if name not in _names(keys)

@@ -7,13 +7,16 @@ from sqlmesh import signal
 
 @signal()
 def hour_is_sealed(batch, sources):
-    """The part of a batch of hours that can never change again for a reader of `sources`; later runs take the rest."""
-    from lockstep.changelog import ChangeLog
+    """The part of a batch of hours that can never change again for a reader of `sources`; later runs take the rest.
+
+    Before that, what has landed since the last look is looked at: a table that contradicts itself is held.
+    """
+    from lockstep.breaks import foldable_until
     from lockstep.project import home
 
     # What SQLMesh hands over is SQL: a tuple of literals, or one literal in parentheses.
     tables = [table.name for table in sources.expressions or [sources.unnest()]]
-    return _ended(batch, ChangeLog(home()).watermark().sealed_until(tables))
+    return _ended(batch, foldable_until(home(), tables))
 
 
 @signal()

@@ -57,6 +57,11 @@ GUARANTEES = [
         ),
     ),
     Guarantee(
+        "A table that contradicts itself is held before its changes are folded or published",
+        "changes lost, doubled and altered at the source or in a file, found beside a dictionary that finds them too",
+        ("unit/test_breaks.py", "warehouse/test_broken_chains.py"),
+    ),
+    Guarantee(
         "What is served is what the contract's mode and the receipts allow",
         "failed, missing, old and repeated receipts; promotion and the way back",
         (

@@ -9,14 +9,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from lockstep import ingest
+from lockstep import checkpoints, ingest
 from lockstep.changelog import ChangeLog, Landed
 from lockstep.schema import TABLES, batch_schema
 
@@ -202,6 +202,12 @@ def reject(home: Path, table: str, committed_at: datetime) -> None:
     rejected = pa.Table.from_pylist([event]).set_column(1, "committed_at", pa.array([committed_at], pa.timestamp("us")))
     with ChangeLog(home).writer(SOURCE) as writer:
         writer.land({}, rejected)
+
+
+def count_as_looked_at(home: Path) -> None:
+    """Have what has landed count as found to follow, as what a version that did not look has folded does."""
+    end = ChangeLog(home).watermark().position
+    checkpoints.note_checked(home, replace(checkpoints.checked(home), until=dict.fromkeys(TABLES, end)))
 
 
 def batch_of(changes: Sequence[Change]) -> dict[str, pa.Table]:

@@ -18,7 +18,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -42,6 +42,7 @@ KEEP = 3
 DIRECTORY = "_checkpoints"
 _NO_CUT = "0001-01-01T00"  # the partition of the file that carries a table's schema
 _PATIENCE = 60.0  # seconds; the list is locked for an instant
+_OTHER_LOG = "is of another log"
 _ROWS = 122_880  # of a row group: what DuckDB reads as one
 
 Query = Callable[[str], list[tuple[Any, ...]]]
@@ -108,6 +109,37 @@ def kept(home: Path) -> list[Checkpoint]:
     return _List(home).read()
 
 
+def newest(home: Path, source_table: str, position: int) -> Checkpoint | None:
+    """The newest checkpoint of a table that counts and includes nothing after a position."""
+    return max(
+        (c for c in kept(home) if c.source_table == source_table and c.position <= position), default=None, key=_cut
+    )
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Up to which position every change of a table was found to follow, by table; of which `revision` of the list."""
+
+    revision: int
+    until: dict[str, int]
+
+
+def checked(home: Path) -> Checked:
+    """How far `breaks` has looked. A checkpoint was taken of what the night found to follow, so that counts too."""
+    content = _List(home).content()
+    until = dict(content["checked"])
+    for row in content["checkpoints"]:
+        until[row["source_table"]] = max(until.get(row["source_table"], 0), row["position"])
+    return Checked(content["revision"], until)
+
+
+def note_checked(home: Path, looked: Checked) -> None:
+    """Remember how far was looked at some tables, unless the log's past has changed since."""
+    with _changing(home) as listed:
+        if listed.revision() == looked.revision:
+            listed.write(listed.read(), looked.revision, looked.until)
+
+
 def prepare(home: Path) -> list[Dropped]:
     """Have the files there that models read, and drop checkpoints that do not fit the log; returns those.
 
@@ -127,7 +159,8 @@ def prepare(home: Path) -> list[Dropped]:
                 dropped.append(_drop(home, checkpoint, reason))
         if dropped or not listed.path.exists():
             gone = [d.checkpoint for d in dropped]
-            listed.write([c for c in found if c not in gone])
+            restored = {d.checkpoint.source_table: 0 for d in dropped if d.reason.startswith(_OTHER_LOG)}
+            listed.write([c for c in found if c not in gone], checked=restored)
         _remove_unlisted(home, listed.read())
         for partial in (home / "changelog" / DIRECTORY).glob("*.partial"):
             partial.unlink()  # of a run that was killed: no other process has the warehouse open now
@@ -157,8 +190,10 @@ def drop_since(home: Path, position: int, tables: Iterable[str] | None = None) -
     with _changing(home) as listed:
         found = listed.read()
         left = [c for c in found if c.position < position or c.source_table not in wanted]
-        if left != found:
-            listed.write(left)
+        until = listed.content()["checked"]
+        late = {name: position - 1 for name in wanted if until.get(name, 0) >= position}
+        if left != found or late:
+            listed.write(left, checked=late)
             _remove_unlisted(home, left)
 
 
@@ -269,7 +304,7 @@ def _unfit(home: Path, checkpoint: Checkpoint) -> str | None:
         return f"has other columns than {checkpoint.source_table} is declared with"
     last = checkpoint.last_change
     if last and not _is_in_the_log(home, table, last):
-        return f"is of another log: position {last.position:,} is not what it was"
+        return f"{_OTHER_LOG}: position {last.position:,} is not what it was"
     if checkpoint.sha256 is not None:
         path = home / checkpoint.path
         if not path.exists():
@@ -359,6 +394,10 @@ def _require_schema(home: Path, table: Table) -> None:
         durable_replace(path, sink.getvalue().to_pybytes())
 
 
+def _cut(checkpoint: Checkpoint) -> datetime:
+    return checkpoint.cut
+
+
 def _time(at: datetime) -> str:
     return f"TIMESTAMP '{at}'"
 
@@ -374,37 +413,44 @@ class _List:
 
     def read(self) -> list[Checkpoint]:
         found = []
-        for row in self._content()["checkpoints"]:
+        for row in self.content()["checkpoints"]:
             last = row["last_change"]
             last = Change(**{**last, "logged_at": datetime.fromisoformat(last["logged_at"])}) if last else None
             found.append(Checkpoint(**{**row, "cut": datetime.fromisoformat(row["cut"]), "last_change": last}))
         return found
 
     def revision(self) -> int:
-        return int(self._content()["revision"])
+        return int(self.content()["revision"])
 
-    def write(self, checkpoints: Iterable[Checkpoint], revision: int | None = None) -> None:
-        """Replace the list. Without a `revision`, count it as one from which some were dropped."""
+    def write(
+        self, checkpoints: Iterable[Checkpoint], revision: int | None = None, checked: Mapping[str, int] | None = None
+    ) -> None:
+        """Replace the list. Without a `revision`, count it as one from which some were dropped.
+
+        `checked` are the tables for which another position than before is noted.
+        """
         rows = [
             {**asdict(c), "partition": c.partition} for c in sorted(checkpoints, key=lambda c: (c.cut, c.source_table))
         ]
-        revision = self.revision() + 1 if revision is None else revision
-        content = json.loads(json.dumps({"revision": revision, "checkpoints": rows}, default=str))
+        before = self.content()
+        revision = before["revision"] + 1 if revision is None else revision
+        checked = {**before["checked"], **(checked or {})}
+        content = json.loads(json.dumps({"revision": revision, "checkpoints": rows, "checked": checked}, default=str))
         durable_replace(self.path, sealed(content))
 
-    def _content(self) -> dict[str, Any]:
+    def content(self) -> dict[str, Any]:
         try:
             content = unsealed(self.path.read_bytes())
         except FileNotFoundError:
-            return {"revision": 0, "checkpoints": []}
+            return {"revision": 0, "checkpoints": [], "checked": {}}
         except ValueError:  # all of them are derived: without the list they are taken anew
             log.warning(
                 "%s is damaged: the rows of all tables are taken from the log, and checkpoints anew.", self.path
             )
-            return {"revision": 0, "checkpoints": []}
+            return {"revision": 0, "checkpoints": [], "checked": {}}
         for row in content["checkpoints"]:
             del row["partition"]
-        return content
+        return {"checked": {}, **content}
 
 
 class _changing:

@@ -193,6 +193,21 @@ def _decimal(digits: int, scale: int = 0) -> pa.DataType:
     return pa.decimal128(digits, scale) if digits <= MOST_DIGITS else TEXT
 
 
+_ZEROS = {
+    "BOOLEAN": "FALSE",
+    "TEXT": "''",
+    "BLOB": "''::BLOB",
+    "DATE": "DATE '1970-01-01'",
+    "TIME": "TIME '00:00:00'",
+    "TIMESTAMP": "TIMESTAMP '1970-01-01 00:00:00'",
+}
+
+
+def zero(duckdb: str) -> str:
+    """What a connector fills in for a value of this DuckDB type that it was not sent, as SQL."""
+    return _ZEROS.get(duckdb, "0")
+
+
 def readable(statement: str) -> str:
     """A statement of DDL as the parser reads it: it does not know all spellings of PostgreSQL's types."""
     from sqlglot import TokenType, tokenize

@@ -47,21 +47,23 @@ def live_images(table: Table, files: Sequence[Path], position: int, scratch: Pat
 
 @contextmanager
 def differences(
-    table: Table, files: Sequence[Path], position: int, snapshot: Path, scratch: Path
+    table: Table, files: Sequence[Path], position: int, snapshot: Path, scratch: Path, broken: Sequence[int] = ()
 ) -> Iterator[Differences]:
     """How a snapshot of a table differs from the log at `position`, ready to be landed at a later one.
 
-    `snapshot` is a file that `compare.Staging` wrote; `files` have the log's changes up to `position`.
+    `snapshot` is a file that `compare.Staging` wrote; `files` have the log's changes up to `position`. The keys that
+    changed at the positions `broken` count as differing.
     """
     with bounded_database(scratch) as connection:
-        yield Differences(connection, table, files, position, snapshot, scratch)
+        yield Differences(connection, table, files, position, snapshot, scratch, broken)
 
 
 class Differences:
     """Made by `differences`, and gone with its database.
 
     Two things must hold of every key: its latest image is the snapshot's row, and its signed images add up to that row.
-    Where only the first is wrong, one change mends it. Everything large is kept in files under `scratch`.
+    Where only the first is wrong, one change mends it. A key whose chain is broken (`broken`) gets at least a change
+    that mends the chain. Everything large is kept in files under `scratch`.
     """
 
     def __init__(
@@ -72,9 +74,11 @@ class Differences:
         position: int,
         snapshot: Path,
         scratch: Path,
+        broken: Sequence[int],
     ) -> None:
         self._connection = connection
         self._table = table
+        self._broken = ", ".join(map(str, broken)) or "NULL"
         self._keys = [f"__k{n}" for n, _ in enumerate(table.key)]
         self._schema = empty_file(table, scratch)
         self._found = f"read_parquet('{quoted(scratch / 'differing.parquet')}')"
@@ -111,12 +115,13 @@ class Differences:
     def _by_key(self, log: str, new: str) -> str:
         """The keys that differ: the log's latest image, the snapshot's, and whether the signed images add up.
 
-        They do if the sum of their hashes is the hash of the latest image.
+        They do if the sum of their hashes is the hash of the latest image. Those of a broken chain count as if not.
         """
         keys = ", ".join(self._keys)
         return f"""
             WITH sums AS (
-              SELECT {keys}, MAX(position) AS position, SUM(hash) AS hash
+              SELECT {keys}, MAX(position) AS position, SUM(hash) AS hash,
+                COUNT_IF(position IN ({self._broken})) AS broken
               FROM (
                 SELECT {self._key("after")}, position, {self._hash("after")}::HUGEINT AS hash
                 FROM {log} WHERE after IS NOT NULL
@@ -126,7 +131,9 @@ class Differences:
               ) GROUP BY {keys}
             ), latest AS (
               SELECT {", ".join(f"sums.{k}" for k in self._keys)}, changes.after AS image,
-                sums.hash = CASE WHEN changes.after IS NULL THEN 0 ELSE {self._hash("changes.after")} END AS is_balanced
+                sums.broken = 0
+                  AND sums.hash = CASE WHEN changes.after IS NULL THEN 0 ELSE {self._hash("changes.after")} END
+                  AS is_balanced
               FROM {log} AS changes JOIN sums ON changes.position = sums.position
             ), present AS (
               SELECT {self._key("image")}, image FROM {new}

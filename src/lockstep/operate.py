@@ -67,6 +67,7 @@ def run(home: Path, at: datetime | None = None, verbose: bool = False) -> Run:
             receipts = last_receipts(home)
             with warehouse.reader(home) as connection:
                 notes += _unplanned(connection)
+            notes += [f"Held: {reason}." for reason in ChangeLog(home).open_gaps()]
             try:
                 published = publish.write(home)  # also after a failure: analysts then get the last verified figures
             except LockstepError as e:

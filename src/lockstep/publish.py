@@ -32,6 +32,7 @@ import duckdb
 from duckdb import DuckDBPyConnection
 
 from lockstep import warehouse
+from lockstep.breaks import hold_what_breaks
 from lockstep.changelog import ChangeLog
 from lockstep.durable import fsync_directory
 from lockstep.errors import LockstepError
@@ -78,6 +79,7 @@ def write(home: Path) -> Published:
     with warehouse.reader(home) as connection:
         warehouse.require_planned(connection)
     warehouse.require_not_ahead(home, watermark.position)
+    watermark = hold_what_breaks(home)
     directory = home / "published"
     directory.mkdir(exist_ok=True)
     for debris in directory.glob("*.partial*"):

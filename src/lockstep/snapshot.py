@@ -28,7 +28,8 @@ from psycopg2 import errors
 from psycopg2.extensions import connection as Connection
 from psycopg2.extras import LogicalReplicationConnection
 
-from lockstep.changelog import Batch, Hold, Watermark, Writer
+from lockstep.breaks import broken_at
+from lockstep.changelog import Batch, ChangeLog, Hold, Watermark, Writer
 from lockstep.compare import Staging
 from lockstep.errors import LockstepError
 from lockstep.latest import Differences, differences
@@ -303,7 +304,8 @@ def _snapshot(
                     scratch.mkdir(parents=True, exist_ok=True)
                     staged = Staged(source, reading, layout, rows, scratch, lambda: _check(stop))
                     position = writer.watermark.position
-                    with differences(table, batch.files(table.name), position, staged.path, scratch) as found:
+                    files, broken = batch.files(table.name), broken_at(ChangeLog(home), table, position)
+                    with differences(table, files, position, staged.path, scratch, broken) as found:
                         land_differences(batch, rows, layout, staged, found, [], position)
                 else:
                     _copy_all(source, reading, layout, rows, batch, stop)

@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 from psycopg2.extensions import connection as Connection
 
 from lockstep import debezium, source_receipts
+from lockstep.breaks import broken_at
 from lockstep.capture import capture
 from lockstep.changelog import ALL_TABLES, ChangeLog, Watermark
 from lockstep.compare import KINDS, Comparison, compare
@@ -405,7 +406,8 @@ class _StagedTable:
         """Land what makes the log's rows those of the source; returns the number of changes."""
         name, at = self._layout.table.name, self._at
         files = at.log.files(name, until=at.position)
-        with differences(self._layout.table, files, at.position, self._staged.path, at.scratch) as found:
+        broken = broken_at(at.log, self._layout.table, at.position)
+        with differences(self._layout.table, files, at.position, self._staged.path, at.scratch, broken) as found:
             at.say(f"{name}: waiting for the change log")
             with (
                 at.log.writer(at.name, f"resyncing {name}", patience=_PATIENCE) as writer,

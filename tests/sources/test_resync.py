@@ -25,6 +25,7 @@ import pyarrow as pa
 import pytest
 from click.testing import CliRunner
 
+from lockstep import breaks
 from lockstep import verify as verifying
 from lockstep.changelog import ChangeLog
 from lockstep.cli import cli
@@ -205,11 +206,37 @@ def test_a_key_whose_changes_do_not_add_up_is_mended(shop: Cluster, tmp_path: Pa
     ]
     with ChangeLog(tmp_path).writer("postgresql:shop") as writer:
         writer.land({"orders": pa.Table.from_pylist(changes, batch_schema(TABLES["orders"]))})
+    breaks.hold_what_breaks(tmp_path)
+    assert "`lockstep capture ... --resync orders`" in ChangeLog(tmp_path).open_gaps()[0]
     code, told = lockstep(tmp_path, "verify-source", shop.dsn(), "--repair", "--json")
     assert code == 0, told
     shown = json.loads(told[told.index("{") :])
     assert shown["resynced"] == {"orders": 5}
     assert {row["source_table"]: row["verdict"] for row in shown["tables"]} == dict.fromkeys(TABLES, "passed")
+    assert_equal(shop, tmp_path)
+
+
+@pytest.mark.parametrize("command", [("--resync", "orders"), ("--new-snapshot",)], ids=lambda words: words[0])
+def test_a_chain_is_mended_although_rows_and_sums_are_right(
+    shop: Cluster, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    """Two changes of a row that landed in the wrong order, and one that follows from the right one."""
+    shop.execute(FEW_ORDERS)
+    capture(shop, tmp_path)
+    first = landed(tmp_path, "orders")[0]["after"]
+    paid, shipped, done = ({**first, "status": status} for status in ("paid", "shipped", "done"))
+    steps = [(paid, shipped), (first, paid), (shipped, done)]
+    changes = [{"ordinal": n, "op": "u", "before": old, "after": new} for n, (old, new) in enumerate(steps)]
+    with ChangeLog(tmp_path).writer("postgresql:shop") as writer:
+        writer.land({"orders": pa.Table.from_pylist(changes, batch_schema(TABLES["orders"]))})
+    shop.execute("SET session_replication_role = replica; ALTER PUBLICATION lockstep DROP TABLE orders")
+    shop.execute(f"UPDATE orders SET status = 'done' WHERE order_id = 1; {ADD}")
+    breaks.hold_what_breaks(tmp_path)
+    [reason] = ChangeLog(tmp_path).open_gaps()
+    assert reason.startswith("orders contradicts itself: position")
+    code, told = lockstep(tmp_path, "capture", shop.dsn(), "--until-caught-up", *command)
+    assert code == 0, told
+    breaks.hold_what_breaks(tmp_path)
     assert_equal(shop, tmp_path)
 
 

@@ -35,7 +35,7 @@ from lockstep import checkpoints, contracts, explain, operate, reconcile, wareho
 from lockstep.changelog import ChangeLog, begins_at
 from lockstep.errors import LockstepError
 from replay import Replay
-from shop import Shop, land, reject
+from shop import Shop, count_as_looked_at, land, reject
 
 ROOT = Path(__file__).parents[2]
 LAST_RUN, LAST_CUT = datetime(2026, 3, 4, 5), datetime(2026, 3, 4)
@@ -365,6 +365,7 @@ def test_event_landed_twice_and_changes_landed_in_another_order(passed: Replay, 
     placed, paid, shipped = shop.changes[-3:]
     land(home.path, [last])
     land(home.path, [placed, shipped, paid], reached=datetime(2026, 3, 4, 5))
+    count_as_looked_at(home.path)
     said = home.assert_stopped_by("image_chain_unbroken", "chain.orders", at=datetime(2026, 3, 5, 5))
     assert "order_id 4, has an image before that is not the last one of its key; the one before is at position " in said
     assert "Every file concerned is as it landed, so no backup helps" in said
@@ -383,6 +384,7 @@ def test_images_changed_of_keys_that_changed_later(home: Home) -> None:
     before the last checkpoint, which no run looks behind: here there is none, as after one was found damaged.
     """
     checkpoints.drop_since(home.path, 0)
+    count_as_looked_at(home.path)
     undo = [
         home.edit(FIRST_OF_ORDER_2, add_a_cent),
         home.edit(ROUTE_1, alter("planned_distance_m", 7), "routes"),
@@ -415,6 +417,7 @@ def test_broken_chain_of_a_table_that_only_marts_join(passed: Replay, home: Home
     shop.product(1, "toys")
     land(home.path, [dataclasses.replace(shop.changes[-1], before={**shop.changes[-1].before, "name": "none"})])
     land(home.path, [], reached=datetime(2026, 3, 5, 5))
+    count_as_looked_at(home.path)
     home.assert_stopped_by("image_chain_unbroken", "chain.products", at=datetime(2026, 3, 5, 5))
     with pytest.raises(LockstepError, match="orders: an audit stopped the rebuild"):
         reconcile.reconcile(home.path, ["orders"])
@@ -425,6 +428,7 @@ def test_ping_landed_twice(passed: Replay, home: Home) -> None:
     """Without it the log of pings would be no evidence: a second copy changes no position."""
     [ping] = [change for change in passed.landed if change.table == "gps_pings" and change.after["ping_id"] == 3]
     land(home.path, [ping])
+    count_as_looked_at(home.path)
     home.assert_passes()  # it lies past the cut
     land(home.path, [], reached=datetime(2026, 3, 5, 5))
     home.assert_stopped_by("image_chain_unbroken", "chain.gps_pings", at=datetime(2026, 3, 5, 5))
@@ -561,6 +565,7 @@ def test_fault_in_the_first_plan(empty_home: Home) -> None:
     shop.change(1, status="paid")
     land(empty_home.path, shop.changes, reached=datetime(2026, 3, 2, 0, 30))
     restore = empty_home.edit(2, lambda rows, row: row["before"].update(amount_cents=999))
+    count_as_looked_at(empty_home.path)
     for _ in range(2):  # the second try must not find a warehouse that the first left half made
         result = empty_home.run(datetime(2026, 3, 2, 5))
         assert not result.agrees
