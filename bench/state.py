@@ -6,7 +6,8 @@ A table of orders has a checkpoint of so many rows, and then so many changes: of
 inserts and deletes one. The log goes back one more change of each row. Nothing lands by way of Lockstep: DuckDB writes
 the files of the log and of the first checkpoint.
 
-chain: `chain.orders` over the changes. source: a rebuild's sum over two columns of `source.orders`, beside bare DuckDB
+look: what is done before an hour is folded, of the changes (in a process of its own, for its memory). chain:
+`chain.orders` over the changes. source: a rebuild's sum over two columns of `source.orders`, beside bare DuckDB
 doing the same over a checkpoint and changes that it is given by name. checkpoint: what `lockstep.checkpoints` does to
 take the next one, durably and hashed, beside writing its rows to Parquet from memory. Prints JSON: the least seconds of
 all runs, megabytes of memory at the most, and ratios. `control` is work that is always the same.
@@ -16,11 +17,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import resource
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -58,6 +61,7 @@ def measure(home: Path, rows: int, changes: int, runs: int, threads: int) -> dic
     models = model_queries()
     make_models(connection, models)
 
+    looks = [in_its_own_process(look, home, rows, changes) for _ in range(runs)]
     chain, memory = [], []
     for _ in range(runs):
         seconds, found = timed(lambda: connection.execute(models["chain.orders"]).fetchall())
@@ -79,6 +83,7 @@ def measure(home: Path, rows: int, changes: int, runs: int, threads: int) -> dic
     taken = [timed(lambda: take(connection, home))[0] for _ in range(runs)]
     control = [timed(lambda: connection.execute("SELECT SUM(HASH(n)) FROM range(20000000) AS r(n)").fetchall())[0]]
     least = {
+        "look": min(seconds for seconds, _ in looks),
         "chain": min(chain),
         "source": min(s for s, _ in source),
         "bare source": min(s for s, _ in by_hand),
@@ -90,6 +95,7 @@ def measure(home: Path, rows: int, changes: int, runs: int, threads: int) -> dic
         "rows": rows,
         "changes": changes,
         "seconds": {name: round(seconds, 3) for name, seconds in least.items()},
+        "megabytes of the look": round(max(megabytes for _, megabytes in looks)),
         "megabytes of the chain check": round(max(memory)),
         "source / bare": round(least["source"] / least["bare source"], 2),
         "checkpoint / written from memory": round(least["checkpoint"] / least["written from memory"], 2),
@@ -133,8 +139,10 @@ def generate(connection: duckdb.DuckDBPyConnection, home: Path, rows: int, chang
             n=changes - updates - inserts,
         ),
     ]
-    for number, hour, query in ((0, "2026-01-05T00", parts[0]), (1, "2026-01-06T13", " UNION ALL ".join(parts[1:]))):
-        path = home / "changelog" / "orders" / f"hour={hour}" / f"{number + 1}.parquet"
+    hours = {f"2026-01-05T00/1-{rows}": parts[0]}
+    hours[f"2026-01-06T13/{rows + 1}-{rows + changes}"] = " UNION ALL ".join(parts[1:])
+    for name, query in hours.items():
+        path = home / "changelog" / "orders" / f"hour={name}.parquet"
         path.parent.mkdir(parents=True)
         connection.execute(f"COPY ({query}) TO '{path}' (FORMAT PARQUET, COMPRESSION ZSTD, ROW_GROUP_SIZE 122880)")
     for partition, limit in (("0001-01-01T00", 0), (f"{CUT:%Y-%m-%dT%H}", rows)):
@@ -186,13 +194,38 @@ def bare_state(home: Path) -> str:
     )
 
 
-def take(connection: duckdb.DuckDBPyConnection, home: Path) -> None:
-    """A checkpoint from the one before and the changes since, as a run takes it."""
+def look(home: Path, rows: int, changes: int) -> tuple[float, float]:
+    """Seconds, and the most megabytes of this process."""
+    from lockstep import breaks
+    from lockstep.changelog import ChangeLog
+    from lockstep.schema import TABLES
+
+    note_the_first(home, rows)
+    seconds, found = timed(lambda: breaks.find(ChangeLog(home), TABLES["orders"], rows, rows + changes))
+    assert found == []
+    return seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def in_its_own_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def note_the_first(home: Path, rows: int) -> None:
     from lockstep import checkpoints
     from lockstep.schema import TABLES
 
-    first = checkpoints.Checkpoint("orders", CUT, 1, None, 0, 0, "", checkpoints._columns(TABLES["orders"]))
+    path = home / "changelog" / "_checkpoints" / "orders" / f"__cut={CUT:%Y-%m-%dT%H}" / "rows.parquet"
+    size, columns = path.stat().st_size, checkpoints._columns(TABLES["orders"])
+    first = checkpoints.Checkpoint("orders", CUT, rows, None, rows, size, "not looked at", columns)
     checkpoints._List(home).write([first])
+
+
+def take(connection: duckdb.DuckDBPyConnection, home: Path) -> None:
+    """A checkpoint from the one before and the changes since, as a run takes it."""
+    from lockstep import checkpoints
+
+    note_the_first(home, 0)
     [_] = checkpoints.take(home, lambda query: connection.execute(query).fetchall(), connection.execute)
 
 

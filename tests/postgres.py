@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -103,6 +104,30 @@ def own_cluster() -> Iterator[Cluster]:
             yield server
         finally:
             server.close()
+
+
+@contextmanager
+def lagging_standby(primary: Cluster) -> Iterator[Cluster]:
+    """A standby of `primary` that will never receive more than what is there now. `promote` starts it."""
+    with private_directory() as directory:
+        standby = Cluster(required_programs(), directory)
+        data = directory / "data"
+        shutil.rmtree(data)
+        address = ["-h", "127.0.0.1", "-p", str(primary.port), "-U", "postgres"]
+        standby._run("pg_basebackup", "-D", str(data), "-X", "fetch", "-c", "fast", *address)
+        with (data / "postgresql.conf").open("a") as file:
+            file.write(f"port = {standby.port}\nunix_socket_directories = '{directory}'\n")
+        (data / "standby.signal").touch()
+        try:
+            yield standby
+        finally:
+            standby.close()
+
+
+def promote(standby: Cluster) -> None:
+    standby.start()
+    standby.execute("SELECT pg_promote()", database="postgres")
+    wait_until(lambda: not standby.execute("SELECT pg_is_in_recovery()", database="postgres")[0][0])
 
 
 @pytest.fixture(scope="session")

@@ -6,14 +6,20 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
+from typing import Any
+
+import duckdb
 
 from lockstep.changelog import ChangeLog
+from lockstep.lock import holder
 from postgres import Cluster
 
 LOCKSTEP = str(Path(sys.executable).with_name("lockstep"))
+SQLMESH = str(Path(sys.executable).with_name("sqlmesh"))
 ROOT = Path(__file__).parents[1]
 
 
@@ -35,7 +41,7 @@ class Stranger:
 
     @contextmanager
     def capturing(self) -> Iterator[subprocess.Popen[bytes]]:
-        """`lockstep capture` in the project, once its snapshot has landed. It is killed at the end."""
+        """`lockstep capture` in the project, once it has the log and its snapshot has landed; killed at the end."""
         process = subprocess.Popen(
             [LOCKSTEP, "capture", self.server.dsn(), "--trigger", "50ms"],
             cwd=self.project,
@@ -45,13 +51,60 @@ class Stranger:
         try:
             end = time.monotonic() + 120
             log = ChangeLog(self.home)
-            while not log.exists() or log.watermark().resume.get("snapshot") != "complete":
+            while (
+                not log.exists()
+                or log.watermark().resume.get("snapshot") != "complete"
+                or holder(self.home / "changelog.lock") is None
+            ):
                 assert process.poll() is None and time.monotonic() < end, "the capture did not begin"
                 time.sleep(0.05)
             yield process
         finally:
             process.kill()
             process.wait()
+
+    def write(self, files: Mapping[str, str]) -> None:
+        """Write files of the project; what goes into `seeds/` is added to what is there."""
+        for path, text in files.items():
+            with (self.project / path).open("a" if path.startswith("seeds/") else "w") as file:
+                file.write(text)
+
+    def plan(self) -> None:
+        """`sqlmesh plan`, as after a change of the declaration."""
+        done = subprocess.run(
+            [SQLMESH, "plan", "--auto-apply", "--no-prompts", "--skip-tests"],
+            cwd=self.project,
+            env=self._environment(),
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def run_at(self, at: datetime) -> None:
+        """`lockstep run` as of a time, once the log's clock has passed it. No capture may be running."""
+        source = ChangeLog(self.home).watermark().source
+        assert source
+        code = (
+            "import sys; from datetime import datetime; from lockstep import operate; "
+            "from lockstep.changelog import ChangeLog; from lockstep.project import home; "
+            "at = datetime.fromisoformat(sys.argv[1]); log = ChangeLog(home())\n"
+            "with log.writer(sys.argv[2]) as writer: writer.land({}, reached=at)\n"
+            "result = operate.run(home(), at); assert result.agrees and not result.failures, result"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(at), source],
+            cwd=self.project,
+            env=self._environment(),
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def rows(self, query: str) -> list[tuple[Any, ...]]:
+        """A query on the warehouse."""
+        with duckdb.connect(self.home / "warehouse.duckdb", read_only=True) as connection:
+            connection.execute(f"SET TimeZone = 'UTC'; SET file_search_path = '{self.home}'")
+            return connection.execute(query).fetchall()
 
     def wait_for(self, changes: int) -> None:
         """Until so many changes have landed in all."""
@@ -62,14 +115,20 @@ class Stranger:
 
     def verify(self) -> str:
         """Prove that the log is the database; a capture must be running."""
-        return self.command("verify-source", self.server.dsn(), "--timeout", "2min", at=self.project)
+        return self.command("verify-source", self.server.dsn(), "--timeout", "2min")
 
-    def command(self, *arguments: str, at: Path) -> str:
+    def command(self, *arguments: str, at: Path | None = None, code: int = 0) -> str:
+        """What a command says in the project, or at another place; it must end with this code."""
         done = subprocess.run(
-            [LOCKSTEP, *arguments], cwd=at, env=self._environment(), capture_output=True, text=True, timeout=300
+            [LOCKSTEP, *arguments],
+            cwd=at or self.project,
+            env=self._environment(),
+            capture_output=True,
+            text=True,
+            timeout=300,
         )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout + (done.stderr if code else "")
 
     def _environment(self) -> dict[str, str]:
         return {**os.environ, "LOCKSTEP_HOME": str(self.home)}

@@ -26,7 +26,7 @@ from lockstep import chain, checkpoints
 from lockstep.changelog import ALL_TABLES, ChangeLog, Hold, Watermark, is_gap
 from lockstep.errors import LockstepError
 from lockstep.kinds import zero
-from lockstep.logfiles import hour_name
+from lockstep.logfiles import begins_at, hour_name, span
 from lockstep.logs import about
 from lockstep.moves import empty_file
 from lockstep.schema import TABLES, TIMESTAMP, Column, Table, literal
@@ -63,16 +63,21 @@ def foldable_until(home: Path, tables: Sequence[str]) -> datetime | None:
 
     Holds those of the tables in which something does not.
     """
-    checked = hold_what_breaks(home, tables).sealed_until(tables)
-    now = ChangeLog(home).watermark().sealed_until(tables)  # another command may hold a table since
-    return min(checked, now) if checked and now else None
+    changes = ChangeLog(home)
+    sealed = changes.watermark().sealed_until(tables)
+    if sealed is None:
+        return None
+    checked = hold_what_breaks(home, tables, sealed).sealed_until(tables)
+    now = changes.watermark().sealed_until(tables)  # another command may hold a table since
+    return min(sealed, checked, now) if checked and now else None
 
 
-def hold_what_breaks(home: Path, tables: Iterable[str] = TABLES) -> Watermark:
+def hold_what_breaks(home: Path, tables: Iterable[str] = TABLES, before: datetime | None = None) -> Watermark:
     """Look at what has landed in `tables` since the last look; returns the watermark up to which that was done.
 
-    Holds each table in which a change does not follow, and lifts such holds where every change does now. Raises
-    LockstepError if a file cannot be read, or another command does not lend the log.
+    With `before`, only at what was logged in hours before that one. Holds each table in which a change does not follow,
+    and lifts such holds where every change does now. Raises LockstepError if a file cannot be read, or another command
+    does not lend the log.
     """
     changes = ChangeLog(home)
     watermark = changes.watermark()
@@ -87,6 +92,9 @@ def hold_what_breaks(home: Path, tables: Iterable[str] = TABLES) -> Watermark:
         if table.name not in held:
             holds = (hold for name, hold in watermark.holds.items() if name in (table.name, ALL_TABLES))
             until = min([until, *(hold.position - 1 for hold in holds)])
+            if before:
+                later = (p for p in changes.files(table.name, after, until) if p.parent.name >= hour_name(before))
+                until = min([until, *(begins_at(path) - 1 for path in later)])
         if until <= after:
             if checked.until.get(table.name, 0) > watermark.position:
                 followed[table.name] = watermark.position  # an older log was restored
@@ -125,8 +133,10 @@ def find(changes: ChangeLog, table: Table, after: int, until: int, most: int | N
     """
     base = checkpoints.newest(changes.home, table.name, after)
     try:
+        if not any(span(path)[1] > after for path in changes.files(table.name, after, until)):
+            return []
         rows = _rows(changes, table, base, after, until, most)
-    except duckdb.Error as e:
+    except (duckdb.Error, OSError, pa.ArrowInvalid) as e:
         if base and checkpoints.check(changes.home):
             return find(changes, table, after, until, most)
         raise LockstepError(

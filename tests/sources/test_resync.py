@@ -13,7 +13,6 @@ import json
 import os
 import random
 import re
-import shutil
 import subprocess
 import sys
 import threading
@@ -30,10 +29,9 @@ from lockstep import verify as verifying
 from lockstep.changelog import ChangeLog
 from lockstep.cli import cli
 from lockstep.errors import LockstepError
-from lockstep.private_postgres import private_directory
 from lockstep.quarantine import discard, retry
 from lockstep.schema import TABLES, batch_schema
-from postgres import Cluster, capture, cluster, landed, required_programs, running_capture, shop, wait_until
+from postgres import Cluster, capture, cluster, lagging_standby, landed, promote, running_capture, shop, wait_until
 
 __all__ = ["cluster", "shop"]  # fixtures
 
@@ -334,34 +332,21 @@ def test_a_promoted_standby_that_lacks_what_has_landed(shop: Cluster, tmp_path: 
     home = tmp_path / "home"
     shop.execute(FEW_ORDERS)
     capture(shop, home)
-    with private_directory() as directory:
-        standby = Cluster(required_programs(), directory)
-        data = directory / "data"
-        shutil.rmtree(data)
-        address = ["-h", "127.0.0.1", "-p", str(shop.port), "-U", "postgres"]
-        standby._run("pg_basebackup", "-D", str(data), "-X", "fetch", "-c", "fast", *address)
-        with (data / "postgresql.conf").open("a") as file:
-            file.write(f"port = {standby.port}\nunix_socket_directories = '{directory}'\n")
-        (data / "standby.signal").touch()
+    with lagging_standby(shop) as standby:
         shop.execute("".join(ORDER.format(i, 1) for i in range(11, 21)))
         capture(shop, home)
-        standby.start()
-        try:
-            standby.execute("SELECT pg_promote()", database="postgres")
-            wait_until(lambda: not standby.execute("SELECT pg_is_in_recovery()", database="postgres")[0][0])
-            standby.execute("SELECT pg_create_logical_replication_slot('lockstep', 'pgoutput')")
-            standby.execute(ORDER.format(5, 500))
-            before = ChangeLog(home).watermark().position
-            code, told = lockstep(home, "capture", standby.dsn(), "--until-caught-up")
-            assert code == 1 and "promoted from a standby" in told and "--new-snapshot" in told
-            assert ChangeLog(home).watermark().position == before
-            assert lockstep(home, "capture", standby.dsn(), "--until-caught-up", "--new-snapshot")[0] == 0
-            assert_equal(standby, home)
-            standby.execute("UPDATE orders SET status = 'after'")
-            assert lockstep(home, "capture", standby.dsn(), "--until-caught-up")[0] == 0
-            assert_equal(standby, home)
-        finally:
-            standby.close()
+        promote(standby)
+        standby.execute("SELECT pg_create_logical_replication_slot('lockstep', 'pgoutput')")
+        standby.execute(ORDER.format(5, 500))
+        before = ChangeLog(home).watermark().position
+        code, told = lockstep(home, "capture", standby.dsn(), "--until-caught-up")
+        assert code == 1 and "promoted from a standby" in told and "--new-snapshot" in told
+        assert ChangeLog(home).watermark().position == before
+        assert lockstep(home, "capture", standby.dsn(), "--until-caught-up", "--new-snapshot")[0] == 0
+        assert_equal(standby, home)
+        standby.execute("UPDATE orders SET status = 'after'")
+        assert lockstep(home, "capture", standby.dsn(), "--until-caught-up")[0] == 0
+        assert_equal(standby, home)
 
 
 def test_a_log_of_an_older_version_takes_the_publication_as_it_is(shop: Cluster, tmp_path: Path) -> None:

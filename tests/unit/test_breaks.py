@@ -214,6 +214,21 @@ def test_hours_before_the_break_fold_and_others_go_on(tmp_path: Path) -> None:
     assert held_at(tmp_path) == {"orders": 6}
 
 
+def test_to_fold_only_closed_hours_are_looked_at(tmp_path: Path) -> None:
+    shop = a_shop()
+    shop.now += HOUR
+    shop.change(1, status="shipped")
+    shop.changes[-1] = altered(shop.changes[-1], "before", status="never")
+    land(tmp_path, shop.changes)
+    assert breaks.foldable_until(tmp_path, ["orders"]) == NOON + HOUR
+    assert held_at(tmp_path) == {}
+    assert checkpoints.checked(tmp_path).until == {"orders": 5}
+    look(tmp_path)
+    assert held_at(tmp_path) == {"orders": 6}
+    assert breaks.foldable_until(tmp_path, ["orders"]) == NOON + HOUR
+    assert held_at(tmp_path) == {"orders": 6}, "what lies behind the closed hours holds it still"
+
+
 def test_a_break_behind_a_hold_is_found_when_that_is_gone(tmp_path: Path) -> None:
     shop = a_shop()
     shop.changes[-1] = altered(shop.changes[-1], "before", status="never")

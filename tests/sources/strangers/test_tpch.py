@@ -114,22 +114,19 @@ def test_a_capture_killed_between_refreshes_is_equal_in_the_end(tpch: Cluster, t
                 time.sleep(0.05)
         goes_on.set()
         load.result()
-    project = stranger.project
-    for path, text in {
-        "models/rebuild/latest_pricing.sql": LATEST,
-        "models/rebuild/pricing.sql": REBUILD,
-    }.items():
-        (project / path).write_text(text.lstrip())
-    for path, text in {"seeds/contracts.csv": CONTRACT, "seeds/contract_measures.csv": MEASURES}.items():
-        with (project / path).open("a") as file:
-            file.write(text)
+    stranger.write(
+        {
+            "models/rebuild/latest_pricing.sql": LATEST.lstrip(),
+            "models/rebuild/pricing.sql": REBUILD.lstrip(),
+            "seeds/contracts.csv": CONTRACT,
+            "seeds/contract_measures.csv": MEASURES,
+        }
+    )
     with stranger.capturing():
         said = stranger.verify()
-        stranger.command("run", at=project)
+        stranger.command("run")
     assert all(table in said for table in KEYS)
-    with duckdb.connect(stranger.home / "warehouse.duckdb", read_only=True) as warehouse:
-        warehouse.execute(f"SET file_search_path = '{stranger.home}'")
-        live = warehouse.execute("FROM (SELECT COLUMNS(*) FROM live.pricing) ORDER BY ALL").fetchall()
+    live = stranger.rows("FROM (SELECT COLUMNS(*) FROM live.pricing) ORDER BY ALL")
     expected = tpch.execute(
         "SELECT l_returnflag, l_linestatus, count(*), sum(l_quantity), "
         "sum(l_extendedprice * (1 - l_discount) * (1 + l_tax)) FROM lineitem GROUP BY 1, 2 ORDER BY 1, 2"
