@@ -32,6 +32,7 @@ MISSING, ONLY, MODIFIED, UNBALANCED = "missing in the log", "only in the log", "
 KINDS = (MISSING, ONLY, MODIFIED, UNBALANCED)
 
 _NULL = "null"
+_NOT_KNOWN = "not known"  # no JSON, as which undeclared columns are told
 _SHARE = 1_000_000  # images of either side that are compared at once
 
 
@@ -58,8 +59,9 @@ class Comparison:
 
     `compared` counts the keys that either side has. `counts` has a number for each of KINDS. `in_quarantine` counts
     the differing keys of which an event is in quarantine. A fingerprint is a sum over the side's rows, whatever their
-    order. `not_compared` names columns that images of the log have and the source has dropped. `differences` are the
-    first ones by key.
+    order. `not_compared` names columns that images of the log have and the source has dropped. `not_known` counts, by
+    undeclared column, the keys that have not changed since the source added it: the log cannot know its value there, as
+    a default fills old rows without any change. `differences` are the first ones by key.
     """
 
     source_rows: int
@@ -70,6 +72,7 @@ class Comparison:
     source_fingerprint: str
     log_fingerprint: str
     not_compared: Sequence[str]
+    not_known: Mapping[str, int]
     differences: Sequence[Difference]
 
     @property
@@ -121,7 +124,7 @@ def compare(
         if not table.key:
             return tables.compare_rows(limit)
         digests = scratch / "digests.parquet"
-        source_rows, source_sum, log_rows, log_sum = tables.fill(digests)
+        source_rows, source_sum, log_rows, log_sum, *not_known = tables.fill(digests)
         digests.unlink()
         tables.fill_quarantined(quarantined)
         counts = dict.fromkeys(KINDS, 0) | dict(tables.rows("SELECT __kind, COUNT(*) FROM differing GROUP BY __kind"))
@@ -136,6 +139,7 @@ def compare(
             str(source_sum),
             str(log_sum),
             tables.dropped_columns(),
+            {column.name: n for column, n in zip(layout.unknown, not_known, strict=True) if n},
             tables.differences(limit),
         )
 
@@ -149,6 +153,7 @@ class _Tables:
         self._connection = connection
         self._table = layout.table
         self._extra = [c.name for c in layout.unknown]
+        self._hashes = [f"__x{n}" for n, _ in enumerate(self._extra)]  # of these columns, where their names may not be
         self._staged = f"read_parquet('{quoted(staged)}')"
         paths = ", ".join(f"'{quoted(f)}'" for f in files)
         log = f"read_parquet([{paths}], hive_partitioning = false)"
@@ -190,6 +195,7 @@ class _Tables:
             str(source_sum),
             str(log_sum),
             self.dropped_columns(),
+            {},
             [
                 Difference(MISSING if of_source > of_log else ONLY, texts, of_log, {}, reason, False)
                 for texts, reason, of_source, of_log in shown
@@ -200,10 +206,11 @@ class _Tables:
         found: list[tuple[Any, ...]] = self._connection.execute(statement).fetchall()
         return found
 
-    def fill(self, digests: Path) -> tuple[int, int, int, int]:
+    def fill(self, digests: Path) -> list[int]:
         """Make `differing`; returns the number of rows and the sum of digests of the source's side and of the log's.
 
-        `digests` is the file that is made on the way.
+        Then, for each undeclared column, the number of rows that the log has from before it was added. `digests` is the
+        file that is made on the way.
         """
         self._write_digests(digests)
         keys = ", ".join(f"{c.sql} {c.kind.duckdb}" for c in self._table.key_columns)
@@ -211,33 +218,40 @@ class _Tables:
         images = f"read_parquet('{quoted(digests)}')"
         [(count,)] = self.rows(f"SELECT COUNT(*) FROM {images}")
         shares = -(-count // _SHARE)
-        sums = [0, 0, 0, 0]
+        sums = [0] * (4 + len(self._extra))
         for share in range(shares):
             found = self._compare(f"{images} WHERE HASH({', '.join(self._table.sql_key)}) % {shares} = {share}")
             sums = [a + b for a, b in zip(sums, found, strict=True)]
-        return sums[0], sums[1], sums[2], sums[3]
+        return sums
 
     def _write_digests(self, path: Path) -> None:
         """Write each image as a row of numbers: `__diff` is 1 after a change, -1 before it, 0 for the source's row.
 
-        `__digest` covers everything that is compared, `__known` only the declared columns: an undeclared column that
-        was added appears in old rows without a change, so sums over images with it would not cancel.
+        `__known` covers the declared columns, `__digest` also the reason of a row that has no image. Undeclared columns
+        have a hash each, NULL in images from before they were added: they appear in old rows without a change, so that
+        sums over images with them would not cancel.
         """
         source, after, before = (
             ", ".join(f"{image}.{c.sql}::{c.kind.duckdb} AS {c.sql}" for c in self._table.key_columns)
             for image in ("image", "after", "before")
         )
+        hashes = {
+            image: "".join(
+                f", {self._hash(image, name)} AS {x}" for x, name in zip(self._hashes, self._extra, strict=True)
+            )
+            for image in ("image", "after")
+        }
+        nothing = "".join(f", NULL AS {x}" for x in self._hashes)
         self.rows(f"""
             COPY (
               SELECT {source}, 0 AS __position, 0 AS __diff, {self._digest("image")} AS __known,
-                CASE WHEN reason IS NULL THEN {self._digest("image", with_extra=True)}
-                ELSE MD5_NUMBER_LOWER(reason) END AS __digest
+                CASE WHEN reason IS NULL THEN __known ELSE MD5_NUMBER_LOWER(reason) END AS __digest{hashes["image"]}
               FROM {self._staged}
               UNION ALL
-              SELECT {after}, position, 1, {self._digest("after")}, {self._digest("after", with_extra=True)}
+              SELECT {after}, position, 1, {self._digest("after")} AS __known, __known{hashes["after"]}
               FROM {self._changes} WHERE after IS NOT NULL AND op <> 'd'
               UNION ALL
-              SELECT {before}, position, -1, {self._digest("before")}, NULL
+              SELECT {before}, position, -1, {self._digest("before")}, NULL{nothing}
               FROM {self._changes} WHERE before IS NOT NULL
             ) TO '{quoted(path)}' (FORMAT parquet)
         """)
@@ -246,38 +260,55 @@ class _Tables:
         """Add the differing keys among some images to `differing`; returns as `fill` does."""
         table = self._table
         keys = ", ".join(table.sql_key)
-        self.rows(
-            f"CREATE OR REPLACE TEMP TABLE source AS SELECT {keys}, __known, __digest FROM {images} AND __diff = 0"
+        hashes = "".join(f", {x}" for x in self._hashes)
+        self.rows(f"""
+            CREATE OR REPLACE TEMP TABLE source AS
+            SELECT {keys}, __known, __digest{hashes} FROM {images} AND __diff = 0
+        """)
+        # ARG_MAX passes over what is NULL.
+        latest = "".join(
+            f", ARG_MAX(STRUCT_PACK(x := {x}), __position) FILTER (WHERE __diff = 1).x AS {x}" for x in self._hashes
         )
         self.rows(f"""
             CREATE OR REPLACE TEMP TABLE log AS
             SELECT {keys}, SUM(__diff)::BIGINT AS __rows, SUM(__diff * __known::HUGEINT) AS __total,
               MAX(__position) FILTER (WHERE __diff = 1) AS __position,
               ARG_MAX(__digest, __position) FILTER (WHERE __diff = 1) AS __digest,
-              COALESCE(MAX(__position) FILTER (WHERE __diff = 1) >= MAX(__position), FALSE) AS __is_live
+              COALESCE(MAX(__position) FILTER (WHERE __diff = 1) >= MAX(__position), FALSE) AS __is_live{latest}
             FROM {images} AND __diff <> 0 GROUP BY {keys}
         """)
         columns = ", ".join(f"COALESCE(s.{k}, l.{k}) AS {k}" for k in table.sql_key)
+        is_modified = " OR ".join(
+            ["s.__digest <> l.__digest", *(f"COALESCE(s.{x} <> l.{x}, FALSE)" for x in self._hashes)]
+        )
         self.rows(f"""
             INSERT INTO differing
             SELECT {columns}, l.__position, COALESCE(l.__rows, 0) AS __rows,
               CASE
                 WHEN s.__digest IS NULL THEN CASE WHEN l.__is_live THEN '{ONLY}' ELSE '{UNBALANCED}' END
                 WHEN l.__is_live IS NOT TRUE THEN '{MISSING}'
-                WHEN s.__digest <> l.__digest THEN '{MODIFIED}'
+                WHEN {is_modified} THEN '{MODIFIED}'
                 ELSE '{UNBALANCED}'
               END AS __kind
             FROM source AS s FULL JOIN log AS l ON {_same(table, "s", "l")}
             WHERE CASE
               WHEN s.__digest IS NULL THEN l.__is_live OR l.__rows <> 0 OR l.__total <> 0
-              ELSE l.__is_live IS NOT TRUE OR s.__digest <> l.__digest OR l.__rows <> 1 OR l.__total <> s.__known
+              ELSE l.__is_live IS NOT TRUE OR {is_modified} OR l.__rows <> 1 OR l.__total <> s.__known
             END
         """)
-        [sums] = self.rows("""
-            SELECT * FROM (SELECT COUNT(*), COALESCE(SUM(__digest::HUGEINT), 0) FROM source),
-              (SELECT COUNT(*), COALESCE(SUM(__digest::HUGEINT), 0) FROM log WHERE __is_live)
+        of_source = "".join(
+            f" + CASE WHEN l.__is_live AND l.{x} IS NULL THEN 0 ELSE s.{x}::HUGEINT END" for x in self._hashes
+        )
+        of_log = "".join(f" + COALESCE({x}, 0)::HUGEINT" for x in self._hashes)
+        not_known = "".join(f", COUNT_IF(l.__is_live AND l.{x} IS NULL)" for x in self._hashes)
+        [(source_rows, source_sum, *of_columns)] = self.rows(f"""
+            SELECT COUNT(*), COALESCE(SUM(s.__digest::HUGEINT{of_source}), 0){not_known}
+            FROM source AS s {f"LEFT JOIN log AS l ON {_same(table, 's', 'l')}" if self._hashes else ""}
         """)
-        return sums
+        [(log_rows, log_sum)] = self.rows(
+            f"SELECT COUNT(*), COALESCE(SUM(__digest::HUGEINT{of_log}), 0) FROM log WHERE __is_live"
+        )
+        return source_rows, source_sum, log_rows, log_sum, *of_columns
 
     def fill_quarantined(self, keys: Iterable[Mapping[str, Any]]) -> None:
         """Make `quarantined`, the keys of events that the log lacks."""
@@ -306,7 +337,9 @@ class _Tables:
         found = []
         for *key, rows, kind in self.rows(f"SELECT {', '.join(keys)}, __rows, __kind FROM shown"):
             (note, source), (_, log) = (side.get(tuple(key), (None, {})) for side in (sources, logs))
-            columns = {n: (source[n], log[n]) for n in source if kind == MODIFIED and source[n] != log[n]}
+            columns = {
+                n: (source[n], log[n]) for n in source if kind == MODIFIED and log[n] not in (source[n], _NOT_KNOWN)
+            }
             named = dict(zip(self._table.key, key, strict=True))
             found.append(Difference(kind, named, rows, columns, note, tuple(key) in quarantined))
         return found
@@ -317,13 +350,22 @@ class _Tables:
         """A note on images, and their compared columns as text, by key."""
         names = [*(c.name for c in self._table.columns), *self._extra]
         columns = [f"CAST({image}.{c.sql} AS TEXT)" for c in self._table.columns]
-        columns += [_member(image, name) for name in self._extra]
+        columns += [
+            f"CASE WHEN {_has_member(image, name)} THEN {_member(image, name)} ELSE '{_NOT_KNOWN}' END"
+            for name in self._extra
+        ]
         keys = [f"d.{k}" for k in self._table.sql_key]
         width = len(keys)
         return {
             row[:width]: (row[width], dict(zip(names, row[width + 1 :], strict=True)))
             for row in self.rows(f"SELECT {', '.join([*keys, note, *columns])} FROM {source}")
         }
+
+    def _hash(self, image: str, name: str) -> str:
+        """An undeclared column of an image as a number; NULL where it was not there yet."""
+        member = _member(image, name)
+        number = f"MD5_NUMBER_LOWER(COALESCE(STRLEN({member}) || ':' || {member}, '{_NULL}'))"
+        return f"CASE WHEN {_has_member(image, name)} THEN {number} END"
 
     def _digest(self, image: str, *, with_extra: bool = False) -> str:
         """An image as a number. Texts and bytes come with their length, so that no two images have the same text."""
@@ -341,11 +383,21 @@ class _Tables:
         return f"MD5_NUMBER_LOWER(CONCAT_WS('|', {', '.join(parts)}))"
 
 
-def _member(image: str, name: str) -> str:
-    """A column carried in `extra`, as JSON text; null where it is null or was not there yet, which mean the same."""
-    pointer = ("/" + name.replace("~", "~0").replace("/", "~1")).replace("'", "''")
+def _pointer(name: str) -> str:
+    return ("/" + name.replace("~", "~0").replace("/", "~1")).replace("'", "''")
+
+
+def _has_member(image: str, name: str) -> str:
+    """Whether an image carries a column in `extra`, be it null: then it was there. An `extra` that is no JSON may."""
     extra = f"{image}.extra"
-    member = f"CAST(JSON_EXTRACT({extra}, '{pointer}') AS TEXT)"
+    has = f"CASE WHEN JSON_VALID({extra}) THEN JSON_EXTRACT({extra}, '{_pointer(name)}') IS NOT NULL ELSE TRUE END"
+    return f"({extra} IS NOT NULL AND {has})"
+
+
+def _member(image: str, name: str) -> str:
+    """A column carried in `extra`, as JSON text; null where it is null or was not there yet."""
+    extra = f"{image}.extra"
+    member = f"CAST(JSON_EXTRACT({extra}, '{_pointer(name)}') AS TEXT)"
     return f"CASE WHEN JSON_VALID({extra}) THEN NULLIF({member}, 'null') ELSE 'no JSON: ' || {extra} END"
 
 

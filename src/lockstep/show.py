@@ -197,6 +197,11 @@ def verified(v: Verified, limit: int) -> None:
         if r["columns_not_compared"]:
             dropped = ", ".join(r["columns_not_compared"])
             console.print(Text(f"{r['source_table']}: not compared, as the source has them no more: {dropped}"))
+        if r["columns_not_known"]:
+            added = ", ".join(f"{name} ({_count(n, 'row')})" for name, n in r["columns_not_known"].items())
+            console.print(
+                Text(f"{r['source_table']}: not compared where no change has come since they were added: {added}")
+            )
         for d in r["keys"]:
             key = ", ".join(f"{name} {value}" for name, value in d["key"].items())
             told = [f"{n} is {_quoted(ours)}, in the log {_quoted(logs)}" for n, (ours, logs) in d["columns"].items()]

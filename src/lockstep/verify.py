@@ -100,6 +100,7 @@ class Verified:
                 "source_fingerprint": t.comparison.source_fingerprint,
                 "log_fingerprint": t.comparison.log_fingerprint,
                 "columns_not_compared": list(t.comparison.not_compared),
+                "columns_not_known": dict(t.comparison.not_known),
                 "verdict": t.verdict,
                 "keys": [
                     {
