@@ -61,7 +61,8 @@ class Comparison:
     the differing keys of which an event is in quarantine. A fingerprint is a sum over the side's rows, whatever their
     order. `not_compared` names columns that images of the log have and the source has dropped. `not_known` counts, by
     undeclared column, the keys that have not changed since the source added it: the log cannot know its value there, as
-    a default fills old rows without any change. `differences` are the first ones by key.
+    a default fills old rows without any change. Of a table without a key it counts images, and such a column is not
+    compared at all. `differences` are the first ones by key.
     """
 
     source_rows: int
@@ -160,9 +161,13 @@ class _Tables:
         self._changes = f"(SELECT position, op, before, after FROM {log} WHERE position <= {position})"
 
     def compare_rows(self, limit: int) -> Comparison:
-        """Compare the rows of a table without a key: each image must be there as often on either side."""
+        """Compare the rows of a table without a key: each image must be there as often on either side.
+
+        Rows have no identity, so an undeclared column is compared only if all images that ever landed carry it.
+        """
         columns = [f"{c.sql} := CAST(image.{c.sql} AS TEXT)" for c in self._table.columns]
-        digest = self._digest("image", with_extra=True)
+        not_known = self._images_without()
+        digest = self._digest("image", [name for name in self._extra if not not_known[name]])
         self.rows(f"""
             CREATE TEMP TABLE counted AS
             SELECT digest, ANY_VALUE(texts) AS texts, MAX(reason) AS reason,
@@ -195,12 +200,18 @@ class _Tables:
             str(source_sum),
             str(log_sum),
             self.dropped_columns(),
-            {},
+            {name: n for name, n in not_known.items() if n},
             [
                 Difference(MISSING if of_source > of_log else ONLY, texts, of_log, {}, reason, False)
                 for texts, reason, of_source, of_log in shown
             ],
         )
+
+    def _images_without(self) -> dict[str, int]:
+        """How many of the log's images do not carry each undeclared column."""
+        counts = [f"COUNT_IF(NOT COALESCE({_has_member('after', name)}, FALSE))" for name in self._extra]
+        query = f"SELECT {', '.join(counts)} FROM {self._changes} WHERE after IS NOT NULL AND op <> 'd'"
+        return dict(zip(self._extra, self.rows(query)[0], strict=True)) if counts else {}
 
     def rows(self, statement: str) -> list[tuple[Any, ...]]:
         found: list[tuple[Any, ...]] = self._connection.execute(statement).fetchall()
@@ -367,8 +378,11 @@ class _Tables:
         number = f"MD5_NUMBER_LOWER(COALESCE(STRLEN({member}) || ':' || {member}, '{_NULL}'))"
         return f"CASE WHEN {_has_member(image, name)} THEN {number} END"
 
-    def _digest(self, image: str, *, with_extra: bool = False) -> str:
-        """An image as a number. Texts and bytes come with their length, so that no two images have the same text."""
+    def _digest(self, image: str, extra: Sequence[str] = ()) -> str:
+        """An image as a number, with these undeclared columns.
+
+        Texts and bytes come with their length, so that no two images have the same text.
+        """
         parts = [
             f"COALESCE(STRLEN({image}.{c.sql}) || ':' || {image}.{c.sql}, '{_NULL}')"
             if c.type == TEXT
@@ -377,9 +391,8 @@ class _Tables:
             else f"COALESCE(CAST({image}.{c.sql} AS TEXT), '{_NULL}')"
             for c in self._table.columns
         ]
-        if with_extra:
-            members = [_member(image, name) for name in self._extra]
-            parts += [f"COALESCE(STRLEN({member}) || ':' || {member}, '{_NULL}')" for member in members]
+        members = [_member(image, name) for name in extra]
+        parts += [f"COALESCE(STRLEN({member}) || ':' || {member}, '{_NULL}')" for member in members]
         return f"MD5_NUMBER_LOWER(CONCAT_WS('|', {', '.join(parts)}))"
 
 

@@ -282,6 +282,11 @@ def test_an_append_only_table_needs_no_key(strangers: Cluster, tmp_path: Path, m
     assert in_log(home) == history(strangers) == [(4, 1)]
     equal = verified(strangers, home)
     assert equal.is_equal and equal.tables[0].comparison.compared == 1
+    strangers.execute("ALTER TABLE history ADD kind text DEFAULT 'plain'")
+    capture(strangers, home)
+    equal = verified(strangers, home)
+    assert equal.is_equal and equal.tables[0].comparison.not_known["kind"] > 0
+    strangers.execute("ALTER TABLE history DROP kind")
 
     # What breaks the declaration goes to quarantine, and a new snapshot lands it.
     strangers.execute("INSERT INTO history VALUES (6, 1), (6, 1), (6, 1)")
