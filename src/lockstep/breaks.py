@@ -26,7 +26,7 @@ from lockstep import chain, checkpoints
 from lockstep.changelog import ALL_TABLES, ChangeLog, Hold, Watermark, is_gap
 from lockstep.errors import LockstepError
 from lockstep.kinds import zero
-from lockstep.logfiles import begins_at, hour_name, span
+from lockstep.logfiles import begins_at, hour_name, hour_of, span
 from lockstep.logs import about
 from lockstep.moves import empty_file
 from lockstep.schema import TABLES, TIMESTAMP, Column, Table, literal
@@ -61,28 +61,37 @@ class Break:
 def foldable_until(home: Path, tables: Sequence[str]) -> datetime | None:
     """The end of the last sealed hour for a reader of `tables`, all of whose changes until then follow.
 
-    Holds those of the tables in which something does not.
+    Holds those of the tables in which something does not. Where that cannot be told or done, the hours from there on
+    are not folded, and others are: the publication that comes after says why.
     """
     changes = ChangeLog(home)
     sealed = changes.watermark().sealed_until(tables)
     if sealed is None:
         return None
-    checked = hold_what_breaks(home, tables, sealed).sealed_until(tables)
+    checked = _look(changes, tables, sealed).sealed_until(tables)
     now = changes.watermark().sealed_until(tables)  # another command may hold a table since
     return min(sealed, checked, now) if checked and now else None
 
 
-def hold_what_breaks(home: Path, tables: Iterable[str] = TABLES, before: datetime | None = None) -> Watermark:
-    """Look at what has landed in `tables` since the last look; returns the watermark up to which that was done.
+def hold_what_breaks(home: Path) -> Watermark:
+    """Look at all that has landed since the last look; returns the watermark up to which that was done.
 
-    With `before`, only at what was logged in hours before that one. Holds each table in which a change does not follow,
-    and lifts such holds where every change does now. Raises LockstepError if a file cannot be read, or another command
-    does not lend the log.
+    Holds each table in which a change does not follow, and lifts such holds where every change does now. Raises
+    LockstepError if a file cannot be read, or another command does not lend the log.
     """
-    changes = ChangeLog(home)
+    return _look(ChangeLog(home), TABLES)
+
+
+def _look(changes: ChangeLog, tables: Iterable[str], before: datetime | None = None) -> Watermark:
+    """What `hold_what_breaks` does, for some tables.
+
+    With `before`, only at what was logged in hours before that one, and nothing is raised: in the watermark that is
+    returned, a table is held from where that was not possible.
+    """
     watermark = changes.watermark()
     held = _held_by_a_break(changes, watermark)
-    checked = checkpoints.checked(home)
+    checked = checkpoints.checked(changes.home)
+    unknown: dict[str, Hold] = {}
     followed: dict[str, int] = {}
     broken: dict[str, list[Break]] = {}
     mended: list[Entry] = []
@@ -99,17 +108,32 @@ def hold_what_breaks(home: Path, tables: Iterable[str] = TABLES, before: datetim
             if checked.until.get(table.name, 0) > watermark.position:
                 followed[table.name] = watermark.position  # an older log was restored
             continue
-        found = find(changes, table, after, until)
+        try:
+            found = find(changes, table, after, until)
+        except LockstepError as e:
+            if before is None:
+                raise
+            log.error("%s is not folded: %s", table.name, e)
+            first = min(path.parent.name for path in changes.files(table.name, after, until))
+            unknown[table.name] = Hold(after + 1, hour_of(first))
+            continue
         if found and table.name not in held:
             broken[table.name] = found
         elif not found:
             followed[table.name] = until
             mended += held.get(table.name, [])
     if broken or mended:
-        watermark = _decide(changes, watermark, broken, mended)
+        try:
+            watermark = _decide(changes, watermark, broken, mended)
+        except LockstepError as e:
+            if before is None:
+                raise
+            log.error("%s", e)
+            unknown |= {name: Hold(found[0].position, found[0].logged_at) for name, found in broken.items()}
+            followed = {name: until for name, until in followed.items() if name not in held}
     if followed:
-        checkpoints.note_checked(home, replace(checked, until=followed))
-    return watermark
+        checkpoints.note_checked(changes.home, replace(checked, until=followed))
+    return replace(watermark, holds={**watermark.holds, **unknown})
 
 
 def broken_at(changes: ChangeLog, table: Table, until: int) -> list[int]:
@@ -139,10 +163,7 @@ def find(changes: ChangeLog, table: Table, after: int, until: int, most: int | N
     except (duckdb.Error, OSError, pa.ArrowInvalid) as e:
         if base and checkpoints.check(changes.home):
             return find(changes, table, after, until, most)
-        raise LockstepError(
-            f"A file of {table.name} in {changes.root} cannot be read: {str(e).splitlines()[0]}. "
-            "`lockstep log check` names every such file."
-        ) from None
+        raise _unreadable(changes, table, after, until, e) from None
     if rows and base and checkpoints.check(changes.home):  # it may not be the changes that are wrong
         return find(changes, table, after, until, most)
     return [Break(*row) for row in rows]
@@ -165,6 +186,19 @@ def _rows(
         with duckdb.connect(config=config) as connection:
             found: list[tuple[Any, ...]] = connection.execute(query).fetchall()
             return found
+
+
+def _unreadable(changes: ChangeLog, table: Table, after: int, until: int, error: Exception) -> LockstepError:
+    """Which of a table's files cannot be read. A file may be whole at its end, and damaged before."""
+    which = f"A file of {table.name} in {changes.root}"
+    for path in changes.files(table.name, after, until):
+        try:
+            pq.read_table(path, partitioning=None)
+        except (OSError, pa.ArrowException) as e:
+            which, error = str(path), e
+            break
+    said = str(error).splitlines()[0].rpartition("': ")[2].rstrip(".")  # the path is said already
+    return LockstepError(f"{which} cannot be read: {said}. `lockstep log check` names every such file.")
 
 
 def _query(table: Table, files: str, state: str | None, since: int, after: int, until: int, most: int | None) -> str:

@@ -27,7 +27,7 @@ from lockstep.debris import recorded_as
 from lockstep.durable import fsync_directory
 from lockstep.journal import Journal
 from lockstep.lock import exclusive
-from lockstep.logfiles import GROWING, begins_at, span, version_of
+from lockstep.logfiles import GROWING, begins_at, hour_of, span, version_of
 
 ROWS = 122_880  # of a row group: what DuckDB reads as one
 _PATIENCE = 60.0  # seconds; a capture lets go of the log within a batch
@@ -85,7 +85,7 @@ def compact(home: Path, until: datetime | None, progress: Callable[[str], None] 
 def _crowded(log: ChangeLog, until: datetime) -> Iterator[Path]:
     """Directories of an hour with more files than one that end by `until`."""
     for hour in sorted(log.root.glob("*/hour=*")):
-        starts = datetime.strptime(hour.name, "hour=%Y-%m-%dT%H")
+        starts = hour_of(hour.name)
         if (until - starts).total_seconds() >= 3600 and len(_files(hour)) > 1:
             yield hour
 

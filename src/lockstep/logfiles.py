@@ -25,6 +25,11 @@ def hour_name(hour: datetime) -> str:
     return f"hour={hour:%Y-%m-%dT%H}"
 
 
+def hour_of(name: str) -> datetime:
+    """The hour of a directory that `hour_name` has named."""
+    return datetime.strptime(name, "hour=%Y-%m-%dT%H")
+
+
 def begins_at(path: Path) -> int:
     """First position in a file's name. A half-written file (`.partial`) lies beyond every watermark."""
     match = _FILE.fullmatch(path.name)

@@ -24,7 +24,7 @@ HOUR = timedelta(hours=1)
 
 
 def look(home: Path, *tables: str) -> Watermark:
-    return breaks.hold_what_breaks(home, tables or TABLES)
+    return breaks._look(ChangeLog(home), tables or TABLES)
 
 
 def found(home: Path, table: str, after: int = 0, until: int | None = None) -> list[tuple[int, str]]:
@@ -275,12 +275,29 @@ def test_what_is_mended_is_held_no_more(tmp_path: Path) -> None:
 
 
 def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
-    land(tmp_path, a_shop().changes)
+    land(tmp_path, a_shop().changes, reached=NOON + HOUR)
     [path] = ChangeLog(tmp_path).files("orders")
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(LockstepError, match=r"orders/hour=.*cannot be read|A file of orders .* cannot be read"):
-        look(tmp_path)
-    look(tmp_path, "products")
+    with pytest.raises(LockstepError, match=rf"{path} cannot be read: .*[^.]\. `lockstep log check` names every"):
+        breaks.hold_what_breaks(tmp_path)
+    assert breaks.foldable_until(tmp_path, ["products"]) == NOON + HOUR
+    assert breaks.foldable_until(tmp_path, ["orders", "products"]) == NOON, "and nothing is raised"
+    assert held_at(tmp_path) == {}
+
+
+def test_while_another_command_keeps_the_log_nothing_that_breaks_is_folded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(breaks, "_PATIENCE", 0.1)
+    shop = a_shop()
+    shop.changes[-1] = altered(shop.changes[-1], "before", status="never")
+    land(tmp_path, shop.changes, reached=NOON + HOUR)
+    with ChangeLog(tmp_path).writer(SOURCE):
+        assert breaks.foldable_until(tmp_path, ["orders"]) == NOON
+        with pytest.raises(LockstepError, match=r"changelog\.lock is held by"):
+            breaks.hold_what_breaks(tmp_path)
+    assert breaks.foldable_until(tmp_path, ["orders"]) == NOON
+    assert held_at(tmp_path) == {"orders": 5}
 
 
 def test_the_past_that_changes_is_looked_at_again(tmp_path: Path) -> None:
