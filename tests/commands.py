@@ -6,6 +6,7 @@ calls the command's entry point in it. It is a real process, with its own id, wo
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import sys
@@ -45,5 +46,7 @@ def _run(words: tuple[str, ...], cwd: str, environment: dict[str, str], streams:
     os.environ.clear()
     os.environ.update(environment)
     sys.argv = list(words)
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 20)  # see conftest.py
     [command] = set(entry_points(group="console_scripts", name=words[0]))
     sys.exit(command.load()())
