@@ -385,3 +385,17 @@ def evening(planned: Callable[[datetime, Path], Replay], tmp_path: Path, monkeyp
     """A home, and a shop that opened on the last evening before a rule changes."""
     monkeypatch.setenv("LOCKSTEP_HOME", str(tmp_path))
     return planned(datetime(2026, 5, 31, 20), tmp_path)
+
+
+@pytest.fixture
+def morning(evening: Replay) -> Replay:
+    """The same after its first night, at 05:00, with a row in every table but customers."""
+    shop = evening.shop
+    shop.product(1, "books")
+    for table, key in (("drivers", 1), ("routes", 1), ("shipments", 1), ("route_stops", (1, 1))):
+        shop.insert(table, key)
+    shop.order(1)
+    shop.ping(1)
+    evening.land()
+    evening.run_next_day()
+    return evening

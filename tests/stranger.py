@@ -16,11 +16,20 @@ import duckdb
 
 from lockstep.changelog import ChangeLog
 from lockstep.lock import holder
-from postgres import Cluster
+from postgres import Cluster, own_cluster
 
 LOCKSTEP = str(Path(sys.executable).with_name("lockstep"))
 SQLMESH = str(Path(sys.executable).with_name("sqlmesh"))
 ROOT = Path(__file__).parents[1]
+
+
+@contextmanager
+def server_with(schema: str) -> Iterator[Cluster]:
+    """A running server whose database `shop` has nothing but this schema."""
+    with own_cluster() as server:
+        server.create_shop()
+        server.execute(f"DROP SCHEMA public CASCADE; CREATE SCHEMA public; {schema}")
+        yield server
 
 
 class Stranger:

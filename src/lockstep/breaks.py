@@ -35,9 +35,9 @@ log = logging.getLogger("lockstep.breaks")
 
 _PATIENCE = 60.0  # seconds; a capture lends the log between two batches, and a batch is seconds
 _MOST = 100  # breaks; the first few are told
-Entry = dict[str, Any]  # as `ChangeLog.quarantined` returns it
-
 _REASON = "contradicts itself: "
+
+Entry = dict[str, Any]  # as `ChangeLog.quarantined` returns it
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,10 @@ class Break:
 
 
 def foldable_until(home: Path, tables: Sequence[str]) -> datetime | None:
-    """The end of the last sealed hour for a reader of `tables`, all of whose changes until then follow.
+    """The end of the last hour that a reader of `tables` may fold: sealed, and every change until then follows.
 
-    Holds those of the tables in which something does not. Where that cannot be told or done, the hours from there on
-    are not folded, and others are: the publication that comes after says why.
+    Tables with a change that does not follow are held. What could not be checked is not folded, and raises nothing: an
+    error would end the run for facts that need none of it. The publication after the run says why.
     """
     changes = ChangeLog(home)
     sealed = changes.watermark().sealed_until(tables)
@@ -74,10 +74,10 @@ def foldable_until(home: Path, tables: Sequence[str]) -> datetime | None:
 
 
 def hold_what_breaks(home: Path) -> Watermark:
-    """Look at all that has landed since the last look; returns the watermark up to which that was done.
+    """Check every change that has landed since the last look, and return the watermark it was checked up to.
 
-    Holds each table in which a change does not follow, and lifts such holds where every change does now. Raises
-    LockstepError if a file cannot be read, or another command does not lend the log.
+    A table with a change that does not follow is held; a table held for that is released if every change follows now.
+    Raises LockstepError if a file cannot be read, or another command does not lend the log.
     """
     return _look(ChangeLog(home), TABLES)
 
@@ -85,8 +85,8 @@ def hold_what_breaks(home: Path) -> Watermark:
 def _look(changes: ChangeLog, tables: Iterable[str], before: datetime | None = None) -> Watermark:
     """What `hold_what_breaks` does, for some tables.
 
-    With `before`, only at what was logged in hours before that one, and nothing is raised: in the watermark that is
-    returned, a table is held from where that was not possible.
+    With `before`, only changes logged in hours before that one are checked, and nothing is raised: a table that could
+    not be checked is held, in the watermark that is returned only, from the first change that was not.
     """
     watermark = changes.watermark()
     held = _held_by_a_break(changes, watermark)
@@ -97,13 +97,7 @@ def _look(changes: ChangeLog, tables: Iterable[str], before: datetime | None = N
     mended: list[Entry] = []
     for table in (TABLES[name] for name in tables if TABLES[name].key):
         after = min(checked.until.get(table.name, 0), watermark.position)
-        until = watermark.position
-        if table.name not in held:
-            holds = (hold for name, hold in watermark.holds.items() if name in (table.name, ALL_TABLES))
-            until = min([until, *(hold.position - 1 for hold in holds)])
-            if before:
-                later = (p for p in changes.files(table.name, after, until) if p.parent.name >= hour_name(before))
-                until = min([until, *(begins_at(path) - 1 for path in later)])
+        until = watermark.position if table.name in held else _end(changes, watermark, table, after, before)
         if until <= after:
             if checked.until.get(table.name, 0) > watermark.position:
                 followed[table.name] = watermark.position  # an older log was restored
@@ -136,11 +130,21 @@ def _look(changes: ChangeLog, tables: Iterable[str], before: datetime | None = N
     return replace(watermark, holds={**watermark.holds, **unknown})
 
 
-def broken_at(changes: ChangeLog, table: Table, until: int) -> list[int]:
-    """The positions of all changes up to `until` for which a table is held, for a resync.
+def _end(changes: ChangeLog, watermark: Watermark, table: Table, after: int, before: datetime | None) -> int:
+    """The last position after `after` to check: before a hold of the table, and before the hour `before`."""
+    holds = [hold.position for name, hold in watermark.holds.items() if name in (table.name, ALL_TABLES)]
+    until = min([watermark.position, *(position - 1 for position in holds)])
+    if before is None:
+        return until
+    later = (path for path in changes.files(table.name, after, until) if path.parent.name >= hour_name(before))
+    return min([until, *(begins_at(path) - 1 for path in later)])
 
-    It has to mend their keys even if the log's last images are the source's rows and all images add up: as where the
-    changes of a row landed in another order.
+
+def broken_at(changes: ChangeLog, table: Table, until: int) -> list[int]:
+    """The positions up to `until` of all breaks for which a table is held; a resync has to mend their keys.
+
+    It must do so even where the last image is the source's row and the images add up, as when the changes of a row
+    landed in another order.
     """
     if table.name not in _held_by_a_break(changes, changes.watermark()):
         return []
@@ -151,9 +155,9 @@ def broken_at(changes: ChangeLog, table: Table, until: int) -> list[int]:
 def find(changes: ChangeLog, table: Table, after: int, until: int, most: int | None = _MOST) -> list[Break]:
     """The changes of a table at positions (`after`, `until`] that do not follow, the first `most`, in their order.
 
-    They follow from the rows of the newest checkpoint that is not after `after` and from the changes since. Of an
-    append-only table, whose checkpoints have no rows, a change is only seen not to follow from another since then: all
-    there ever were are for the night.
+    Changes are compared with the rows of the newest checkpoint that is not after `after`, and with the changes since.
+    The checkpoints of an append-only table have no rows: there, only changes since the checkpoint are compared with one
+    another, and the nightly check compares all of them.
     """
     base = checkpoints.newest(changes.home, table.name, after)
     try:
@@ -279,7 +283,7 @@ def _begin(changes: ChangeLog, broken: Break) -> Hold:
 
 
 def _held_by_a_break(changes: ChangeLog, watermark: Watermark) -> dict[str, list[Entry]]:
-    """The open events by which `hold_what_breaks` holds tables, by table."""
+    """The open quarantine events that hold a table because of a break, by table."""
     held: dict[str, list[Entry]] = {}
     for entry in changes.quarantined(watermark.position) if watermark.holds else []:
         if entry["state"] == "open" and is_gap(entry) and _REASON in entry["reason"]:
@@ -293,12 +297,13 @@ def _decide(
     """Hold what is broken and lift the holds of what is mended; returns the watermark that was looked at, with that."""
     assert watermark.source
     with changes.writer(watermark.source, "holding tables that contradict themselves", patience=_PATIENCE) as writer:
-        for name, found in broken.items():
-            reason = f"{name} {_REASON}{chain.told(changes.home, name, [b.finding for b in found])}".rstrip(".")
+        if broken:
             with writer.batch() as batch:
-                batch.hold({name: reason}, _begin(changes, found[0]))
+                for name, found in broken.items():
+                    reason = f"{name} {_REASON}{chain.told(changes.home, name, [b.finding for b in found])}".rstrip(".")
+                    batch.hold({name: reason}, _begin(changes, found[0]))
+                    log.error("%s is held: %s", name, reason, extra=about("break", table=name, reason=reason))
                 batch.land()
-            log.error("%s is held: %s", name, reason, extra=about("break", table=name, reason=reason))
         if mended:
             writer.resolve({}, mended)
             for entry in mended:

@@ -118,14 +118,14 @@ def newest(home: Path, source_table: str, position: int) -> Checkpoint | None:
 
 @dataclass(frozen=True)
 class Checked:
-    """Up to which position every change of a table was found to follow, by table; of which `revision` of the list."""
+    """How far each table's chain has been checked: the last position, by table. `revision` is that of the list read."""
 
     revision: int
     until: dict[str, int]
 
 
 def checked(home: Path) -> Checked:
-    """How far `breaks` has looked. A checkpoint was taken of what the night found to follow, so that counts too."""
+    """How far the chains have been checked, by `breaks` or, up to its last checkpoint, by the night."""
     content = _List(home).content()
     until = dict(content["checked"])
     for row in content["checkpoints"]:
@@ -134,7 +134,7 @@ def checked(home: Path) -> Checked:
 
 
 def note_checked(home: Path, looked: Checked) -> None:
-    """Remember how far was looked at some tables, unless the log's past has changed since."""
+    """Note how far some tables have been checked, unless the log's past has changed since `looked` was read."""
     with _changing(home) as listed:
         if listed.revision() == looked.revision:
             listed.write(listed.read(), looked.revision, looked.until)
@@ -427,7 +427,7 @@ class _List:
     ) -> None:
         """Replace the list. Without a `revision`, count it as one from which some were dropped.
 
-        `checked` are the tables for which another position than before is noted.
+        `checked` has the tables for which a new position is noted; the others keep theirs.
         """
         rows = [
             {**asdict(c), "partition": c.partition} for c in sorted(checkpoints, key=lambda c: (c.cut, c.source_table))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import re
 import time
 from collections.abc import Iterable, Mapping
@@ -68,11 +67,11 @@ def run(home: Path, at: datetime | None = None, verbose: bool = False) -> Run:
             receipts = last_receipts(home)
             with warehouse.reader(home) as connection:
                 notes += _unplanned(connection)
-            notes += [f"Held: {reason}." for reason in ChangeLog(home).open_gaps()]
             try:
                 published = publish.write(home)  # also after a failure: analysts then get the last verified figures
             except LockstepError as e:
                 failures.append(f"publish: {e}")
+            notes += [f"Held: {reason}." for reason in ChangeLog(home).open_gaps()]  # publishing may have held a table
         compacted = None
         try:
             compacted = compact(home, publish.oldest_needed_hour(home))
@@ -140,11 +139,6 @@ def _sqlmesh(home: Path, plan: bool, at: datetime | None, verbose: bool) -> list
     from sqlmesh.utils.errors import SQLMeshError
 
     from lockstep.loader import WithoutUnitTests
-
-    # SQLMesh makes and drops millions of syntax nodes beside all that was imported: looking for cycles among them as
-    # often as Python does by itself takes a fifteenth of a first run.
-    gc.freeze()
-    gc.set_threshold(100_000, 20, 20)
 
     failures: list[str] = []
     broken: dict[str, str] = {}  # failures of chains, with the query of what breaks them

@@ -199,6 +199,19 @@ def test_the_table_is_held_at_the_transaction_and_no_other(tmp_path: Path) -> No
     assert "orders" not in checkpoints.checked(tmp_path).until
 
 
+def test_several_tables_are_held_by_one_landing(tmp_path: Path) -> None:
+    shop = a_shop()
+    shop.product(1, "toys")
+    shop.changes[-1] = altered(shop.changes[-1], "before", category="never")
+    shop.changes[-2] = altered(shop.changes[-2], "before", status="never")
+    land(tmp_path, shop.changes)
+    before = ChangeLog(tmp_path).watermark()
+    assert {table: hold.position for table, hold in look(tmp_path).holds.items()} == {"orders": 5, "products": 6}
+    assert held_at(tmp_path) == {"orders": 5, "products": 6}
+    assert ChangeLog(tmp_path).watermark().sequence == before.sequence + 1
+    assert [reason.partition(" ")[0] for reason in sorted(reasons(tmp_path))] == ["orders", "products"]
+
+
 def test_hours_before_the_break_fold_and_others_go_on(tmp_path: Path) -> None:
     shop = a_shop()
     shop.now += HOUR

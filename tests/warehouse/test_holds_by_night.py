@@ -10,26 +10,19 @@ import duckdb
 from lockstep import explain, operate, quarantine
 from lockstep.changelog import ChangeLog
 from lockstep.contracts import load
-from replay import Replay, evening, planned
+from replay import Replay, evening, morning, planned
 from shop import land, reject
 
-__all__ = ["evening", "planned"]  # fixtures
+__all__ = ["evening", "morning", "planned"]  # fixtures
 
 DAY = timedelta(days=1)
 OF_ORDERS = {"orders", "customer_activity"}  # whose sources have the held table among them, or that share their rows
 OF_SHIPMENTS = {"delivery_status", "route_performance"}
 
 
-def test_other_facts_go_on_and_the_held_ones_stand_where_they_are(evening: Replay) -> None:
+def test_other_facts_go_on_and_the_held_ones_stand_where_they_are(morning: Replay) -> None:
     """Without it one event of one table would stop every receipt, and after two days send all facts to the rebuild."""
-    shop, home = evening.shop, evening.home
-    shop.product(1, "books")
-    for table, key in (("drivers", 1), ("routes", 1), ("shipments", 1), ("route_stops", (1, 1))):
-        shop.insert(table, key)
-    shop.order(1)
-    shop.ping(1)
-    evening.land()
-    evening.run_next_day()  # 1 June, 05:00
+    shop, home = morning.shop, morning.home  # 1 June, 05:00
     landed = len(shop.changes)
 
     shop.now = datetime(2026, 6, 1, 10)
@@ -46,12 +39,12 @@ def test_other_facts_go_on_and_the_held_ones_stand_where_they_are(evening: Repla
     assert cuts_of(operate.run(home, datetime(2026, 6, 2, 5))) == {
         domain: datetime(2026, 6, 1, 12) if domain in OF_ORDERS else datetime(2026, 6, 2) for domain in load()
     }
-    served = serving(evening)
+    served = serving(morning)
     assert {d for d, row in served.items() if row["served_from"] == "live"} == set(load()) - {"customer_activity"}
     assert served["orders"]["held"] == "held since 2026-06-01 12:20:00 by 1 event of products"
     assert served["delivery_status"]["held"] is None
-    assert evening.query("SELECT SUM(orders)::INT FROM mart.orders") == [(2,)]  # the third came after the hold
-    assert evening.query("SELECT SUM(shipments)::INT FROM mart.delivery_hourly") == [(2,)]
+    assert morning.query("SELECT SUM(orders)::INT FROM mart.orders") == [(2,)]  # the third came after the hold
+    assert morning.query("SELECT SUM(shipments)::INT FROM mart.delivery_hourly") == [(2,)]
     assert all(e.is_clean for e in explain.explain(home, load().values()))
 
     # Longer than live is served after its last receipt: what stands still is not ahead of its receipt.
@@ -59,25 +52,18 @@ def test_other_facts_go_on_and_the_held_ones_stand_where_they_are(evening: Repla
     cuts = cuts_of(operate.run(home, datetime(2026, 6, 6, 5)))
     assert {cut for domain, cut in cuts.items() if domain not in OF_ORDERS} == {datetime(2026, 6, 6)}
     assert cuts["orders"] == datetime(2026, 6, 1, 12)
-    assert {d for d, r in serving(evening).items() if r["served_from"] == "live"} == set(load()) - {"customer_activity"}
+    assert {d for d, r in serving(morning).items() if r["served_from"] == "live"} == set(load()) - {"customer_activity"}
 
     quarantine.discard(home, [entry["position"] for entry in quarantine.entries(home)])
     land(home, [], reached=datetime(2026, 6, 7, 5))
     assert set(cuts_of(operate.run(home, datetime(2026, 6, 7, 5))).values()) == {datetime(2026, 6, 7)}
-    assert {row["held"] for row in serving(evening).values()} == {None}
-    assert evening.query("SELECT SUM(orders)::INT, SUM(revenue_cents)::INT FROM mart.orders") == recounted(evening)
+    assert {row["held"] for row in serving(morning).values()} == {None}
+    assert morning.query("SELECT SUM(orders)::INT, SUM(revenue_cents)::INT FROM mart.orders") == recounted(morning)
 
 
-def test_a_fact_that_only_shares_a_table_with_a_held_one_is_proven_as_far_as_ever(evening: Replay) -> None:
+def test_a_fact_that_only_shares_a_table_with_a_held_one_is_proven_as_far_as_ever(morning: Replay) -> None:
     """`source.shipments` has one cut, that of the held routes: without its own receipt the other would lose live."""
-    shop, home = evening.shop, evening.home
-    shop.product(1, "books")
-    shop.order(1)
-    shop.ping(1)
-    for table, key in (("drivers", 1), ("routes", 1), ("shipments", 1), ("route_stops", (1, 1))):
-        shop.insert(table, key)
-    evening.land()
-    evening.run_next_day()  # 1 June, 05:00
+    shop, home = morning.shop, morning.home  # 1 June, 05:00
     landed = len(shop.changes)
 
     shop.now = datetime(2026, 6, 1, 12, 20)
@@ -92,18 +78,18 @@ def test_a_fact_that_only_shares_a_table_with_a_held_one_is_proven_as_far_as_eve
     cuts = cuts_of(operate.run(home, datetime(2026, 6, 5, 5)))
     assert cuts["route_performance"] == datetime(2026, 6, 1, 12)
     assert {cut for domain, cut in cuts.items() if domain != "route_performance"} == {datetime(2026, 6, 5)}
-    assert dict(evening.query("SELECT domain, cut FROM rebuild.cut WHERE cut < '2026-06-05'")) == dict.fromkeys(
+    assert dict(morning.query("SELECT domain, cut FROM rebuild.cut WHERE cut < '2026-06-05'")) == dict.fromkeys(
         OF_SHIPMENTS, datetime(2026, 6, 1, 12)
     )
-    assert evening.query("SELECT COUNT(*)::INT FROM source.shipments") == [(1,)]
-    assert serving(evening)["delivery_status"]["served_from"] == "live"
-    assert evening.query("SELECT SUM(shipments)::INT FROM mart.delivery_hourly") == [(3,)]
+    assert morning.query("SELECT COUNT(*)::INT FROM source.shipments") == [(1,)]
+    assert serving(morning)["delivery_status"]["served_from"] == "live"
+    assert morning.query("SELECT SUM(shipments)::INT FROM mart.delivery_hourly") == [(3,)]
     assert all(e.is_clean for e in explain.explain(home, load().values()))
 
     quarantine.discard(home, [entry["position"] for entry in quarantine.entries(home)])
     land(home, [], reached=datetime(2026, 6, 6, 5))
     assert set(cuts_of(operate.run(home, datetime(2026, 6, 6, 5))).values()) == {datetime(2026, 6, 6)}
-    assert evening.query("SELECT COUNT(*)::INT FROM source.shipments") == [(3,)]
+    assert morning.query("SELECT COUNT(*)::INT FROM source.shipments") == [(3,)]
 
 
 def cuts_of(result: operate.Run) -> dict[str, datetime]:

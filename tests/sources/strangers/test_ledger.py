@@ -15,8 +15,8 @@ import pytest
 
 from lockstep.changelog import ChangeLog
 from lockstep.logfiles import NO_HOUR
-from postgres import Cluster, lagging_standby, own_cluster, promote, wait_until
-from stranger import Stranger
+from postgres import Cluster, lagging_standby, promote, wait_until
+from stranger import Stranger, server_with
 
 SCHEMA = """
 CREATE TABLE account (account_id integer PRIMARY KEY, name varchar(10) NOT NULL);
@@ -85,9 +85,7 @@ class Load:
 
 @pytest.fixture
 def ledger() -> Iterator[Cluster]:
-    with own_cluster() as server:
-        server.create_shop()
-        server.execute(f"DROP SCHEMA public CASCADE; CREATE SCHEMA public; {SCHEMA}")
+    with server_with(SCHEMA) as server:
         yield server
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from lockstep.changelog import ChangeLog
-from postgres import Cluster, own_cluster
-from stranger import Stranger
+from postgres import Cluster
+from stranger import Stranger, server_with
 
 SCHEMA = """
 CREATE SCHEMA staff;
@@ -58,9 +58,7 @@ DAYS = 60
 
 @pytest.fixture
 def rental() -> Iterator[Cluster]:
-    with own_cluster() as server:
-        server.create_shop()
-        server.execute(f"DROP SCHEMA public CASCADE; CREATE SCHEMA public; {SCHEMA}")
+    with server_with(SCHEMA) as server:
         yield server
 
 
