@@ -7,21 +7,36 @@ from sqlmesh import macro
 
 
 @macro()
-def each_domain(evaluator):
+def each_domain(evaluator, only=None):
     """One blueprint per contract: `MODEL (name hourly.@{domain}, blueprints @each_domain())`.
 
     Gives the model the contract's @domain (@domain_name as text), @owner and @source_table, and the lists @sources
     (text), @awaited (the rebuild, and the models that check the chains of the sources), @grain, @hourly_grain and
     @cut_grain (the same after log_hour or cut), @measures (what macros/merging.py takes: all that merge),
-    @measure_names (theirs) and @state (their columns, and what `latest` needs).
+    @measure_names (theirs) and @state (their columns, and what `latest` needs). @tail is the schema of the view with
+    the domain's signed rows since its last folded hour.
+
+    `only` names the domains: 'single', or 'joined', whose query joins tables that change. Those have @rows, the query
+    for the signed rows of an interval as text, and @checkpointed, the tables of it that have checkpoints.
     """
     from lockstep.contracts import load
     from lockstep.declaration import identifier
-    from lockstep.schema import TABLES
+    from lockstep.schema import TABLES, literal
+
+    joined = {c.domain: rows for c, rows in _derived() if rows.is_join}
 
     def awaited(contract):
         keyed = [table for table in contract.sources if TABLES[table].key]
         return ", ".join([f"rebuild.{contract.domain}", *(f"chain.{identifier(table)}" for table in keyed)])
+
+    def new_rows(domain):
+        if domain not in joined:
+            return "tail := diffs"
+        tables = [table for table in joined[domain].tables if not TABLES[table].is_append_only]
+        return (
+            f"tail := tail, rows := {literal(joined[domain].new().sql('duckdb'))}, "
+            f"checkpointed := ({', '.join(map(literal, tables))})"
+        )
 
     return _blueprints(
         f"(domain := {c.domain}, domain_name := '{c.domain}', owner := '{c.owner}', "
@@ -30,8 +45,10 @@ def each_domain(evaluator):
         f"grain := ({', '.join(c.grain)}), "
         f"hourly_grain := ({', '.join(('log_hour', *c.grain))}), cut_grain := ({', '.join(('cut', *c.grain))}), "
         f"measures := ({', '.join(_measure(m) for m in c.merged)}), "
-        f"measure_names := ({', '.join(m.name for m in c.merged)}), state := ({', '.join(c.state)}))"
+        f"measure_names := ({', '.join(m.name for m in c.merged)}), state := ({', '.join(c.state)}), "
+        f"{new_rows(c.domain)})"
         for c in load().values()
+        if only is None or (c.domain in joined) is (only.name == "joined")
     )
 
 
@@ -42,22 +59,73 @@ def each_derived_domain(evaluator):
     @rows is the query, as text: what a model is stamped with is part of it, so that SQLMesh sees each change of the
     rules that the query was derived from.
     """
-    from lockstep.derived import derived_domains, diffs_of
-    from lockstep.errors import LockstepError
     from lockstep.schema import literal
 
+    return _blueprints(
+        f"(domain := {c.domain}, owner := '{c.owner}', rows := {literal(rows.all().sql('duckdb'))})"
+        for c, rows in _derived()
+    )
+
+
+@macro()
+def each_joined_table(evaluator):
+    """One blueprint per domain that joins tables that change, and table: @domain, @owner, @source_table, @source_name.
+
+    @columns are those of the table, as `each_source_table` has them; @is_checkpointed says whether it has checkpoints
+    of its rows.
+    """
+    from lockstep.declaration import identifier
+    from lockstep.schema import TABLES, literal
+
+    return _blueprints(
+        f"(domain := {c.domain}, owner := '{c.owner}', source_table := {identifier(name)}, "
+        f"source_name := {literal(name)}, columns := ({_columns(TABLES[name])}), "
+        f"is_checkpointed := {not TABLES[name].is_append_only})"
+        for c, rows in _derived()
+        if rows.is_join
+        for name in rows.tables
+    )
+
+
+def _derived():
+    """The contracts whose increments are derived, each with its signed rows."""
+    from lockstep.derived import derived_domains, rows_of
+    from lockstep.errors import LockstepError
+
     try:
-        return _blueprints(
-            f"(domain := {c.domain}, owner := '{c.owner}', rows := {literal(diffs_of(c))})" for c in derived_domains()
-        )
+        return [(contract, rows_of(contract)) for contract in derived_domains()]
     except LockstepError as e:
         raise SystemExit(f"Error: {e}") from None  # SQLMesh would put the error at the end of a page about this macro
+
+
+@macro()
+def needs_of_rebuilds(evaluator):
+    """The blueprint of rebuild.cut: @needs, a query for each domain and source_table that its rebuild waits for.
+
+    SQLMesh would not see another domain in a macro that reads the contracts when it is rendered.
+    """
+    from lockstep.contracts import load, tables_of_one_cut
+    from lockstep.schema import literal
+
+    rows = [
+        exp.select(exp.convert(domain).as_("domain"), exp.convert(table).as_("source_table"))
+        for domain in load()
+        for table in tables_of_one_cut(domain)
+    ]
+    needs = exp.union(*rows, distinct=False) if len(rows) > 1 else rows[0]
+    return _blueprints([f"(needs := {literal(needs.sql('duckdb'))})"])
 
 
 @macro()
 def as_query(evaluator, text: exp.Expression):
     """A query that a model is stamped with as text: `@as_query(@rows)`."""
     return parse_one(text.name, dialect="duckdb")
+
+
+def _columns(table):
+    from lockstep.schema import literal
+
+    return ", ".join(f"source_column({literal(c.name)}, {literal(c.kind.duckdb)})" for c in table.columns)
 
 
 def _measure(m):
@@ -81,14 +149,14 @@ def each_source_table(evaluator, only=None):
     from lockstep.schema import EXTRA, TABLES, literal, quoted
 
     def blueprint(table):
-        columns = ", ".join(f"source_column({literal(c.name)}, {literal(c.kind.duckdb)})" for c in table.columns)
         image = ", ".join([*(f"{c.sql} {c.kind.duckdb}" for c in table.columns), f"{quoted(EXTRA)} TEXT"])
         filled = [*table.key, *(c.name for c in table.columns if not c.nullable), ""][0]
         readers = (c.domain for c in load().values() if table.name in c.sources)
         return (
             f"(source_table := {identifier(table.name)}, source_name := {literal(table.name)}, "
-            f"image_type := {literal(f'STRUCT({image})')}, columns := ({columns}), filled := {literal(filled)}, "
-            f"keys := ({', '.join(map(literal, table.key))}), key_columns := ({', '.join(table.sql_key)}), "
+            f"image_type := {literal(f'STRUCT({image})')}, columns := ({_columns(table)}), "
+            f"filled := {literal(filled)}, keys := ({', '.join(map(literal, table.key))}), "
+            f"key_columns := ({', '.join(table.sql_key)}), "
             f"checkpoint_grain := ({', '.join(('__cut', *table.sql_key))}), "
             f"readers := ({', '.join(map(literal, readers))}))"
         )

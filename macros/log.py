@@ -37,19 +37,6 @@ def source_tables(evaluator):
 
 
 @macro()
-def sources_of_domains(evaluator):
-    """Domain and source_table of each table that its rebuild waits for: `FROM (@sources_of_domains()) AS needs`."""
-    from lockstep.contracts import load, tables_of_one_cut
-
-    rows = [
-        exp.select(exp.convert(domain).as_("domain"), exp.convert(table).as_("source_table"))
-        for domain in load()
-        for table in tables_of_one_cut(domain)
-    ]
-    return exp.union(*rows, distinct=False) if len(rows) > 1 else rows[0]
-
-
-@macro()
 def cut_of(evaluator, domain: exp.Expression):
     """The cut of a domain's rebuild: `WHERE logged_at < @cut_of('orders')`."""
     return exp.select("cut").from_("rebuild.cut").where(exp.column("domain").eq(domain.name)).subquery()

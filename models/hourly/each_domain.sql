@@ -18,7 +18,7 @@ MODEL (
   audits (
     hour_is_sealed(tables := @sources)
   ),
-  blueprints @each_domain()
+  blueprints @each_domain('single')
 );
 
 SELECT

@@ -49,7 +49,7 @@ WITH base AS (
   SELECT
     @EACH(@grain, g -> g),
     @EACH(@state, m -> m)
-  FROM diffs.@{domain}
+  FROM @{tail}.@{domain}
   WHERE
     logged_at >= (
       SELECT

@@ -1,4 +1,4 @@
-/* The authority: orders of each customer at the cut, from the latest image of every order. */
+/* Orders of each customer at the cut. The increments and the live figures are derived from this query. */
 MODEL (
   name rebuild.customer_activity,
   kind FULL,
@@ -15,12 +15,12 @@ MODEL (
 
 SELECT
   customer_id::BIGINT AS customer_id, /* Customer who ordered */
-  ordered_bucket::TIMESTAMP AS ordered_bucket, /* Five minutes in which the orders were placed */
+  @five_minutes(ordered_at)::TIMESTAMP AS ordered_bucket, /* Five minutes in which the orders were placed */
   COUNT(*)::BIGINT AS orders, /* Orders */
-  SUM(open_orders)::BIGINT AS open_orders, /* Orders that are neither completed nor called off */
-  SUM(revenue_cents)::BIGINT AS revenue_cents, /* Amount of the orders that were not called off */
-  SUM(alert_orders)::BIGINT AS alert_orders /* Orders over 10 000.00 */
-FROM rebuild.latest_customer_activity
+  SUM(CASE WHEN status <> 'completed' AND NOT @is_called_off(status) THEN 1 ELSE 0 END)::BIGINT AS open_orders, /* Orders that are neither completed nor called off */
+  SUM(CASE WHEN @is_called_off(status) THEN 0 ELSE revenue_cents END)::BIGINT AS revenue_cents, /* Amount of the orders that were not called off */
+  SUM(CASE WHEN @is_alert_value(revenue_cents) THEN 1 ELSE 0 END)::BIGINT AS alert_orders /* Orders over 10 000.00 */
+FROM rebuild.latest_orders
 GROUP BY
   1,
   2

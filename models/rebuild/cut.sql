@@ -8,7 +8,8 @@ MODEL (
   start @log_eve(),
   grain domain,
   depends_on (hourly.log, changes.all_positions),
-  audits (NUMBER_OF_ROWS(threshold := 0), log_is_complete)
+  audits (NUMBER_OF_ROWS(threshold := 0), log_is_complete),
+  blueprints @needs_of_rebuilds()
 );
 
 SELECT
@@ -17,7 +18,7 @@ SELECT
   MAX(watermark.position)::BIGINT AS position, /* Last position that had landed when the cut was made, by the watermark */
   CURRENT_TIMESTAMP::TIMESTAMP AS rebuilt_at /* When the rebuilds at these cuts began */
 FROM (
-  @sources_of_domains()
+  @as_query(@needs)
 ) AS needs
 JOIN changes.watermark AS watermark
   ON watermark.source_table = needs.source_table

@@ -1,5 +1,5 @@
-/* Every order that lives at the cut, with the rules of a row: what it contributes to its cell. A rule looks at nothing but the row
-   itself, so that the increments, which are derived from this query, subtract later exactly what they once added. */
+/* Every order that lives at the cut, with the rules of a row, which several facts share. A rule looks at nothing but the row itself, so
+   that the increments of those facts subtract later exactly what they once added. */
 MODEL (
   name rebuild.latest_orders,
   kind VIEW,

@@ -1,5 +1,4 @@
-/* The authority: orders at the cut, aggregated from the rows of the source. diffs.orders is derived from the same rows' rules, and
-   shares not one line of aggregation with this: a receipt compares the two. */
+/* Orders at the cut. The increments and the live figures are derived from this query. */
 MODEL (
   name rebuild.orders,
   kind FULL,

@@ -932,6 +932,37 @@ def contract_check(as_json: bool) -> None:
 
 
 @cli.command()
+@click.option("--explain", metavar="FACT", help="Print the SQL that is derived for a fact.")
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+def facts(explain: str | None, as_json: bool) -> None:
+    """Show of each fact what its increments and live figures come from, and which tables change it.
+
+    They are derived from the fact's query, models/rebuild/FACT.sql, or written by hand in models/diffs/FACT.sql. With
+    --explain the derived SQL is printed: what a change takes away and adds, and for a query that joins tables which
+    change, how that is found for an hour or the tail of the log.
+
+    \b
+    Examples:
+      lockstep facts
+      lockstep facts --explain orders
+    """
+    from lockstep import facts
+
+    if explain:
+        found = facts.derived_sql(explain)
+        if as_json:
+            show.json(found)
+        else:
+            show.derived_sql(found)
+        return
+    rows = facts.facts()
+    if as_json:
+        show.json(rows)
+    else:
+        show.facts(rows)
+
+
+@cli.command()
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def migration(as_json: bool) -> None:
     """Show how far each domain is on its way from batch to live, and its next step.

@@ -1,10 +1,12 @@
-"""Domains whose increments are derived: each rule about a row is written once, in `models/rebuild/latest_<domain>.sql`.
+"""Domains whose increments are derived from their one query, `models/rebuild/<domain>.sql`.
 
 A domain with a file of its own in `models/diffs` is not derived, nor one with measures that are not sums.
 """
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,35 +14,71 @@ from typing import Any
 from sqlglot import exp
 
 from lockstep.contracts import Contract, load
-from lockstep.derive import Refused, signed_rows
+from lockstep.derive import Catalog, Refused, SignedRows, Table, require_rows
 from lockstep.errors import LockstepError
+from lockstep.names import EXTRA
 from lockstep.project import project
+from lockstep.schema import TABLES
 
 _TIMES = ("start_", "end_", "execution_", "latest_")  # SQLMesh's variables for the interval that it computes
+_VALID = ("valid_from_at", "valid_to_at")  # of which a static table has one row at a time, if the first is in its grain
 
 
 def derived_domains() -> list[Contract]:
     """The contracts of the domains whose increments are derived."""
+    return [contract for contract in load().values() if is_derived(contract)]
+
+
+def is_derived(contract: Contract) -> bool:
+    """Whether a domain's increments are derived."""
     models = project() / "models"
-    return [
-        contract
-        for contract in load().values()
-        if not (models / "diffs" / f"{contract.domain}.sql").exists()
-        and (models / "rebuild" / f"latest_{contract.domain}.sql").exists()
+    return (
+        not (models / "diffs" / f"{contract.domain}.sql").exists()
+        and (models / "rebuild" / f"{contract.domain}.sql").exists()
         and all(m.merge == "sum" for m in contract.merged)
-    ]
+    )
 
 
-def diffs_of(contract: Contract) -> str:
-    """The query for the signed rows of a domain. Raises LockstepError, naming the file, if there is none."""
-    path = project() / "models" / "rebuild" / f"latest_{contract.domain}.sql"
+def rows_of(contract: Contract) -> SignedRows:
+    """The signed rows of a domain. Raises LockstepError, naming the file, if its query has none."""
+    measures = tuple((m.name, m.type) for m in contract.merged)
+    return _rows_of(project(), digest_of_models(), tuple(TABLES.values()), contract.domain, measures)
+
+
+def digest_of_models() -> str:
+    """A digest of all that queries are derived from, but for contracts and the declaration."""
+    digest = hashlib.sha256()
+    for path in sorted((project() / "models").rglob("*.sql")):
+        digest.update(f"\0{path.relative_to(project())}\0".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+@functools.lru_cache(maxsize=64)  # many models of a domain are stamped from one
+def _rows_of(
+    root: Path, _models: str, _tables: tuple[object, ...], domain: str, measures: tuple[tuple[str, str], ...]
+) -> SignedRows:
+    path = root / "models" / "rebuild" / f"{domain}.sql"
     try:
-        rows = signed_rows(_query(path), _view, {m.name: m.type for m in contract.merged})
+        query = _over_tables(_query(path))
+        return SignedRows(query, _catalog(query), dict(measures))
     except Refused as e:
-        raise LockstepError(
-            f"{path.relative_to(project())}: {e} Or write models/diffs/{contract.domain}.sql by hand."
-        ) from None
-    return rows.sql("duckdb")
+        place = e.place or path.relative_to(root)
+        raise LockstepError(f"{place}: {e} Or write models/diffs/{domain}.sql by hand.") from None
+
+
+def _over_tables(query: exp.Query) -> exp.Query:
+    """A query with each view over `source` in the place where it is read."""
+    for table in list(query.find_all(exp.Table)):
+        if table.db and table.db != "source" and (view := _view(f"{table.db}.{table.name}")):
+            try:
+                require_rows(view)
+            except Refused as e:
+                e.place = e.place or f"models/{table.db}/{table.name}.sql"
+                raise
+            for node in view.walk():
+                node.meta.pop("line", None)  # of another file
+            table.replace(_over_tables(view).subquery(exp.to_identifier(table.alias_or_name, quoted=True)))
+    return query
 
 
 def _view(name: str) -> exp.Query | None:
@@ -51,10 +89,36 @@ def _view(name: str) -> exp.Query | None:
     path = project() / "models" / schema / f"{short}.sql"
     if not path.exists() or not _is_view(path):
         raise Refused(f"It reads {name}", None, "Read tables of source, seeds, and views over these.")
-    query = _query(path)
+    try:
+        query = _query(path)
+    except Refused as e:
+        e.place = str(path.relative_to(project()))
+        raise
     ctes = {cte.alias for cte in query.find_all(exp.CTE)}
     read = {f"{t.db}.{t.name}" for t in query.find_all(exp.Table) if t.db or t.name not in ctes}
     return None if all(not n.startswith("source.") and _view(n) is None for n in read) else query
+
+
+def _catalog(query: exp.Query) -> Catalog:
+    """The tables of the log, and what else the query reads, which never changes."""
+    catalog = {
+        f"source.{table.name}": Table(
+            {**{c.name: c.kind.duckdb for c in table.columns}, EXTRA: "TEXT"},
+            table.key,
+            frozenset(c.name for c in table.columns if not c.nullable),
+            is_append_only=table.is_append_only,
+        )
+        for table in TABLES.values()
+    }
+    for table in query.find_all(exp.Table):
+        name = f"{table.db}.{table.name}"
+        if table.db and table.db != "source" and name not in catalog:
+            model = _load(project() / "models" / table.db / f"{table.name}.sql")
+            key = tuple(column.name for grain in model.grains for column in grain.find_all(exp.Column))
+            columns = {column: kind.sql("duckdb") for column, kind in (model.columns_to_types or {}).items()}
+            valid = _VALID if _VALID[0] in key and _VALID[1] in columns else None
+            catalog[name] = Table(columns, key, is_static=True, valid=valid)
+    return catalog
 
 
 def _query(path: Path) -> exp.Query:
@@ -82,8 +146,11 @@ def _load(path: Path) -> Any:
     """A model of the project as it is written, with its macros."""
     from sqlmesh.core.model import load_sql_based_model
 
+    parsed = _parsed(path)
+    head = parsed[0]  # its signals are not in the registry either, and say nothing about the query
+    head.set("expressions", [p for p in head.expressions if p.name.lower() != "signals"])
     return load_sql_based_model(
-        _parsed(path), path=path, module_path=project(), dialect="duckdb", macros=_macros(), default_catalog=None
+        parsed, path=path, module_path=project(), dialect="duckdb", macros=_macros(), default_catalog=None
     )
 
 

@@ -141,14 +141,16 @@ class _Models:
     """What the project's files as they are now say of a domain.
 
     `tables`: the schema and table that hold each model. `folded_until`: the end of the last hour that counts as folded
-    into the increments. `row`: the columns that make a row of `rebuild.latest_<domain>` unique. `sources`: the tables
-    whose changes the diffs are made of. `at_cut`: the queries that take the place of tables at another cut.
+    into the increments. `row`: by which columns diffs that were written by hand are compared with `rows_in`, a model of
+    the rebuild; none if they are derived. `sources`: the tables whose changes the diffs are made of. `at_cut`: the
+    queries that take the place of tables at another cut.
     """
 
     contract: Contract
     tables: dict[str, str]
     folded_until: datetime
     row: tuple[str, ...]
+    rows_in: str
     sources: tuple[str, ...]
     at_cut: dict[str, str]
 
@@ -167,21 +169,21 @@ def _models(contracts: Sequence[Contract], at: datetime | None) -> list[_Models]
     try:
         for contract in contracts:
             domain = contract.domain
-            latest, hourly, cells = f"rebuild.latest_{domain}", f"hourly.{domain}", f"reconcile.{domain}_cells"
+            hourly, cells = f"hourly.{domain}", f"reconcile.{domain}_cells"
+            row, rows_in = _row(context, contract)
             diffs = context.get_snapshot(f"diffs.{domain}", raise_if_missing=True)
             upstream = {exp.to_table(name).name for name in context.dag.upstream(diffs.name) if '"changes"' in name}
             sources = tuple(name for name in TABLES if name in upstream)
             tables = {}
             for model in (
                 *("rebuild.cut", "hourly.log", "changes.all_positions", *(f"changes.{s}" for s in sources)),
-                *(diffs.model.name, hourly, latest, cells, f"verified.{domain}"),
+                *(diffs.model.name, hourly, rows_in, cells, f"verified.{domain}"),
             ):
                 snapshot = context.get_snapshot(model, raise_if_missing=True)
                 if not snapshot.version:
                     raise LockstepError(f"{model} was edited and not planned since. Run `sqlmesh plan dev` first.")
                 table = exp.to_table(snapshot.table_name())
                 tables[model] = f"{table.db}.{table.name}"
-            row = tuple(c.name for g in context.get_model(latest).grains for c in g.find_all(exp.Column))
             folded = context.get_snapshot(hourly, raise_if_missing=True).intervals
             ends = [datetime.fromtimestamp(end / 1000, UTC).replace(tzinfo=None) for _, end in folded]
             folded_until = max(ends, default=datetime.min)
@@ -193,15 +195,34 @@ def _models(contracts: Sequence[Contract], at: datetime | None) -> list[_Models]
                         "folded. `lockstep receipts` lists the cuts that were compared."
                     )
                 models = Models({s.name: s for s in context.snapshots.values()})
-                at_cut = {name: f"({models.query(name, at).sql('duckdb', comments=False)})" for name in (latest, cells)}
+                queries = {name: models.query(name, at) for name in (rows_in, cells)}
+                at_cut = {name: f"({query.sql('duckdb', comments=False)})" for name, query in queries.items()}
                 rebuilt = f"SELECT TIMESTAMP '{at}' AS cut, position FROM {tables['rebuild.cut']}"
             else:
                 rebuilt = f"SELECT cut, position FROM {tables['rebuild.cut']}"
             at_cut["rebuild.cut"] = f"({rebuilt} WHERE domain = '{domain}')"
-            found.append(_Models(contract, tables, folded_until, row, sources, at_cut))
+            found.append(_Models(contract, tables, folded_until, row, rows_in, sources, at_cut))
         return found
     finally:
         context.close()
+
+
+def _row(context: Any, contract: Contract) -> tuple[tuple[str, ...], str]:
+    """What rows of hand-written diffs are told apart by, and the model of the rebuild that has the same rows.
+
+    That is `rebuild.latest_<domain>`, row by row, or where there is none the rebuild itself, cell by cell.
+    """
+    from sqlglot import exp
+
+    from lockstep.derived import is_derived
+
+    rebuilt = f"rebuild.{contract.domain}"
+    if is_derived(contract):
+        return (), rebuilt
+    latest = context.get_model(f"rebuild.latest_{contract.domain}")
+    key = tuple(c.name for g in latest.grains for c in g.find_all(exp.Column)) if latest else ()
+    diffs = context.get_model(f"diffs.{contract.domain}").columns_to_types or {}
+    return (key, f"rebuild.latest_{contract.domain}") if key and {*key} <= {*diffs} else (contract.grain, rebuilt)
 
 
 class _Diagnosis:
@@ -218,7 +239,7 @@ class _Diagnosis:
         self._log = tables["hourly.log"]
         self._diffs = tables[f"diffs.{contract.domain}"]
         self._hourly = tables[f"hourly.{contract.domain}"]
-        self._latest = tables[f"rebuild.latest_{contract.domain}"]
+        self._latest = tables[models.rows_in]
         self._cells = tables[f"reconcile.{contract.domain}_cells"]
         self._verified = tables[f"verified.{contract.domain}"]
         self._cut = tables["rebuild.cut"]
@@ -403,8 +424,11 @@ class _Diagnosis:
     def differing_rules(self) -> list[Finding]:
         """Rows whose one net image lies in another cell, or counts otherwise, than their latest image.
 
-        A row that only the rebuild has is not among them where the increments leave late rows out.
+        A row that only the rebuild has is not among them where the increments leave late rows out. Derived increments
+        have no rules of their own.
         """
+        if not self._row:
+            return []
         columns = _list(dict.fromkeys((*self._row, *self._contract.grain, *self._contract.state)))
         latest = f"SELECT {columns} FROM {self._latest}"
         if not self._are_sums:
@@ -452,7 +476,7 @@ class _Diagnosis:
         return all(m.merge == "sum" for m in self._contract.merged)
 
     def _last_event(self, values: tuple[Any, ...]) -> list[Row]:
-        """The last change before the cut of a row of `rebuild.latest_<domain>`, if the diffs know the row."""
+        """The last change before the cut of a row, if the diffs know it."""
         is_row = " AND ".join(f"{name} IS NOT DISTINCT FROM ?" for name in self._row)
         [last] = self._rows(
             f"SELECT MAX(position) AS position FROM {self._diffs} WHERE {is_row} AND logged_at < ?", *values, self.cut

@@ -32,6 +32,8 @@ COPIED = (
     "models/seeds/promotions.sql",
     "models/signed",
     "models/source",
+    "models/state",
+    "models/tail",
     "models/verified/each_domain.sql",
     "signals",
 )

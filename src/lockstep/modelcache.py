@@ -7,9 +7,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from lockstep.changelog import first_hour
+from lockstep.derived import digest_of_models
 from lockstep.durable import durable_replace
 from lockstep.project import home, project
 from lockstep.schema import SCHEMA_FILE
+
+_DERIVED = ("diffs", "hourly", "live", "state", "tail")  # schemas with models that are stamped with derived queries
 
 
 def drop_if_stale() -> None:
@@ -23,7 +26,7 @@ def drop_if_stale() -> None:
     stamped_from = [root / name for name in ("seeds/contracts.csv", "seeds/contract_measures.csv", SCHEMA_FILE)]
     stamped_from += sorted((root / "materializations").glob("*.py"))
     _drop("lockstep.stamp", _digest(stamped_from, str(first_hour())), "*")
-    _drop("derived.stamp", _digest(sorted((root / "models").rglob("*.sql")), ""), "*models__diffs__each_*")
+    _drop("derived.stamp", digest_of_models(), *(f"*models__{schema}__each_*" for schema in _DERIVED))
 
 
 def _digest(files: Iterable[Path], more: str) -> str:
@@ -33,11 +36,11 @@ def _digest(files: Iterable[Path], more: str) -> str:
     return digest.hexdigest()
 
 
-def _drop(stamp_name: str, digest: str, entries: str) -> None:
+def _drop(stamp_name: str, digest: str, *entries: str) -> None:
     """Drop these entries of the cache if they were made from something else than `digest` is of."""
     cache = home() / ".cache"
     stamp = cache / stamp_name
     if not stamp.exists() or stamp.read_text() != digest:
-        for path in cache.glob(f"model_definition*/{entries}"):
+        for path in (path for pattern in entries for path in cache.glob(f"model_definition*/{pattern}")):
             path.unlink()
         durable_replace(stamp, digest.encode())

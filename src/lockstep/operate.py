@@ -215,11 +215,11 @@ def _violation(violation: Any, model: Any) -> str:
         return found
     name = model.name.replace('"', "").rpartition(".")[2]
     domain = max((d for d in load() if name.startswith(d)), key=len, default=name)
-    is_by_hand = (project() / "models" / "diffs" / f"{domain}.sql").exists()
+    by_hand = f"models/diffs/{domain}.sql"
+    and_there = f" and of {by_hand}" if (project() / by_hand).exists() else ""
     return (
         f"{found} It is stamped from the contract: each grain column of {domain} in seeds/contracts.csv and each of "
-        f"its measures in seeds/contract_measures.csv must be a column of models/rebuild/{domain}.sql and of "
-        f"{'models/diffs/' if is_by_hand else 'models/rebuild/latest_'}{domain}.sql."
+        f"its measures in seeds/contract_measures.csv must be a column of models/rebuild/{domain}.sql{and_there}."
     )
 
 

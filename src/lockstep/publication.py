@@ -4,6 +4,7 @@ A publication begins as a copy of the one before it, and only what changed is wr
 - Tables of the warehouse by their parts (a generation of `verified`, an hour of `hourly`): a part whose count and sum
   of row hashes are the same stays as it is.
 - `folded.<domain>`, the cells up to the published cut: the cells that the hours since have touched.
+- `folded.<domain>__<table>`, the rows of a table that a domain joins, at that cut: the rows that changed since.
 - `folded.mart_<mart>`, what a mart that only adds up cells has at that cut, and `folded.dims_<dimension>`: always.
 - The sealed part of a table of the log: the hours since.
 - Views, macros and comments always: they hold the cuts.
@@ -179,11 +180,15 @@ class Builder:
         folded: datetime = last + timedelta(hours=1) if last else self._first_hour
         sealed = self._watermark.sealed_until(contract.sources) or folded
         if folded < sealed:
-            diffs = self._models[f"diffs.{contract.domain}"].relation
+            diffs = self._tail_of(contract.domain).relation
             condition = f"logged_at >= {_time(folded)} AND logged_at < {_time(sealed)}"
             unfolded: datetime = self._value(f"SELECT MIN(logged_at) FROM {diffs} WHERE {condition}") or sealed
             folded = unfolded.replace(minute=0, second=0, microsecond=0)
         return folded
+
+    def _tail_of(self, domain: str) -> _Model:
+        """The model of the domain's signed rows since its last folded hour."""
+        return self._models.get(f"tail.{domain}") or self._models[f"diffs.{domain}"]
 
     def _table_cut(self, table: str) -> datetime:
         """The first hour of the table that is read from the log: nothing changes any more before it."""
@@ -503,10 +508,59 @@ class Builder:
             self._stored[name] = _Stored(query, {})
         return name
 
+    def _state(self, name: str) -> str:
+        """`folded.<domain>__<table>`: how often each row is there at the published cut, by the columns that are read.
+
+        They are sums of signed rows, so that what changed since the publication before is added to it.
+        """
+        [(domain, table)] = [
+            (d, t) for d in self._contracts for t in self._tables if name == f"state.{d}{GENERATED}{t}"
+        ]
+        cut, stored = self._cuts[domain], f"folded.{domain}{GENERATED}{table}"
+        if stored in self._stored:
+            return stored
+        columns = ", ".join(map(quoted, self._columns_read(self._models[f"tail.{domain}"], name)))
+        definition = f"{self._watermark.source} from {self._watermark.started_at}: {columns}"
+        since = self._until(stored, definition)
+        is_new = since is None or since > cut
+        changes = f"SELECT {columns}, __weight FROM {self._models[f'signed.{table}'].relation} WHERE __logged_at"
+        if is_new:
+            hourly = self._models[f"hourly.{domain}"].relation
+            known = self._value(f"SELECT MAX(log_hour) + INTERVAL 1 HOUR FROM {hourly}") or _NEVER
+            changes = f"SELECT {columns}, __weight FROM {self._models[name].relation} UNION ALL {changes}"
+            since = known
+        moved = f"{changes} >= {_time(since)} AND __logged_at < {_time(cut)}"
+        summed = f"{columns}, SUM(__weight)::INT AS __weight FROM"
+        rest = f"GROUP BY {columns} HAVING SUM(__weight) <> 0"
+        if is_new:
+            self._run(f"CREATE OR REPLACE TABLE {stored} AS SELECT {summed} ({moved}) {rest} ORDER BY ALL")
+        else:
+            self._run(f"CREATE OR REPLACE TEMP TABLE moved AS SELECT {summed} ({moved}) {rest}")
+            same = " AND ".join(f"rows.{c} IS NOT DISTINCT FROM moved.{c}" for c in columns.split(", "))
+            touched = f"FROM {stored} AS rows SEMI JOIN moved ON {same}"
+            self._run(f"INSERT INTO moved SELECT rows.* {touched}")
+            self._run(f"DELETE FROM {stored} WHERE rowid IN (SELECT rows.rowid {touched})")
+            self._run(f"INSERT INTO {stored} SELECT {summed} moved {rest}")
+        self._stored[stored] = _Stored(definition, {cut: None})
+        return stored
+
+    def _columns_read(self, model: _Model, name: str) -> list[str]:
+        """The columns of another model that one looks at, without those that signed rows carry."""
+        # Imported here: no other command needs a parser, and it takes a while to import.
+        from sqlglot import exp, parse_one
+
+        found = set()
+        for read in parse_one(model.body or "", dialect="duckdb").find_all(exp.Table):
+            if self._names.get(_relation(read)) == name:
+                select = read.find_ancestor(exp.Select)
+                assert select is not None  # a view is a query
+                found |= {column.name for column in select.find_all(exp.Column)}
+        return [column for column in self._models[name].columns if column in found and not column.startswith(GENERATED)]
+
     def _diffs(self, contract: Contract, lives: list[bool], shared: dict[str, str]) -> str:
         """What stands for the signed images of the domain's tail."""
         name = f"diffs.{contract.domain}"
-        diffs = self._query(self._models[name], lives, shared)
+        diffs = self._query(self._tail_of(contract.domain), lives, shared)
         readable = self._readable("readable_position", contract.sources, shared)
         tail = f"logged_at >= {_time(self._cuts[contract.domain])} AND position <= {readable}"
         return _share(shared, name, f"SELECT * FROM ({diffs}) AS diffs WHERE {tail}")
@@ -527,14 +581,19 @@ class Builder:
                 return self._watermarks(shared)
             if self._chooses(model) and schema == ("verified" if self._serves_live(model) else "live"):
                 return f"(SELECT * FROM {self._make(f'verified.{short}')} WHERE FALSE)"
-            if model.schema == "live" and schema in ("verified", "hourly", "diffs"):
+            if schema == "state":
+                at_cut = f"0::BIGINT AS __position, {_time(_NEVER)} AS __logged_at"
+                return f"(SELECT *, {at_cut} FROM {self._state(name)})"
+            if model.schema == "tail" and schema == "hourly":  # for the end of the last folded hour, written in below
+                return f"(SELECT * FROM {self._make(name)} WHERE FALSE)"
+            if model.schema == "live" and schema in ("verified", "hourly", "diffs", "tail"):
                 contract, cut = self._contracts[short], self._cuts[short]
                 if schema == "verified":
                     return self._split("SEMI", contract, f"{_time(cut)} AS cut, ")
                 if schema == "hourly":  # folded into the base
                     return f"(SELECT {_time(cut)} AS log_hour, * FROM {self._fold(contract)} WHERE FALSE)"
                 return self._diffs(contract, lives, shared)
-            if model.schema != "diffs" and schema in ("signed", "diffs", "hourly"):
+            if model.schema not in ("diffs", "tail") and schema in ("signed", "diffs", "tail", "hourly"):
                 raise LockstepError(
                     f"{model.name} reads {name}, which a published file has only from the published cut on, or up to "
                     "it. Have it read live or verified figures instead."
@@ -567,6 +626,8 @@ class Builder:
         if model.schema == "live":
             cut = _time(self._cuts[model.short])
             known = {"base.cut": cut, "folded.folded_until": cut, "readable.readable_position": _ALL_POSITIONS}
+        elif model.schema == "tail":
+            known = {"folded.folded_until": _time(self._cuts[model.short])}
         elif len(domains := self._domains(model)) == 1:
             row = self._served[domains[0]]
             known = {
@@ -684,7 +745,9 @@ class Builder:
             for name in self._reads(model):
                 if name.startswith("changes.") and name.partition(".")[2] in self._tables:
                     readers.setdefault(name.partition(".")[2], []).append(model)
-                elif name not in seen and not name.startswith(("live.", "diffs.", "signed.", "changes.", "ops.")):
+                elif name not in seen and not name.startswith(
+                    ("live.", "diffs.", "tail.", "signed.", "changes.", "ops.")
+                ):
                     seen.add(name)
                     waiting.append(name)
         return readers

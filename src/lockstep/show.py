@@ -567,6 +567,21 @@ def _freshness(age: float | None, objective: int) -> str:
     return f"{age:,.0f} s old now, objective {objective:,} s" if age is not None else f"none, objective {objective:,} s"
 
 
+def facts(rows: list[Row]) -> None:
+    table = Table("fact", "increments", box=None, pad_edge=False)
+    for name in ("of", "tables that change it", "because"):
+        table.add_column(name)
+    for r in rows:
+        tables = (" x " if r["is_join"] else ", ").join(r["tables"])
+        table.add_row(r["fact"], r["increments"], r["of"], tables, r["because"] or "-")
+    console.print(table)
+
+
+def derived_sql(found: dict[str, str]) -> None:
+    for what, sql in found.items():
+        print(f"-- {what}\n{sql};\n")
+
+
 def migration(rows: list[Row]) -> None:
     table = Table("domain", "mode", box=None, pad_edge=False)
     for name in ("days in shadow", "receipts", "worst divergence", "live figures", "served from", "next step"):

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from lockstep import contracts
-from lockstep.derived import derived_domains, diffs_of
+from lockstep.derived import derived_domains, rows_of
 from lockstep.errors import LockstepError
 from projects import project_of_two_domains
 
 ROWS = """/* Orders. */
-MODEL (name rebuild.latest_orders, kind VIEW, grain order_id);
+MODEL (name rebuild.orders, kind FULL, grain order_id);
 SELECT
   order_id::BIGINT AS order_id,
   1::BIGINT AS orders, quantity::BIGINT AS units, amount_cents::BIGINT AS revenue_cents, 0::BIGINT AS high_value_orders
@@ -31,8 +31,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def diffs(project: Path, rows: str) -> str:
-    (project / "models" / "rebuild" / "latest_orders.sql").write_text(ROWS.format(rows))
-    return diffs_of(contracts.load()["orders"])
+    (project / "models" / "rebuild" / "orders.sql").write_text(ROWS.format(rows))
+    return rows_of(contracts.load()["orders"]).all().sql("duckdb")
 
 
 def test_domains_of_sums_are_derived_that_have_no_file_of_their_own(project: Path) -> None:
@@ -57,7 +57,7 @@ def test_views_are_inlined_and_views_over_seeds_joined(project: Path) -> None:
     [
         ("source.orders WHERE ordered_at < @execution_ts", None, "@execution_ts. What a row counts as cannot depend"),
         ("source.orders QUALIFY ROW_NUMBER() OVER (ORDER BY order_id) = 1", 6, "QUALIFY over rows"),
-        ("rebuild.orders", None, "It reads rebuild.orders. Read tables of source, seeds, and views"),
+        ("rebuild.cut", None, "It reads rebuild.cut. Read tables of source, seeds, and views"),
         ("rebuild.none", None, "It reads rebuild.none"),
     ],
 )
@@ -65,5 +65,14 @@ def test_the_file_and_line_are_named(project: Path, rows: str, line: int | None,
     with pytest.raises(LockstepError) as raised:
         diffs(project, rows)
     place = f"line {line}: " if line else ""
-    assert str(raised.value).startswith(f"models/rebuild/latest_orders.sql: {place}{reason}")
+    assert str(raised.value).startswith(f"models/rebuild/orders.sql: {place}{reason}")
     assert str(raised.value).endswith("Or write models/diffs/orders.sql by hand.")
+
+
+def test_the_file_of_a_view_is_named(project: Path) -> None:
+    """Without it the line would be looked for in the file of the fact."""
+    (project / "models" / "rebuild" / "some.sql").write_text(
+        "/* Orders. */\nMODEL (name rebuild.some, grain order_id);\nSELECT *\nFROM source.orders\nLIMIT 5\n"
+    )
+    with pytest.raises(LockstepError, match=r"^models/rebuild/some.sql: (line 5: )?LIMIT over rows"):
+        diffs(project, "rebuild.some")

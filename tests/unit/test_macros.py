@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import math
+import sys
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -22,12 +23,17 @@ MACROS = Path(__file__).parents[2] / "macros"
 def evaluator():
     """The project's macros as SQLMesh loads them, without leaving them registered for other tests."""
     registered = macro.get_registry()
+    modules = {}
     for path in sorted(MACROS.glob("[!_]*.py")):
-        spec = importlib.util.spec_from_file_location(f"macros_under_test_{path.stem}", path)
-        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+        spec = importlib.util.spec_from_file_location(f"macros.{path.stem}", path)
+        modules[spec.name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(modules[spec.name])
     result = MacroEvaluator(dialect="duckdb")
     macro.set_registry(registered)
-    return result
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for name, module in modules.items():
+            monkeypatch.setitem(sys.modules, name, module)
+        yield result
 
 
 def expand(evaluator, sql):

@@ -125,7 +125,7 @@ def test_a_wrong_increment_is_not_served_behind_the_receipt_of_the_right_one(
     """Without it a plan could put doubled figures before analysts until the next night's receipt."""
     assert (place.serving()["served_from"], place.revenue()) == ("live", 12_000)
     write_diffs(place.project, loaded_project, "orders")
-    amount = 'TRY_CAST("orders"."amount_cents" AS BIGINT)'
+    amount = 'TRY_CAST(__b1."amount_cents" AS BIGINT)'
     place.edit("models/diffs/orders.sql", amount, f"2 * {amount}")
     edit_a_macro_without_effect(place)
     plan = place.plan()

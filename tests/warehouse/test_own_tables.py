@@ -30,6 +30,7 @@ from lockstep.schema import declared
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "your-own-tables.md").read_text(encoding="utf-8")
+ONE_QUERY = (ROOT / "docs" / "one-query.md").read_text(encoding="utf-8")
 FILES = dict(re.findall(r"```(?:sql|csv) file=(\S+)\n(.*?)```", PAGE, re.DOTALL))
 EVENING = int(datetime(2026, 3, 1, 21, tzinfo=UTC).timestamp() * 1_000_000)
 
@@ -48,6 +49,7 @@ class Inventory:
     def __init__(self) -> None:
         self.rows: dict[tuple[str, int], Image] = {}
         self.lines: list[str] = []
+        self.opened = EVENING
 
     def put(self, table: str, row: Image, op: str = "u") -> None:
         before = self.rows.get((table, row["id"]))
@@ -59,7 +61,7 @@ class Inventory:
 
     def _event(self, table: str, op: str, before: Image | None, after: Image | None) -> None:
         n = len(self.lines)
-        at = EVENING + n * 600_000_000  # ten minutes later each
+        at = self.opened + n * 600_000_000  # ten minutes later each
         source = {"version": "3.6.3.Final", "connector": "postgresql", "name": "dbserver1", "db": "inventory"}
         source |= {"schema": "inventory", "table": table, "txId": 500 + n, "lsn": 24_000_000 + n}
         source |= {"ts_us": at, "ts_ms": at // 1000, "snapshot": "true" if op == "r" else "false"}
@@ -182,6 +184,57 @@ def test_the_page_makes_a_project_that_agrees(built: Built, inventory: Inventory
             text=True,
         )
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_page_on_one_query_makes_a_fact_of_two_tables(built: Built, inventory: Inventory, tmp_path: Path) -> None:
+    project, shop = tmp_path / "shop", copy.deepcopy(inventory)
+    shutil.copytree(built.project, project, symlinks=True)
+    for how, name, text in re.findall(r"```(?:sql|csv) (file|add)=(\S+)\n(.*?)```", ONE_QUERY, re.DOTALL):
+        with (project / name).open("w" if how == "file" else "a", encoding="utf-8") as file:
+            file.write(text)
+    landed = len(shop.lines)
+    said = {}
+    for program, command in re.findall(r"^(lockstep|sqlmesh) (.*)$", ONE_QUERY, re.MULTILINE):
+        found = subprocess.run(
+            [Path(sys.executable).with_name(program), *command.split()],
+            cwd=project,
+            env=os.environ | {"LOCKSTEP_HOME": "data"},
+            capture_output=True,
+            text=True,
+        )
+        assert found.returncode == 0, found.stdout + found.stderr
+        said[command] = found.stdout
+    assert re.search(r"^sales .* passed *$", said["receipts"], re.MULTILINE)
+    assert "orders x customers" in said["facts"]
+    assert 'FROM delta."customers"' in said["facts --explain sales"]
+    for fact, reason in (("prices", "written by hand, in models/diffs/prices.sql"), ("none", "There is no fact none")):
+        done = lockstep(project, "facts", "--explain", fact)
+        assert (done.returncode, done.stdout) == (1, "") and reason in done.stderr
+
+    shop.opened += 3 * 24 * 3_600_000_000  # the other tables have changes of these days
+    shop.put("customers", {"id": 1001, "first_name": "Sally Ann", "last_name": "X", "email": "s@acme.com"})
+    shop.put(
+        "customers", {"id": 1002, "first_name": "George", "last_name": "Y", "email": "g@acme.com"}
+    )  # counts nowhere
+    for _ in range(7):  # beyond the end of the hour
+        shop.put("addresses", {"id": 10, "customer_id": 1001, "street": "", "city": "Euless", "type": "SHIPPING"})
+    names = {row["id"]: row["first_name"] for (table, _), row in shop.rows.items() if table == "customers"}
+    sales: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+    for (table, _), row in shop.rows.items():
+        if table == "orders":
+            sales[names[row["purchaser"]]][0] += 1
+            sales[names[row["purchaser"]]][1] += row["quantity"]
+    (tmp_path / "later.jsonl").write_text("\n".join(shop.lines[landed:]) + "\n", encoding="utf-8")
+    for command in (["ingest", str(tmp_path / "later.jsonl")], ["run"]):
+        done = lockstep(project, *command)
+        assert done.returncode == 0, done.stdout + done.stderr
+    [query] = re.findall(r"```sql show\n(.*?)```", ONE_QUERY, re.DOTALL)
+    with warehouse(project) as db:
+        moved = db.execute(query).fetchall()
+        live = db.execute("SELECT customer, orders, units FROM live.sales").fetchall()
+    orders, units = sales["Sally Ann"]
+    assert moved == [("Sally", -orders, -units), ("Sally Ann", orders, units)]
+    assert {customer: figures for customer, *figures in live} == sales
 
 
 CELLS = "SELECT method, store, paid_on, is_refund, rate, opens, terminal, channel, payments, amount, weight FROM "

@@ -643,7 +643,7 @@ SPEED = "speed_kmh::DOUBLE", "(speed_kmh * 10)::DOUBLE"
 
 ORDERS, DELIVERIES, POSITIONS = (
     ("orders", "diffs/orders", "rebuild/latest_orders", *UNKNOWN_STATUS, "order_id 2"),
-    ("delivery_status", "diffs/delivery_status", "rebuild/latest_delivery_status", *NO_EXCEPTION, "shipment_id 1"),
+    ("delivery_status", "diffs/delivery_status", "rebuild/delivery_status", *NO_EXCEPTION, "exception_code none"),
     ("vehicle_positions", "diffs/vehicle_positions", "rebuild/latest_vehicle_positions", *SPEED, "ping_id 2"),
 )
 

@@ -116,13 +116,16 @@ class Types:
         listed = ", ".join(f"{exp.to_identifier(column, quoted=True).sql('duckdb')} {kind}" for column, kind in columns)
         self._connection.execute(f"CREATE TABLE {table.sql('duckdb')} ({listed})")
 
-    def of_query(self, query: str) -> list[tuple[str, str]]:
-        """The names and types of a query's columns. Raises Refused with what DuckDB has against the query."""
+    def of_query(self, query: str, has_lines: bool = True) -> list[tuple[str, str]]:
+        """The names and types of a query's columns. Raises Refused with what DuckDB has against the query.
+
+        `has_lines`: its lines are those that the user knows it by.
+        """
         try:
             found = self._connection.execute(f"DESCRIBE {query}").fetchall()
         except duckdb.Error as e:
             said = str(e).split("\n\nLINE ")
-            line = f"line {said[1].split(':')[0]}: " if len(said) > 1 else ""
+            line = f"line {said[1].split(':')[0]}: " if has_lines and len(said) > 1 else ""
             raise Refused(f"{line}{' '.join(said[0].split())}", None, "DuckDB does not take the query.") from None
         return [(row[0], row[1]) for row in found]
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from sqlglot import exp
 
 from lockstep.derive.catalog import Catalog, Types, summed, table_of
 from lockstep.derive.cores import ROWS, Core, Measure, Term
 from lockstep.derive.normal import aggregates, name_of, normal, own_columns, sources, subqueries
-from lockstep.derive.products import Flattener, Product, is_row_level, substituted
+from lockstep.derive.products import Flattener, Product, is_row_level, substituted, tried
 from lockstep.derive.refusals import NotLinear, Refused
 from lockstep.names import GENERATED as PREFIX
 
@@ -271,7 +271,7 @@ class _Cells:
             tuple(self._held.values()),
             tuple(
                 Term(
-                    replace(p, conditions=tuple(c.copy().transform(_tried) for c in p.conditions)),
+                    p.tried(),
                     _in(p, self._keys),
                     _in(p, [summand for _, summand in self._held]),
                 )
@@ -291,7 +291,7 @@ class _Cells:
         held = ("SUM", summand)
         if held not in self._held:
             first = self._products[0]
-            [kind] = self._types.of(first.tables, [substituted(summand, first.columns)])
+            [kind] = self._types.of(first.all_tables(), [substituted(summand, first.columns)])
             if counted and not _is_exact(kind):
                 there = exp.If(this=exp.paren(summand.copy()).is_(exp.Null()).not_(), true=exp.Literal.number(1))
                 return self._measure(exp.Case(ifs=[there]), counted)
@@ -300,16 +300,8 @@ class _Cells:
 
 
 def _in(product: Product, expressions: Sequence[exp.Expr]) -> tuple[exp.Expr, ...]:
-    """Expressions in terms of a product's tables.
-
-    Casts become TRY_CAST: increments see images that the query as written no longer does, and one of them that cannot
-    be cast would stop its hour for ever.
-    """
-    return tuple(substituted(e, product.columns).transform(_tried) for e in expressions)
-
-
-def _tried(node: exp.Expr) -> exp.Expr:
-    return exp.TryCast(**node.args) if type(node) is exp.Cast and node.this.find(exp.Column) else node
+    """Expressions in terms of a product's tables."""
+    return tuple(tried(substituted(e, product.columns)) for e in expressions)
 
 
 def _kept(number: int, summand: exp.Expr, kind: str) -> Measure:

@@ -56,12 +56,13 @@ class Core:
 
     def tables(self) -> set[str]:
         """The names of all tables that it is computed from."""
-        return {name for term in self.terms for _, name in term.product.tables}
+        return {name for term in self.terms for _, name in term.product.all_tables()}
 
     def full(self, rows: Relation) -> exp.Select:
         """The cells of plain rows, each of weight 1."""
         parts = [
-            self._part(term, [(alias, rows(name), False) for alias, name in term.product.tables]) for term in self.terms
+            self._part(term, [(alias, rows(name), False) for alias, name in term.product.tables], rows)
+            for term in self.terms
         ]
         return self._summed(parts, by_hour=False)
 
@@ -98,14 +99,14 @@ class Core:
                         )
                     else:
                         factors.append((other_alias, state(other), False))
-                parts.append(self._part(term, factors))
+                parts.append(self._part(term, factors, state))
         if not parts:  # static tables alone
             first = self.terms[0]
-            nothing = self._part(first, [(alias, state(name), False) for alias, name in first.product.tables])
+            nothing = self._part(first, [(alias, state(name), False) for alias, name in first.product.tables], state)
             parts = [nothing.select(exp.cast(exp.Null(), "TIMESTAMP").as_(LOGGED_AT)).where(exp.false())]
         return self._summed(parts, by_hour=True)
 
-    def _part(self, term: Term, factors: Sequence[tuple[str, exp.Expr, bool]]) -> exp.Select:
+    def _part(self, term: Term, factors: Sequence[tuple[str, exp.Expr, bool]], static: Relation) -> exp.Select:
         """Keys, weight, latest time and summands of a product over these relations; the flags say which are signed."""
         signed = [alias for alias, _, is_signed in factors if is_signed]
         weight: exp.Expr = exp.convert(term.product.sign)
@@ -119,11 +120,8 @@ class Core:
         )
         if times:
             query = query.select((exp.func("GREATEST", *times) if len(times) > 1 else times[0]).as_(LOGGED_AT))
-        (first, relation, _), *others = factors
-        query = query.from_(_aliased(relation, first))
-        for alias, relation, _ in others:
-            query = query.join(_aliased(relation, alias), join_type="cross")
-        return query.where(*(c.copy() for c in term.product.conditions))
+        relations = {alias: _aliased(relation, alias) for alias, relation, _ in factors}
+        return term.product.joined(relations, static, query)
 
     def _summed(self, parts: Sequence[exp.Select], by_hour: bool) -> exp.Select:
         weight = exp.column(WEIGHT)

@@ -30,7 +30,7 @@ def normal(query: str | exp.Query, catalog: Catalog, types: Types) -> exp.Query:
         raise Refused("This is more than one statement", None, "Write one SELECT.")
     check(parsed)
     text = query if isinstance(query, str) else query.sql("duckdb")
-    types.of_query(text)  # or else DuckDB says what is wrong with it
+    types.of_query(text, has_lines=isinstance(query, str))  # or else DuckDB says what is wrong with it
     _parenthesize(parsed)
     if types.plan(text) != types.plan(parsed.sql("duckdb", identify=True)):
         raise Refused("An expression that may be read in two ways", None, "Put its parts into parentheses.")

@@ -6,12 +6,14 @@ concatenates, a join multiplies. Where at most one row s fits a row r, because t
     r LEFT JOIN s       =  r x s  +  r with NULLs  -  (r x s) with NULLs
     r WHERE r IN s      =  r x s                      (columns of r)
     r WHERE r NOT IN s  =  r  -  r x s                (columns of r)
+
+A LEFT JOIN to a table that never changes is linear in r whatever it matches, so it stays a LEFT JOIN.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from sqlglot import exp
@@ -26,12 +28,16 @@ Columns = Mapping[tuple[str, str], exp.Expr]  # what a column of an alias is, in
 
 @dataclass(frozen=True)
 class Product:
-    """`sign` times the product of `tables` (pairs of alias and name) where all `conditions` hold."""
+    """`sign` times the product of `tables` (pairs of alias and name) where all `conditions` hold.
+
+    `looked_up`: static tables that are then joined to it by LEFT JOIN, each with its conditions.
+    """
 
     sign: int
     tables: tuple[tuple[str, str], ...]
     conditions: tuple[exp.Expr, ...]
     columns: Columns
+    looked_up: tuple[tuple[str, str, tuple[exp.Expr, ...]], ...] = ()
 
     def where(self, condition: exp.Expr) -> Product:
         return replace(self, conditions=(*self.conditions, substituted(condition, self.columns)))
@@ -42,10 +48,34 @@ class Product:
             self.tables + other.tables,
             self.conditions + other.conditions,
             {**self.columns, **other.columns},
+            self.looked_up + other.looked_up,
         )
 
+    def tried(self) -> Product:
+        """The product with casts in its conditions as TRY_CAST."""
+        conditions = tuple(tried(c) for c in self.conditions)
+        looked_up = tuple((a, n, tuple(tried(c) for c in on)) for a, n, on in self.looked_up)
+        return replace(self, conditions=conditions, looked_up=looked_up)
+
+    def joined(
+        self, relations: Mapping[str, exp.Expr], static: Callable[[str], exp.Expr], query: exp.Select
+    ) -> exp.Select:
+        """`query` from these relations of its tables, by alias, and from static tables, where its conditions hold."""
+        first, *others = [relations[alias] for alias, _ in self.tables]
+        query = query.from_(first)
+        for relation in others:
+            query = query.join(relation, join_type="cross")
+        for alias, name, on in self.looked_up:
+            table = exp.alias_(static(name), alias, table=True)
+            query = query.join(table, on=exp.and_(*(c.copy() for c in on)) if on else exp.true(), join_type="left")
+        return query.where(*(c.copy() for c in self.conditions))
+
+    def all_tables(self) -> tuple[tuple[str, str], ...]:
+        """`tables`, and those that are looked up."""
+        return self.tables + tuple((alias, name) for alias, name, _ in self.looked_up)
+
     def aliases(self) -> frozenset[str]:
-        return frozenset(alias for alias, _ in self.tables)
+        return frozenset(alias for alias, _ in self.all_tables())
 
 
 def substituted(expression: exp.Expr, columns: Columns) -> exp.Expr:
@@ -59,9 +89,26 @@ def substituted(expression: exp.Expr, columns: Columns) -> exp.Expr:
         found = columns.get((node.table, node.name))
         if found is None:
             raise NotLinear(f"{node.sql('duckdb')} is a column of an outer query")
-        return found.copy() if isinstance(found, exp.Column) else exp.paren(found.copy())
+        is_one = isinstance(found, exp.Column | exp.Literal | exp.Cast | exp.Case | exp.Coalesce)
+        return found.copy() if is_one else exp.paren(found.copy())
 
     return expression.copy().transform(of)
+
+
+def tried(expression: exp.Expr) -> exp.Expr:
+    """A copy of an expression with each cast of a column as TRY_CAST.
+
+    Increments see images that the query as written no longer does, and one of them that cannot be cast would stop its
+    hour for ever.
+    """
+    holder = exp.Alias(this=expression.copy())
+    for cast in list(holder.find_all(exp.Cast)):
+        inner = cast.this.unnest()
+        if isinstance(inner, exp.Cast) and inner.to == cast.to:
+            cast.replace(inner)  # of what a query or view within had cast already
+        elif type(cast) is exp.Cast and cast.find(exp.Column):
+            cast.replace(exp.TryCast(**cast.args))
+    return holder.unalias()
 
 
 class Flattener:
@@ -77,7 +124,7 @@ class Flattener:
         if isinstance(node, exp.Table):
             return [self._table(name_of(node), node.alias)]
         if isinstance(node, exp.Subquery):
-            return self._query(node.this, node.alias)
+            return self.query(node.this, node.alias)
         raise NotLinear(f"{node.sql('duckdb')} in FROM")
 
     def _table(self, name: str, under: str) -> Product:
@@ -88,12 +135,12 @@ class Flattener:
         }
         return Product(1, ((alias, name),), (), columns)
 
-    def _query(self, query: exp.Query, under: str) -> list[Product]:
-        """The rows of a query under an alias."""
+    def query(self, query: exp.Query, under: str) -> list[Product]:
+        """The rows of a query as products, their columns under an alias."""
         if any(query.args.get(clause) for clause in ("order", "limit", "offset", "distinct")):
             raise NotLinear("rows that depend on each other")
         if isinstance(query, exp.Subquery):
-            return self._query(query.this, under)
+            return self.query(query.this, under)
         if isinstance(query, exp.Union):
             return self._union_all(query, under)
         if not isinstance(query, exp.Select) or not is_row_level(query):
@@ -108,11 +155,11 @@ class Flattener:
 
     def _union_all(self, query: exp.Union, under: str) -> list[Product]:
         """The rows of both sides, with the names of the left one, cast where the types of the two differ."""
-        left, right = self._query(query.left, under), self._query(query.right, under)
+        left, right = self.query(query.left, under), self.query(query.right, under)
         names = [(under, s.alias_or_name) for s in query.left.selects]
         others = [(under, s.alias_or_name) for s in query.right.selects]
         sides = [(left, names), (right, others)]
-        typed = [(ps[0].tables, [ps[0].columns[n] for n in columns]) for ps, columns in sides]
+        typed = [(ps[0].all_tables(), [ps[0].columns[n] for n in columns]) for ps, columns in sides]
         kinds = self._types.of_union(typed)
         found = []
         for (products, columns), of_side in zip(sides, typed, strict=True):
@@ -161,8 +208,12 @@ class Flattener:
         both = left.times(other)
         for condition in on:
             both = both.where(condition)
+        if len(other.tables) == 1 and self._is_table(other) and self._catalog[other.tables[0][1]].is_static:
+            [found] = other.tables
+            looked_up = (*found, both.conditions[len(left.conditions) :])
+            return [replace(left, columns=both.columns, looked_up=(*left.looked_up, looked_up))]
         self._require_one_match(both, left, other, "LEFT JOIN")
-        kinds = self._types.of(other.tables, list(other.columns.values()))
+        kinds = self._types.of(other.all_tables(), list(other.columns.values()))
         nulls = {
             key: exp.cast(exp.Null(), kind, dialect="duckdb") for key, kind in zip(other.columns, kinds, strict=True)
         }
@@ -171,6 +222,11 @@ class Flattener:
             replace(left, columns={**left.columns, **nulls}),
             replace(both, sign=-both.sign, columns={**left.columns, **nulls}),
         ]
+
+    @staticmethod
+    def _is_table(product: Product) -> bool:
+        """Whether all columns are a table's own, which a LEFT JOIN without a match has NULL."""
+        return not product.looked_up and all(isinstance(c, exp.Column) for c in product.columns.values())
 
     def _semi_joined(self, product: Product, condition: exp.Expr) -> list[Product]:
         """[NOT] IN or EXISTS of a query as a whole condition."""
@@ -191,7 +247,9 @@ class Flattener:
             if is_not and (self._may_be_null(product, wanted) or self._may_be_null(both, found)):
                 raise NotLinear("NOT IN with NULLs")
             both = both.where(exp.EQ(this=exp.paren(wanted.copy()), expression=exp.paren(found.copy())))
-        added = replace(both, tables=both.tables[len(product.tables) :])
+        added = replace(
+            both, tables=both.tables[len(product.tables) :], looked_up=both.looked_up[len(product.looked_up) :]
+        )
         self._require_one_match(both, product, added, "a subquery in WHERE")
         joined = replace(both, columns=product.columns)
         return [product, replace(joined, sign=-joined.sign)] if is_not else [joined]
@@ -214,6 +272,8 @@ class Flattener:
 
     def _require_one_match(self, both: Product, left: Product, right: Product, what: str) -> None:
         """Raise NotLinear unless at most one combination of right's rows fits a row of left, by its keys."""
+        if right.looked_up:
+            raise NotLinear(f"{what} over a LEFT JOIN")
         for alias, name in right.tables:
             table = self._catalog[name]
             fixed = {
@@ -230,14 +290,15 @@ class Flattener:
 
     def _is_one_to_one(self, both: Product, side: exp.Expr, other: exp.Expr) -> bool:
         """Whether different keys stay different where they are compared: as numbers, '1' and '01' are equal."""
-        kind, compared = self._types.of(both.tables, [side, other])
+        kind, compared = self._types.of(both.all_tables(), [side, other])
         return kind == compared or ("INT" in kind and "INT" in compared)
 
     def _may_be_null(self, product: Product, expression: exp.Expr) -> bool:
         plain = substituted(expression, product.columns).unnest()
         if not isinstance(plain, exp.Column):
             return not isinstance(plain, exp.Literal)
-        return self._catalog[dict(product.tables)[plain.table]].is_nullable(plain.name)
+        tables = dict(product.tables)
+        return plain.table not in tables or self._catalog[tables[plain.table]].is_nullable(plain.name)
 
 
 def is_row_level(select: exp.Select) -> bool:

@@ -12,6 +12,7 @@ class Refused(LockstepError):
 
     def __init__(self, what: str, node: exp.Expr | None, instead: str) -> None:
         self.line = _line(node)
+        self.place: str | None = None  # the file of a view that the query reads, if it stands there
         where = f"line {self.line}: " if self.line else ""
         super().__init__(f"{where}{what}. {instead}")
 

@@ -1,141 +1,222 @@
-"""Signed rows of a row-level query: what each change of its tables takes away from its rows and adds to them.
+"""Signed rows of a query: what each change of its tables takes away from its rows and adds to them.
 
-A query that looks at one row of one moving table at a time is linear (Budiu et al., DBSP, VLDB 2023): its increment is
-the query itself over signed rows, `signed.<table>`, where the image before a change weighs -1 and the one after +1.
-UNION ALL of such queries is linear too. Joins of moving tables need their states and are derived as cores.
+A query that looks at one row of one table at a time is linear: its increment is the query itself over signed rows,
+where the image before a change weighs -1 and the one after +1. A join is bilinear (Budiu et al., DBSP, VLDB 2023): two
+signed rows that fit each other are a signed row of the join, whose weight is the product of theirs. It is there from
+the later of the two on, so it counts at the greater of their positions. Summed up to any position, that is the query
+over the rows as of that position.
+
+To find what is new since some instant, one side of a pair must be new: for the tables 1 to n of a product, term i takes
+the changes of table i with those before it as they are now, and those after it as they were (the counting algorithm
+of Gupta, Mumick and Subrahmanian, SIGMOD 1993).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 
 from sqlglot import exp
 
-from lockstep.derive.allowed import check
-from lockstep.derive.refusals import Refused
+from lockstep.derive.catalog import Catalog, Types, table_of
+from lockstep.derive.normal import normal
+from lockstep.derive.products import Flattener, Product, tried
+from lockstep.derive.refusals import NotLinear, Refused
+from lockstep.derive.ungrouped import ungrouped
 from lockstep.names import GENERATED as PREFIX
 from lockstep.names import GENERATED_COLUMNS
 
-_WEIGHT = f"{PREFIX}weight"
+# Schemas of what a derived query reads in place of a table of `source`, with the table's columns and those carried.
+SIGNED = "signed"  # all its signed rows
+DELTA = "delta"  # those since the instant
+STATE = "state"  # signed rows that come to the table at the instant; their positions and times lie before it
+
+_POSITION, _LOGGED_AT, _WEIGHT = f"{PREFIX}position", f"{PREFIX}logged_at", f"{PREFIX}weight"
 # Columns of signed rows that go along, what they are called in the end, and what they are.
 _CARRIED = {
-    f"{PREFIX}position": ("position", "Position of the change in the log"),
-    f"{PREFIX}logged_at": ("logged_at", "logged_at of the change"),
+    _POSITION: ("position", "Position of the change in the log"),
+    _LOGGED_AT: ("logged_at", "logged_at of the change"),
     _WEIGHT: ("diff", "-1 for the row before the change, +1 for the one after"),
 }
 _GROUPED = ("group", "having", "qualify", "distinct", "limit", "offset", "order")
 
-Relation = Callable[[str], "exp.Query | None"]
+_Factor = tuple[str, str, tuple[str, ...]]  # an alias, its table, and the schemas whose relations together are meant
 
 
-def signed_rows(query: exp.Query, relation: Relation, measures: Mapping[str, str]) -> exp.Select:
-    """The rows of a query, once for each signed row of its tables, with `position`, `logged_at` and `diff`.
+class SignedRows:
+    """The signed rows of a query, or of what a grouped one adds up, each with `position`, `logged_at` and `diff`.
 
-    `query` reads tables of `source` alone or joined to static ones; what else it reads, `relation` gives as a query:
-    that of a view, or None for a table that does not change. `measures`, names and DuckDB types, are multiplied by the
-    weight, so that sums of them over changes are sums over rows. Casts become TRY_CAST: old images that cannot be cast
-    would stop their hour for ever. Raises Refused, with what to write instead.
+    The query reads tables of the catalog that change, named `source.<table>`, and static ones. `measures`, names and
+    DuckDB types, are multiplied by the weight, so that sums of them over changes are sums over rows. Casts become
+    TRY_CAST: old images that cannot be cast would stop their hour for ever. Raises Refused, with what to write instead.
     """
-    check(query)
-    if query.is_star:
-        raise Refused("*", query, "Name the columns.")
-    names = [s.alias_or_name for s in query.selects]
-    rows = _Signing(relation).query(query)
-    if rows is None:
-        raise Refused("It reads no table of source", query, "Increments come from changes of tables.")
-    found = exp.select(*(_carried(column, *of) for column, of in _CARRIED.items()))
-    for name, written in zip(names, query.selects, strict=True):
-        value: exp.Expr = exp.column(exp.to_identifier(name, quoted=True))
-        if name in measures:
-            value = exp.cast(exp.Mul(this=exp.column(_WEIGHT), expression=value), measures[name], dialect="duckdb")
-        column = value.as_(name, quoted=True)
-        column.add_comments([f"{c.strip()}, signed" if name in measures else c for c in written.comments or ()])
-        found = found.select(column, copy=False)
-    return found.from_(rows.subquery("signed_rows"), copy=False)
+
+    def __init__(self, query: exp.Query, catalog: Catalog, measures: Mapping[str, str]) -> None:
+        query = ungrouped(query)
+        if query.is_star:
+            raise Refused("*", query, "Name the columns.")
+        require_rows(query)
+        self._query = query
+        self._catalog = catalog
+        self._measures = measures
+        types = Types(catalog)
+        try:
+            self._products = Flattener(catalog, types).query(normal(query, catalog, types), "")
+        except NotLinear as e:
+            raise Refused(str(e), None, _LINEAR) from None
+        if not any(self._moving(product) for product in self._products):
+            raise Refused("It reads no table of source", query, "Increments come from changes of tables.")
+        if not all(self._moving(product) for product in self._products):
+            raise Refused("UNION ALL with rows that never change", query, "Add them where the figures are read.")
+        if not all(any(_is_a_count(p.columns.get(("", m.lower()))) for m in measures) for p in self._products):
+            raise Refused("No measure counts the rows", query, "Add COUNT(*): cells whose sums are 0 would be lost.")
+        for product in self._products:
+            self._require_exact(product, types)
+
+    def _require_exact(self, product: Product, types: Types) -> None:
+        """Refuse a measure that its type rounds: it would be rounded in each row, and as written in the sum."""
+        measures = {name: product.columns["", name.lower()] for name in self._names if name in self._measures}
+        kinds = types.of(product.all_tables(), list(measures.values()))
+        for (name, value), kind in zip(measures.items(), kinds, strict=True):
+            if not _fits(kind, self._measures[name]):
+                raise Refused(
+                    f"{name} adds up {kind} as {self._measures[name]}",
+                    value,
+                    "Cast what is added up, or give the measure another unit in seeds/contract_measures.csv.",
+                )
+
+    @property
+    def is_join(self) -> bool:
+        """Whether a row of the query comes from several rows that change."""
+        return any(len(self._moving(product)) > 1 for product in self._products)
+
+    @property
+    def tables(self) -> list[str]:
+        """The tables of `source` that it reads, each once."""
+        return list(dict.fromkeys(_name(table) for p in self._products for _, table in self._moving(p)))
+
+    def all(self) -> exp.Select:
+        """All signed rows, over `signed.<table>`.
+
+        Of a join these are all pairs of changes that ever fitted each other; `new` gives the latest of them for less.
+        """
+        return self._rows(
+            _part(product, self._names, [(alias, table, (SIGNED,)) for alias, table in self._moving(product)])
+            for product in self._products
+        )
+
+    def new(self) -> exp.Select:
+        """The signed rows since an instant, over `state.<table>` and `delta.<table>`."""
+        return self._rows(
+            _part(product, self._names, factors) for product in self._products for factors in self._terms(product)
+        )
+
+    def _terms(self, product: Product) -> list[list[_Factor]]:
+        tables = self._moving(product)
+        return [
+            [
+                *((alias, table, (STATE, DELTA)) for alias, table in tables[:i]),
+                (*changed, (DELTA,)),
+                *((alias, table, (STATE,)) for alias, table in tables[i + 1 :]),
+            ]
+            for i, changed in enumerate(tables)
+        ]
+
+    def _moving(self, product: Product) -> list[tuple[str, str]]:
+        return [(alias, table) for alias, table in product.tables if not self._catalog[table].is_static]
+
+    @property
+    def _names(self) -> list[str]:
+        return [s.alias_or_name for s in self._query.selects]
+
+    def _rows(self, parts: Iterable[exp.Select]) -> exp.Select:
+        """Signed rows with their measures multiplied by the weight, under the names and comments of the query."""
+        found = exp.select(*(_carried(column, *of) for column, of in _CARRIED.items()))
+        for written in self._query.selects:
+            name = written.alias_or_name
+            value: exp.Expr = exp.column(exp.to_identifier(name, quoted=True))
+            if name in self._measures:
+                signed = exp.Mul(this=exp.column(_WEIGHT), expression=value)
+                value = exp.cast(signed, self._measures[name], dialect="duckdb")
+            column = value.as_(name, quoted=True)
+            said = [f"{c.strip()}, signed" if name in self._measures else c for c in written.comments or ()]
+            column.add_comments(said)
+            found = found.select(column, copy=False)
+        first, *others = parts
+        union: exp.Query = first
+        for other in others:
+            union = exp.union(union, other, distinct=False, copy=False)
+        return found.from_(union.subquery("signed_rows"), copy=False)
 
 
-class _Signing:
-    """Carries position, time and weight of signed rows through the levels of a query."""
+_LINEAR = (
+    "A row must depend on rows that it names: JOIN tables ON columns; LEFT JOIN, IN and EXISTS by the whole key of the "
+    "other. Group in the fact's own query."
+)
 
-    def __init__(self, relation: Relation) -> None:
-        self._relation = relation
 
-    def query(self, query: exp.Query, known: Mapping[str, bool] | None = None) -> exp.Query | None:
-        """A copy of a query over signed rows; None if it is static. `known` says which CTEs around it move."""
-        if isinstance(query, exp.Subquery):
-            inner = self.query(query.this, known)
-            return None if inner is None else exp.Subquery(this=inner, alias=query.args.get("alias"))
-        known = dict(known or {})
-        query = query.copy()
-        for cte in query.ctes:
-            moving = self.query(cte.this, known)
-            known[cte.alias] = moving is not None
-            if moving is not None:
-                cte.set("this", moving)
-        if isinstance(query, exp.SetOperation):
-            return self._union(query, known)
-        assert isinstance(query, exp.Select)
-        return self._select(query, known)
+def _part(product: Product, names: Sequence[str], factors: Sequence[_Factor]) -> exp.Select:
+    """The signed rows of a product over these relations of the tables that change."""
+    product = product.tried()
+    values = [tried(product.columns["", name.lower()]) for name in names]
+    conditions = [*product.conditions, *(c for _, _, on in product.looked_up for c in on)]
+    read = {(c.table, c.name) for e in (*values, *conditions) for c in e.find_all(exp.Column)}
+    weight: exp.Expr = exp.column(_WEIGHT, factors[0][0])
+    for alias, _, _ in factors[1:]:
+        weight = exp.Mul(this=weight, expression=exp.column(_WEIGHT, alias))
+    carried = {_WEIGHT: weight if product.sign > 0 else exp.Neg(this=exp.paren(weight))}
+    for name in (_POSITION, _LOGGED_AT):
+        each = [exp.column(name, alias) for alias, _, _ in factors]
+        carried[name] = exp.func("GREATEST", *each) if len(each) > 1 else each[0]
+    relations: dict[str, exp.Expr] = {a: table_of(name).as_(a, table=True) for a, name in product.tables}
+    for alias, table, schemas in factors:
+        columns = [column for of, column in sorted(read) if of == alias]
+        relations[alias] = _relation(table, schemas, columns).subquery(alias)
+    query = exp.select(
+        *(value.as_(name, quoted=True) for name, value in zip(names, values, strict=True)),
+        *(carried[name].as_(name) for name in _CARRIED),
+    )
+    return product.joined(relations, table_of, query)
 
-    def _union(self, query: exp.SetOperation, known: Mapping[str, bool]) -> exp.Query | None:
-        sides = [self.query(side, known) for side in (query.left, query.right)]
-        if sides == [None, None]:
-            return None
-        if type(query) is not exp.Union or query.args.get("distinct"):
-            raise Refused(f"{query.key.upper()} of rows that change", query, "Only UNION ALL adds up.")
-        for side in sides:
-            if side is None:
-                raise Refused("UNION ALL with rows that never change", query, "Add them where the figures are read.")
-        query.set("this", sides[0])
-        query.set("expression", sides[1])
-        return query
 
-    def _select(self, select: exp.Select, known: Mapping[str, bool]) -> exp.Select | None:
-        moving: list[str] = []
-        for number, source in enumerate(list(_sources(select))):
-            if isinstance(source, exp.Subquery) and not source.alias:
-                source.set("alias", exp.TableAlias(this=exp.to_identifier(f"{PREFIX}q{number}")))
-            if (signed := self._source(source, known)) is not None:
-                source.replace(signed)
-                moving.append(source.alias_or_name)
-                _require_kept(select, source.alias_or_name)
-        if not moving:
-            return None
-        if len(moving) > 1:
-            raise Refused(
-                f"A join of tables that change ({' and '.join(moving)})",
-                select,
-                "Read one of them per query, and join the figures on reading.",
-            )
-        _require_single_rows(select)
-        for cast in list(select.find_all(exp.Cast)):
-            if type(cast) is exp.Cast and cast.find(exp.Column):
-                cast.replace(exp.TryCast(**cast.args))
-        if any(s.is_star and s.text("table") in ("", moving[0]) for s in select.selects):
-            return select  # which has them among its columns
-        alias = exp.to_identifier(moving[0], quoted=True)
-        return select.select(*(exp.column(name, alias.copy()) for name in _CARRIED), copy=False)
+def _relation(table: str, schemas: Sequence[str], columns: Sequence[str]) -> exp.Query:
+    """The columns that are read of a table's signed rows; in a delta no change by which none of these has changed."""
+    read = [exp.column(exp.to_identifier(name, quoted=True)) for name in columns]
+    carried = [exp.column(name) for name in _CARRIED]
 
-    def _source(self, source: exp.Expr, known: Mapping[str, bool]) -> exp.Expr | None:
-        """What takes the place of a source that moves; None for one that does not."""
-        alias = source.alias_or_name
-        if isinstance(source, exp.Subquery):
-            inner = self.query(source.this, known)
-            return None if inner is None else inner.subquery(alias)
-        if not isinstance(source, exp.Table):
-            raise Refused(source.sql("duckdb"), source, "Read tables, views or subqueries in FROM.")
-        if not source.db and source.name in known:
-            return source.copy() if known[source.name] else None
-        if source.db == "source":
-            return exp.table_(source.args["this"].copy(), db="signed", alias=exp.to_identifier(alias, quoted=True))
-        view = self._relation(f"{source.db}.{source.name}")
-        if view is None:
-            return None
-        inner = self.query(view)
-        if inner is None:
-            return None
-        check(view)
-        return inner.subquery(alias)
+    def rows(schema: str) -> exp.Select:
+        relation = exp.table_(exp.to_identifier(_name(table), quoted=True), db=schema)
+        if schema != DELTA:
+            return exp.select(*read, *carried).from_(relation)
+        total = exp.Sum(this=exp.column(_WEIGHT))
+        kept = [c if c.name != _WEIGHT else exp.cast(total, "INT").as_(_WEIGHT) for c in carried]
+        groups = [*read, *(c for c in carried if c.name != _WEIGHT)]
+        return exp.select(*read, *kept).from_(relation).group_by(*groups).having(total.neq(0))
+
+    first, *others = map(rows, schemas)
+    query: exp.Query = first
+    for other in others:
+        query = exp.union(query, other, distinct=False)
+    return query
+
+
+_INTEGER = re.compile(r"U?(TINY|SMALL|BIG|HUGE)?INT(EGER)?|BOOLEAN")
+_DECIMAL = re.compile(r"DECIMAL\(\d+, ?(\d+)\)")
+
+
+def _fits(kind: str, measure: str) -> bool:
+    """Whether numbers of a type are exact in the type of their sum."""
+    decimal, total = _DECIMAL.fullmatch(kind), _DECIMAL.fullmatch(measure)
+    if _INTEGER.fullmatch(kind) or kind == '"NULL"':
+        return True
+    return bool(decimal and int(decimal[1]) <= (int(total[1]) if total else 0))
+
+
+def _is_a_count(measure: exp.Expr | None) -> bool:
+    """Whether a measure is one number for all rows, and not 0."""
+    while isinstance(measure, exp.Cast | exp.Paren):
+        measure = measure.this
+    return isinstance(measure, exp.Literal) and not measure.is_string and measure.to_py() != 0
 
 
 def _carried(column: str, name: str, description: str) -> exp.Expr:
@@ -144,50 +225,30 @@ def _carried(column: str, name: str, description: str) -> exp.Expr:
     return found
 
 
-def _sources(select: exp.Select) -> Iterator[exp.Expr]:
-    if from_ := select.args.get("from_"):
-        yield from_.this
-    for join in select.args.get("joins") or ():
-        yield join.this
+def _name(table: str) -> str:
+    return table.partition(".")[2]
 
 
-def _conditions(select: exp.Select) -> Iterator[exp.Expr]:
-    if where := select.args.get("where"):
-        yield where.this
-    for join in select.args.get("joins") or ():
-        if on := join.args.get("on"):
-            yield on
-
-
-def _require_single_rows(select: exp.Select) -> None:
-    """Each row of the query must depend on one row of its moving table alone."""
-    for clause in _GROUPED:
-        if found := select.args.get(clause):
+def require_rows(query: exp.Query) -> None:
+    """Refuse by name, and with its line, what makes a row depend on all the others: in a query, or a view in it."""
+    for node in query.walk():
+        if isinstance(node, exp.Select):
+            for clause in _GROUPED:
+                if found := node.args.get(clause):
+                    raise Refused(
+                        f"{clause.upper()} over rows that change",
+                        found if isinstance(found, exp.Expr) else node,
+                        "A row must depend on rows that it names; group in the fact's own query.",
+                    )
+        elif isinstance(node, exp.SetOperation) and (type(node) is not exp.Union or node.args.get("distinct")):
+            raise Refused(f"{node.key.upper()} of rows that change", node, "Only UNION ALL adds up.")
+        elif isinstance(node, exp.Column) and node.name.lower() in GENERATED_COLUMNS:
             raise Refused(
-                f"{clause.upper().replace('_', ' ')} over rows that change",
-                found if isinstance(found, exp.Expr) else select,
-                "A row must depend on one row of the source alone; group in the fact's own query.",
+                f"{node.name}, which is of the change and not of the row", node, "What takes the row away has another."
             )
-    for expression in (*select.selects, *_conditions(select)):
-        for node in expression.walk():
-            if isinstance(node, exp.Column) and node.name.lower() in GENERATED_COLUMNS:
-                raise Refused(
-                    f"{node.name}, which is of the change and not of the row",
-                    node,
-                    "What takes the row away has another.",
-                )
-            if isinstance(node, exp.AggFunc | exp.Window | exp.Query):
-                raise Refused(
-                    f"{node.sql('duckdb')[:60]}, which looks at more than one row",
-                    node,
-                    "A row must depend on one row of the source alone.",
-                )
-
-
-def _require_kept(select: exp.Select, alias: str) -> None:
-    """A row of the moving table must give the same rows whichever others there are: it is not on the right of LEFT."""
-    for join in select.args.get("joins") or ():
-        if join.side and join.this.alias_or_name == alias:
+        elif isinstance(node, exp.AggFunc | exp.Window):
             raise Refused(
-                f"{join.side} JOIN to {alias}, which changes", join, "Read the table that changes first, in FROM."
+                f"{node.sql('duckdb')[:60]}, which looks at more than one row",
+                node,
+                "A row must depend on rows that it names; group in the fact's own query.",
             )

@@ -49,15 +49,43 @@ MODEL (
 SELECT method::TEXT AS method, COUNT(*)::BIGINT AS payments, SUM(amount)::DECIMAL(38, 2) AS amount
 FROM rebuild.latest_payments GROUP BY ALL
 """
-FACT = {
+LATEST_OF_NAMES = """/* Every payment that lives at the cut, with the name that its account has by now. */
+MODEL (name rebuild.latest_payers, kind VIEW, grain payment_id);
+SELECT
+  payment.payment_id::BIGINT AS payment_id, account.name::TEXT AS name, 1::BIGINT AS payments,
+  payment.amount::DECIMAL(38, 2) AS amount
+FROM source.payment AS payment JOIN source.account AS account ON account.account_id = payment.account_id
+"""
+REBUILD_OF_NAMES = """/* Payments by the name of the account at the cut. */
+MODEL (
+  name rebuild.payers, kind FULL, cron '@daily', start @log_eve(), grain name,
+  depends_on (rebuild.cut, chain.payment, chain.account)
+);
+SELECT name::TEXT AS name, COUNT(*)::BIGINT AS payments, SUM(amount)::DECIMAL(38, 2) AS amount
+FROM rebuild.latest_payers GROUP BY ALL
+"""
+FACTS = {
     "models/rebuild/latest_payments.sql": LATEST,
     "models/rebuild/payments.sql": REBUILD,
-    "seeds/contracts.csv": "payments,sales,batch,60,60,3,2,50,hold,payment,payment_id,,,method\n",
-    "seeds/contract_measures.csv": (
-        "payments,payments,sum,count,0,0,Payments\npayments,amount,sum,eur(2),0,0,Amount\n"
+    "models/rebuild/latest_payers.sql": LATEST_OF_NAMES,
+    "models/rebuild/payers.sql": REBUILD_OF_NAMES,
+    "seeds/contracts.csv": (
+        "payments,sales,batch,60,60,3,2,50,hold,payment,payment_id,,,method\n"
+        "payers,sales,batch,60,60,3,2,50,hold,payment,payment_id,account,,name\n"
+    ),
+    "seeds/contract_measures.csv": "".join(
+        f"{fact},payments,sum,count,0,0,Payments\n{fact},amount,sum,eur(2),0,0,Amount\n"
+        for fact in ("payments", "payers")
     ),
 }
-FIGURES = "SELECT method, count(*), sum(amount) FROM payment GROUP BY 1 ORDER BY 1"
+FIGURES = {
+    "payments": ("method", "SELECT method, count(*), sum(amount) FROM payment GROUP BY 1 ORDER BY 1"),
+    "payers": (
+        "name",
+        'SELECT name COLLATE "C", count(*), sum(amount) FROM payment JOIN account USING (account_id) '
+        "GROUP BY 1 ORDER BY 1",
+    ),
+}
 
 
 class Load:
@@ -92,7 +120,7 @@ def ledger() -> Iterator[Cluster]:
 def test_every_ddl_under_load_a_hole_and_a_failover(ledger: Cluster, tmp_path: Path) -> None:
     stranger, load = Stranger(ledger, tmp_path), Load()
     stranger.init()
-    stranger.write(FACT)
+    stranger.write(FACTS)
     log = ChangeLog(stranger.home)
 
     def held() -> bool:
@@ -154,16 +182,17 @@ def test_every_ddl_under_load_a_hole_and_a_failover(ledger: Cluster, tmp_path: P
                 moved.wait_for(log.watermark().position + 100)
             for table in ("account", "payment"):
                 assert table in moved.verify()
-        expected = standby.execute(FIGURES)
+        expected = {fact: standby.execute(query) for fact, (_, query) in FIGURES.items()}
 
     moved.plan()
     night = datetime.now(UTC).replace(tzinfo=None, hour=5, minute=0, second=0, microsecond=0) + timedelta(days=1)
     moved.run_at(night)
     midnight = night.replace(hour=0)
-    assert moved.rows("SELECT verdict, cut FROM reconcile.payments_receipts ORDER BY cut DESC LIMIT 1") == [
-        ("passed", midnight)
-    ]
-    assert moved.rows("SELECT method, payments, amount FROM rebuild.payments ORDER BY 1") == expected
-    assert moved.rows("SELECT method, payments, amount FROM live.payments WHERE payments <> 0 ORDER BY 1") == expected
-    folded = "SELECT method, SUM(payments), SUM(amount) FROM hourly.payments GROUP BY 1 HAVING SUM(payments) <> 0"
-    assert moved.rows(f"{folded} ORDER BY 1") == expected
+    for fact, (grain, _) in FIGURES.items():
+        newest = f"SELECT verdict, cut FROM reconcile.{fact}_receipts ORDER BY cut DESC LIMIT 1"
+        assert moved.rows(newest) == [("passed", midnight)]
+        figures = f"SELECT {grain}, payments, amount FROM {{}}.{fact} WHERE payments <> 0 ORDER BY 1"
+        assert moved.rows(figures.format("rebuild")) == expected[fact]
+        assert moved.rows(figures.format("live")) == expected[fact]
+        folded = f"SELECT {grain}, SUM(payments), SUM(amount) FROM hourly.{fact} GROUP BY 1 HAVING SUM(payments) <> 0"
+        assert moved.rows(f"{folded} ORDER BY 1") == expected[fact]

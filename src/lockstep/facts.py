@@ -1,0 +1,70 @@
+"""What each fact is computed from, and the SQL that is derived for it."""
+
+from __future__ import annotations
+
+from lockstep.contracts import load
+from lockstep.errors import LockstepError
+from lockstep.project import project
+from lockstep.warehouse import Row
+
+
+def facts() -> list[Row]:
+    """One row per fact, in the order of the contracts.
+
+    `increments`: `derived` or `by hand`, with the file that they come `of`; `because`: why they are written by hand,
+    None if they are derived. `tables`: the tables of the source that change it. `is_join`: whether a row of it comes
+    from several rows of these.
+    """
+    from lockstep.derived import is_derived, rows_of
+
+    _load_the_project()
+    found = []
+    for contract in load().values():
+        domain = contract.domain
+        derived = is_derived(contract)
+        merges = sorted({m.merge for m in contract.merged} - {"sum"})
+        by_hand = f"models/diffs/{domain}.sql"
+        has_file = (project() / by_hand).exists()
+        rows = rows_of(contract) if derived else None
+        because = f"it merges by {' and '.join(merges)}" if merges else f"{by_hand} is there"
+        found.append(
+            {
+                "fact": domain,
+                "increments": "derived" if rows else "by hand",
+                "of": f"models/rebuild/{domain}.sql" if rows or not has_file else by_hand,
+                "because": None if rows else because,
+                "tables": rows.tables if rows else list(contract.sources),
+                "is_join": bool(rows and rows.is_join),
+            }
+        )
+    return found
+
+
+def derived_sql(fact: str) -> dict[str, str]:
+    """The SQL that is derived for a fact, formatted, by what it is. Raises LockstepError if it is none or by hand."""
+    from lockstep.derived import is_derived, rows_of
+
+    contract = load().get(fact)
+    if contract is None:
+        raise LockstepError(f"There is no fact {fact}. seeds/contracts.csv has {', '.join(load())}.")
+    _load_the_project()
+    if not is_derived(contract):
+        raise LockstepError(f"The increments of {fact} are written by hand, in models/diffs/{fact}.sql.")
+    rows = rows_of(contract)
+    name = f"The signed rows of {fact} (diffs.{fact}): minus what each change takes away, plus what it adds"
+    found = {name: rows.all().sql("duckdb", pretty=True)}
+    if rows.is_join:
+        new = f"Those since an instant (hourly.{fact}, tail.{fact}): `state` is a table then, `delta` its changes since"
+        found[new] = rows.new().sql("duckdb", pretty=True)
+    return found
+
+
+def _load_the_project() -> None:
+    """Queries need the project's macros, which SQLMesh imports when it loads the models."""
+    from sqlmesh import Context
+    from sqlmesh.core.console import NoopConsole, set_console
+
+    from lockstep.loader import WithoutUnitTests
+
+    set_console(NoopConsole())
+    Context(paths=str(project()), loader=WithoutUnitTests).close()
