@@ -16,6 +16,7 @@ from pathlib import Path
 
 from lockstep.errors import LockstepError
 from lockstep.kinds import MOST_DIGITS
+from lockstep.names import GENERATED
 from lockstep.project import project
 from lockstep.schema import TABLES
 
@@ -52,7 +53,10 @@ def type_of(unit: str) -> str | None:
 
 # What the stamped models call columns of their own.
 _RESERVED = frozenset(
-    ("as_of", "class", "copies", "cut", "latest_at", "latest_position", "log_hour", "rebuilt", "served_from")
+    (
+        *("as_of", "class", "copies", "cut", "diff", "latest_at", "latest_position", "log_hour", "logged_at"),
+        *("position", "rebuilt", "served_from"),
+    )
 )
 
 
@@ -148,7 +152,7 @@ def load(seeds: Path | None = None) -> dict[str, Contract]:
     promotions = _promotions(seeds / "promotions.csv")
     for row in _rows(seeds / "contracts.csv", CONTRACT_COLUMNS):
         domain, table = row["domain"], row["source_table"]
-        row.check("domain", _is_name(domain), "a lower-case name")
+        row.check("domain", _is_name(domain) and "__" not in domain, "a lower-case name without __")
         row.check("domain", domain not in contracts, "each domain once")
         row.check("owner", "'" not in row["owner"] and bool(row["owner"]), "a name without quotes")
         row.check("mode", row["mode"] in MODES, f"one of {', '.join(MODES)}")
@@ -257,7 +261,7 @@ def _measures(path: Path) -> list[tuple[Measure, _Row]]:
 
 def _is_name(text: str) -> bool:
     """Whether a text can stand in SQL as it is: these names become columns and models."""
-    return text.isidentifier() and text == text.lower()
+    return text.isidentifier() and text == text.lower() and not text.startswith(GENERATED)
 
 
 class _Row(dict[str, str]):

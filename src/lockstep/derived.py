@@ -42,7 +42,13 @@ def is_derived(contract: Contract) -> bool:
 def rows_of(contract: Contract) -> SignedRows:
     """The signed rows of a domain. Raises LockstepError, naming the file, if its query has none."""
     measures = tuple((m.name, m.type) for m in contract.merged)
-    return _rows_of(project(), digest_of_models(), tuple(TABLES.values()), contract.domain, measures)
+    rows = _rows_of(project(), digest_of_models(), tuple(TABLES.values()), contract.domain, measures)
+    if missing := [table for table in rows.tables if table not in contract.sources]:
+        raise LockstepError(
+            f"models/rebuild/{contract.domain}.sql reads source.{missing[0]}, of which its contract does not know. Add "
+            f"{' '.join(missing)} to joined_tables of {contract.domain} in seeds/contracts.csv."
+        )
+    return rows
 
 
 def digest_of_models() -> str:

@@ -519,28 +519,33 @@ class Builder:
         cut, stored = self._cuts[domain], f"folded.{domain}{GENERATED}{table}"
         if stored in self._stored:
             return stored
-        columns = ", ".join(map(quoted, self._columns_read(self._models[f"tail.{domain}"], name)))
-        definition = f"{self._watermark.source} from {self._watermark.started_at}: {columns}"
+        columns = [quoted(c) for c in self._columns_read(self._models[f"tail.{domain}"], name)]
+        read = ", ".join([*columns, "__weight"])
+        rows = f"SELECT {read} FROM {self._models[name].relation}"
+        kinds = ", ".join(f"{row['column_name']} {row['column_type']}" for row in self._rows(f"DESCRIBE {rows}"))
+        definition = f"{self._watermark.source} from {self._watermark.started_at}: {kinds}"
         since = self._until(stored, definition)
         is_new = since is None or since > cut
-        changes = f"SELECT {columns}, __weight FROM {self._models[f'signed.{table}'].relation} WHERE __logged_at"
         if is_new:
             hourly = self._models[f"hourly.{domain}"].relation
-            known = self._value(f"SELECT MAX(log_hour) + INTERVAL 1 HOUR FROM {hourly}") or _NEVER
-            changes = f"SELECT {columns}, __weight FROM {self._models[name].relation} UNION ALL {changes}"
-            since = known
-        moved = f"{changes} >= {_time(since)} AND __logged_at < {_time(cut)}"
-        summed = f"{columns}, SUM(__weight)::INT AS __weight FROM"
-        rest = f"GROUP BY {columns} HAVING SUM(__weight) <> 0"
+            since = self._value(f"SELECT MAX(log_hour) + INTERVAL 1 HOUR FROM {hourly}") or _NEVER
+        signed = self._models[f"signed.{table}"].relation
+        moved = f"SELECT {read} FROM {signed} WHERE __logged_at >= {_time(since)} AND __logged_at < {_time(cut)}"
         if is_new:
-            self._run(f"CREATE OR REPLACE TABLE {stored} AS SELECT {summed} ({moved}) {rest} ORDER BY ALL")
+            moved = f"{rows} UNION ALL {moved}"
+        summed = ", ".join([*columns, "SUM(__weight)::BIGINT AS __weight"])
+        groups = f"GROUP BY {', '.join(columns)} " if columns else ""
+        rest = f"{groups}HAVING SUM(__weight) <> 0"
+        if is_new:
+            self._run(f"CREATE OR REPLACE TABLE {stored} AS SELECT {summed} FROM ({moved}) {rest} ORDER BY ALL")
         else:
-            self._run(f"CREATE OR REPLACE TEMP TABLE moved AS SELECT {summed} ({moved}) {rest}")
-            same = " AND ".join(f"rows.{c} IS NOT DISTINCT FROM moved.{c}" for c in columns.split(", "))
+            self._run(f"CREATE OR REPLACE TEMP TABLE moved AS SELECT {summed} FROM ({moved}) {rest}")
+            same = " AND ".join(f"rows.{c} IS NOT DISTINCT FROM moved.{c}" for c in columns) or "TRUE"
             touched = f"FROM {stored} AS rows SEMI JOIN moved ON {same}"
-            self._run(f"INSERT INTO moved SELECT rows.* {touched}")
-            self._run(f"DELETE FROM {stored} WHERE rowid IN (SELECT rows.rowid {touched})")
-            self._run(f"INSERT INTO {stored} SELECT {summed} moved {rest}")
+            self._run(f"CREATE OR REPLACE TEMP TABLE touched AS SELECT rows.rowid AS __row, rows.* {touched}")
+            self._run(f"DELETE FROM {stored} WHERE rowid IN (SELECT __row FROM touched)")
+            both = "FROM moved UNION ALL SELECT * EXCLUDE (__row) FROM touched"
+            self._run(f"INSERT INTO {stored} SELECT {summed} FROM ({both}) {rest}")
         self._stored[stored] = _Stored(definition, {cut: None})
         return stored
 

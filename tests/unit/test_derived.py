@@ -69,6 +69,13 @@ def test_the_file_and_line_are_named(project: Path, rows: str, line: int | None,
     assert str(raised.value).endswith("Or write models/diffs/orders.sql by hand.")
 
 
+def test_every_table_that_changes_a_fact_stands_in_its_contract(project: Path) -> None:
+    """Without it the fact would go on while such a table is held, and its live figures miss what changes in it."""
+    rows = "source.orders AS o JOIN source.customers AS c ON c.customer_id = o.customer_id"
+    with pytest.raises(LockstepError, match=r"Add customers to joined_tables of orders in seeds/contracts\.csv"):
+        diffs(project, rows)
+
+
 def test_the_file_of_a_view_is_named(project: Path) -> None:
     """Without it the line would be looked for in the file of the fact."""
     (project / "models" / "rebuild" / "some.sql").write_text(

@@ -154,11 +154,12 @@ class Flattener:
         ]
 
     def _union_all(self, query: exp.Union, under: str) -> list[Product]:
-        """The rows of both sides, with the names of the left one, cast where the types of the two differ."""
-        left, right = self.query(query.left, under), self.query(query.right, under)
-        names = [(under, s.alias_or_name) for s in query.left.selects]
-        others = [(under, s.alias_or_name) for s in query.right.selects]
-        sides = [(left, names), (right, others)]
+        """The rows of all sides, with the names of the first, cast where their types differ.
+
+        DuckDB takes the sides of a chain together: A UNION ALL B UNION ALL C has one type for all three.
+        """
+        sides = [(self.query(side, under), [(under, s.alias_or_name) for s in side.selects]) for side in _chain(query)]
+        names = sides[0][1]
         typed = [(ps[0].all_tables(), [ps[0].columns[n] for n in columns]) for ps, columns in sides]
         kinds = self._types.of_union(typed)
         found = []
@@ -299,6 +300,14 @@ class Flattener:
             return not isinstance(plain, exp.Literal)
         tables = dict(product.tables)
         return plain.table not in tables or self._catalog[tables[plain.table]].is_nullable(plain.name)
+
+
+def _chain(query: exp.Query) -> list[exp.Query]:
+    """The sides of UNION ALL without parentheses."""
+    clauses = ("order", "limit", "offset", "distinct")
+    if isinstance(query, exp.Union) and not any(query.args.get(clause) for clause in clauses):
+        return [*_chain(query.left), *_chain(query.right)]
+    return [query]
 
 
 def is_row_level(select: exp.Select) -> bool:

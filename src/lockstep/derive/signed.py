@@ -52,14 +52,16 @@ class SignedRows:
     """
 
     def __init__(self, query: exp.Query, catalog: Catalog, measures: Mapping[str, str]) -> None:
-        query = ungrouped(query)
         if query.is_star:
             raise Refused("*", query, "Name the columns.")
+        types = Types(catalog)
+        if query.args.get("group"):
+            types.of_query(query.sql("duckdb"), has_lines=False)  # or else DuckDB says what is wrong with it
+        query, casts = ungrouped(query)
         require_rows(query)
         self._query = query
         self._catalog = catalog
         self._measures = measures
-        types = Types(catalog)
         try:
             self._products = Flattener(catalog, types).query(normal(query, catalog, types), "")
         except NotLinear as e:
@@ -67,23 +69,41 @@ class SignedRows:
         if not any(self._moving(product) for product in self._products):
             raise Refused("It reads no table of source", query, "Increments come from changes of tables.")
         if not all(self._moving(product) for product in self._products):
-            raise Refused("UNION ALL with rows that never change", query, "Add them where the figures are read.")
-        if not all(any(_is_a_count(p.columns.get(("", m.lower()))) for m in measures) for p in self._products):
-            raise Refused("No measure counts the rows", query, "Add COUNT(*): cells whose sums are 0 would be lost.")
+            raise Refused("Rows that come from static tables alone", query, "Add them where the figures are read.")
+        self._require_a_count()
         for product in self._products:
-            self._require_exact(product, types)
+            self._require_exact(product, types, casts)
 
-    def _require_exact(self, product: Product, types: Types) -> None:
-        """Refuse a measure that its type rounds: it would be rounded in each row, and as written in the sum."""
-        measures = {name: product.columns["", name.lower()] for name in self._names if name in self._measures}
-        kinds = types.of(product.all_tables(), list(measures.values()))
-        for (name, value), kind in zip(measures.items(), kinds, strict=True):
-            if not _fits(kind, self._measures[name]):
+    def _require_a_count(self) -> None:
+        """Refuse rows that no measure counts: a cell whose sums come to 0 could not be told from one without rows.
+
+        Products that cannot meet in a cell, because a key is another constant in each, may be counted by different
+        measures.
+        """
+        keys = [name.lower() for name in self._names if name.lower() not in self._measures]
+        constant = [k for k in keys if all(_constant(p.columns["", k]) for p in self._products)]
+        apart: dict[tuple[str, ...], list[Product]] = {}
+        for product in self._products:
+            values = tuple(_constant(product.columns["", k]).sql() for k in constant)  # type: ignore[union-attr]
+            apart.setdefault(values, []).append(product)
+        for products in apart.values():
+            if not any(all(_is_a_count(p.columns.get(("", m))) for p in products) for m in self._measures):
                 raise Refused(
-                    f"{name} adds up {kind} as {self._measures[name]}",
-                    value,
-                    "Cast what is added up, or give the measure another unit in seeds/contract_measures.csv.",
+                    "No measure counts the rows", self._query, "Add COUNT(*): cells whose sums are 0 would be lost."
                 )
+
+    def _require_exact(self, product: Product, types: Types, casts: Mapping[str, Sequence[str]]) -> None:
+        """Refuse a measure that its type or a cast of the sum rounds: rows are added up as they are."""
+        names = [name.lower() for name in self._names if name.lower() in self._measures]
+        kinds = types.of(product.all_tables(), [product.columns["", name] for name in names])
+        for name, kind in zip(names, kinds, strict=True):
+            for to in (self._measures[name], *casts.get(name, ())):
+                if not _fits(kind, to):
+                    raise Refused(
+                        f"{name} adds up {kind} as {to}",
+                        product.columns["", name],
+                        "Cast what is added up, or give the measure another unit in seeds/contract_measures.csv.",
+                    )
 
     @property
     def is_join(self) -> bool:
@@ -135,11 +155,12 @@ class SignedRows:
         for written in self._query.selects:
             name = written.alias_or_name
             value: exp.Expr = exp.column(exp.to_identifier(name, quoted=True))
-            if name in self._measures:
-                signed = exp.Mul(this=exp.column(_WEIGHT), expression=value)
-                value = exp.cast(signed, self._measures[name], dialect="duckdb")
+            kind = self._measures.get(name.lower())
+            if kind:
+                signed = exp.Mul(this=exp.column(_WEIGHT), expression=exp.cast(value, kind, dialect="duckdb"))
+                value = exp.cast(signed, kind, dialect="duckdb")
             column = value.as_(name, quoted=True)
-            said = [f"{c.strip()}, signed" if name in self._measures else c for c in written.comments or ()]
+            said = [f"{c.strip()}, signed" if kind else c for c in written.comments or ()]
             column.add_comments(said)
             found = found.select(column, copy=False)
         first, *others = parts
@@ -161,7 +182,7 @@ def _part(product: Product, names: Sequence[str], factors: Sequence[_Factor]) ->
     values = [tried(product.columns["", name.lower()]) for name in names]
     conditions = [*product.conditions, *(c for _, _, on in product.looked_up for c in on)]
     read = {(c.table, c.name) for e in (*values, *conditions) for c in e.find_all(exp.Column)}
-    weight: exp.Expr = exp.column(_WEIGHT, factors[0][0])
+    weight: exp.Expr = exp.cast(exp.column(_WEIGHT, factors[0][0]), "BIGINT")
     for alias, _, _ in factors[1:]:
         weight = exp.Mul(this=weight, expression=exp.column(_WEIGHT, alias))
     carried = {_WEIGHT: weight if product.sign > 0 else exp.Neg(this=exp.paren(weight))}
@@ -189,7 +210,7 @@ def _relation(table: str, schemas: Sequence[str], columns: Sequence[str]) -> exp
         if schema != DELTA:
             return exp.select(*read, *carried).from_(relation)
         total = exp.Sum(this=exp.column(_WEIGHT))
-        kept = [c if c.name != _WEIGHT else exp.cast(total, "INT").as_(_WEIGHT) for c in carried]
+        kept = [c if c.name != _WEIGHT else exp.cast(total, "BIGINT").as_(_WEIGHT) for c in carried]
         groups = [*read, *(c for c in carried if c.name != _WEIGHT)]
         return exp.select(*read, *kept).from_(relation).group_by(*groups).having(total.neq(0))
 
@@ -200,23 +221,35 @@ def _relation(table: str, schemas: Sequence[str], columns: Sequence[str]) -> exp
     return query
 
 
-_INTEGER = re.compile(r"U?(TINY|SMALL|BIG|HUGE)?INT(EGER)?|BOOLEAN")
+_INTEGER = re.compile(r"U?(TINY|SMALL|BIG|HUGE)?INT(EGER)?")
 _DECIMAL = re.compile(r"DECIMAL\(\d+, ?(\d+)\)")
 
 
-def _fits(kind: str, measure: str) -> bool:
-    """Whether numbers of a type are exact in the type of their sum."""
-    decimal, total = _DECIMAL.fullmatch(kind), _DECIMAL.fullmatch(measure)
-    if _INTEGER.fullmatch(kind) or kind == '"NULL"':
-        return True
-    return bool(decimal and int(decimal[1]) <= (int(total[1]) if total else 0))
+def _fits(kind: str, total: str) -> bool:
+    """Whether sums of numbers of a type are exact in another type, or too large for it."""
+    digits = {name: _digits(name) for name in (kind, total)}
+    if kind in ("BOOLEAN", '"NULL"'):
+        digits[kind] = 0
+    return all(d is not None for d in digits.values()) and (digits[kind] or 0) <= (digits[total] or 0)
+
+
+def _digits(kind: str) -> int | None:
+    """How many digits a type of exact numbers has behind the point; None of any other type."""
+    decimal = _DECIMAL.fullmatch(kind)
+    return int(decimal[1]) if decimal else 0 if _INTEGER.fullmatch(kind) else None
+
+
+def _constant(value: exp.Expr | None) -> exp.Literal | None:
+    """The literal that an expression is, below casts."""
+    while isinstance(value, exp.Cast | exp.Paren):
+        value = value.this
+    return value if isinstance(value, exp.Literal) else None
 
 
 def _is_a_count(measure: exp.Expr | None) -> bool:
-    """Whether a measure is one number for all rows, and not 0."""
-    while isinstance(measure, exp.Cast | exp.Paren):
-        measure = measure.this
-    return isinstance(measure, exp.Literal) and not measure.is_string and measure.to_py() != 0
+    """Whether a measure is one positive whole number for all rows."""
+    constant = _constant(measure)
+    return constant is not None and constant.is_int and int(constant.name) > 0
 
 
 def _carried(column: str, name: str, description: str) -> exp.Expr:

@@ -16,25 +16,37 @@ from lockstep.derive.refusals import Refused
 _NOT_A_SUM = "Keep sums and counts in the fact: SUM(e), COUNT(*), COUNT(e), with FILTER. Divide where they are read."
 
 
-def ungrouped(query: exp.Query) -> exp.Query:
-    """The rows of a grouped query, under its names; a query without GROUP BY as it is. Raises Refused."""
+def ungrouped(query: exp.Query) -> tuple[exp.Query, dict[str, list[str]]]:
+    """The rows of a grouped query, under its names, and by these the types that its sums are cast to.
+
+    A query without GROUP BY stays as it is. Raises Refused.
+    """
     if not isinstance(query, exp.Select) or not query.args.get("group"):
-        return query
+        return query, {}
     select = query.copy()
-    keys = []
+    keys, casts = [], {}
     for number, item in enumerate(list(select.selects), start=1):
         value = item.unalias()
         if any(_aggregates(value)):
+            casts[item.alias_or_name.lower()] = [c.to.sql("duckdb") for c in _casts(value)]
             value.replace(_summand(value))
         else:
             keys.append((str(number), item.alias_or_name.lower(), value))
     _require_keys(select.args["group"], keys)
     select.set("group", None)
-    return select
+    return select, casts
+
+
+def _casts(value: exp.Expr) -> Iterator[exp.Cast]:
+    """The casts around a sum."""
+    while isinstance(value, exp.Paren | exp.Cast | exp.Coalesce):
+        if isinstance(value, exp.Cast):
+            yield value
+        value = value.this
 
 
 def _summand(value: exp.Expr) -> exp.Expr:
-    """What one row contributes: without casts, which are of the sum."""
+    """What one row contributes, without the casts, which are of the sum."""
     while isinstance(value, exp.Paren | exp.Cast) or (
         isinstance(value, exp.Coalesce) and [e.sql() for e in value.expressions] == ["0"]
     ):
