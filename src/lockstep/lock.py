@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
-from lockstep.errors import LockstepError
+from lockstep.errors import Busy
 
 _POLL = 0.02  # seconds
 _GLANCE = 0.1  # seconds; longer than any `holder` or `Lock.lend` looks at a lock, which takes it for an instant
@@ -86,13 +86,13 @@ def exclusive(path: Path, purpose: str, *, lends: bool = False, patience: float 
 
     The lock belongs to the open file, not to the file's existence: a killed holder leaves nothing to clean up.
     `lends` promises that this holder calls `Lock.lend` now and then; from such a holder the lock is borrowed within
-    `patience` seconds. Raises LockstepError, naming the holder, if somebody else has it and does not let go.
+    `patience` seconds. Raises Busy, naming the holder, if somebody else has it and does not let go.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+", encoding="utf-8") as file, _asking(path, patience) as seconds:
         lock = Lock(path, file, purpose, lends)
         if not lock._take(seconds or _GLANCE):
-            raise LockstepError(held(path))
+            raise Busy(held(path))
         try:
             yield lock
         finally:
@@ -109,7 +109,7 @@ def _asking(path: Path, patience: float) -> Iterator[float]:
     end = time.monotonic() + patience
     with asked_path(path).open("a+", encoding="utf-8") as asked:
         if not _try(asked, fcntl.LOCK_EX, patience):
-            raise LockstepError(held(path))
+            raise Busy(held(path))
         yield max(end - time.monotonic(), _GLANCE)
 
 

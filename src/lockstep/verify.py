@@ -32,7 +32,7 @@ from lockstep.breaks import broken_at
 from lockstep.capture import capture
 from lockstep.changelog import ALL_TABLES, ChangeLog, Watermark
 from lockstep.compare import KINDS, Comparison, compare
-from lockstep.errors import LockstepError
+from lockstep.errors import Busy, LockstepError
 from lockstep.latest import bounded_database, differences, quoted
 from lockstep.lock import exclusive, holder
 from lockstep.postgres import Slot, Source, format_lsn, parse_lsn, query
@@ -321,7 +321,12 @@ def _wait(log: ChangeLog, source: Source, connection: Connection, point: int, de
                 )
             if slot.active_pid is None and holder(log.home / "capture.lock") is None:
                 say(f"catching up: {behind}")
-                caught_up = capture(log.home, replace(source, application="lockstep capture"), until_caught_up=True)
+                try:
+                    caught_up = capture(log.home, replace(source, application="lockstep capture"), until_caught_up=True)
+                except Busy:  # with a capture that began meanwhile
+                    if holder(log.home / "capture.lock") is None:
+                        raise
+                    continue
                 if parse_lsn(caught_up.lsn) < point:
                     raise LockstepError("Not verified: it was stopped before the log had caught up with the source.")
                 continue

@@ -38,6 +38,7 @@ from lockstep import compare, operate, show, source_receipts, verify
 from lockstep.changelog import ChangeLog
 from lockstep.cli import cli
 from lockstep.errors import LockstepError
+from lockstep.lock import exclusive
 from lockstep.pgoutput import REJECTED_SCHEMA
 from lockstep.postgres import Source
 from lockstep.schema import TABLES, batch_schema, log_schema
@@ -626,3 +627,23 @@ def test_the_model_reads_the_receipts(copied: tuple[Cluster, Path]) -> None:
         ).fetchall()
     [(table, differing, keys)] = rows
     assert (table, differing, json.loads(keys)[0]["key"]) == ("orders", 1, {"order_id": 101})
+
+
+def test_a_capture_that_begins_meanwhile_is_waited_for(
+    shop: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without it a verification would end in an error whenever cron starts a capture at the same instant."""
+    until_caught_up(shop, tmp_path)
+    shop.execute("UPDATE orders SET quantity = quantity + 1")
+    real, begun = verify.capture, []
+
+    def taken(home: Path, *arguments: Any, **options: Any) -> Any:
+        if not begun:
+            begun.append(ExitStack())
+            begun[0].enter_context(exclusive(home / "capture.lock", "capturing changes"))
+            threading.Timer(0.5, begun[0].close).start()
+        return real(home, *arguments, **options)
+
+    monkeypatch.setattr(verify, "capture", taken)
+    found = verify.verify(tmp_path, shop.dsn(), ["orders"], 60, 10, lambda _: None)
+    assert begun and [t.verdict for t in found.tables] == ["passed"]
