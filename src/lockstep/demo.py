@@ -215,15 +215,19 @@ def _diverge_and_return(home: Path) -> None:
         [table] = [t for t in parse_one(definition, dialect="duckdb").find_all(exp.Table) if "__" in t.db]
         physical = f'"{table.db}"."{table.name}"'
         [cut] = connection.execute("SELECT cut FROM rebuild.cut WHERE domain = ?", [FAULTY]).fetchone() or [None]
+        [until] = connection.execute("SELECT MAX(log_hour) + INTERVAL 1 HOUR FROM hourly.log").fetchone() or [None]
+        # Two cuts have to pass. In the first hour after midnight there is none after it, so the one before is taken.
+        is_midnight = until <= cut
+        at = f"{cut - timedelta(hours=1) if is_midnight else cut:%Y-%m-%d %H:%M}"
         first = f"(SELECT MIN(log_hour) FROM {physical})"  # the snapshot, in which everything lies
         busiest = f"SELECT log_hour FROM {physical} WHERE log_hour < ? AND log_hour > {first}"
         busiest += " GROUP BY 1 ORDER BY COUNT(*) DESC, 1 LIMIT 1"
-        [hour] = connection.execute(busiest, [cut]).fetchone() or [None]
+        [hour] = connection.execute(busiest, [at]).fetchone() or [None]
         say(
             f"A fault on purpose: {FAULTY} loses its increments of {hour:%Y-%m-%d %H:%M}. A receipt at the cut finds it"
         )
         connection.execute(f"DELETE FROM {physical} WHERE log_hour = ?", [hour])
-    lockstep("reconcile", FAULTY, "--at", f"{cut:%Y-%m-%d %H:%M}", "--limit", "3", fails=True)
+    lockstep("reconcile", FAULTY, "--at", at, "--limit", "3", fails=True)
     _show_serving(home)
 
     say("Why?")
@@ -244,7 +248,7 @@ def _diverge_and_return(home: Path) -> None:
     _show_serving(home)
 
     say("One cut has passed since; the contract asks for two until live is trusted again")
-    lockstep("reconcile", FAULTY)
+    lockstep("reconcile", FAULTY, *(("--at", at) if is_midnight else ()))
     if _show_serving(home)[FAULTY] != "live":
         raise LockstepError(f"{FAULTY} did not return to live; see above.")
 
