@@ -6,11 +6,13 @@ from sqlglot import exp
 from sqlmesh.core.linter.rule import Rule
 from sqlmesh.core.linter.rules.builtin import AmbiguousOrInvalidColumn
 
+SIGNED_ROWS_OF_A_JOIN = "has signed rows of joined tables, of which several may be equal"
 FILES_OF_THE_LOG = "reads files of the change log, whose columns SQLMesh cannot know"
 BLUEPRINT = "stamps one model per domain or source table, so its file cannot have the name of one of them"
 
 # Rule -> what is excepted from it and why. A name that ends with `.` stands for a whole schema.
 EXCEPTIONS = {
+    "hasgrain": dict.fromkeys(("state.", "tail."), SIGNED_ROWS_OF_A_JOIN),
     "columnsresolve": dict.fromkeys(
         ("changes.", "checkpoints.", "ops.checkpoints", "reconcile.source_receipts"), FILES_OF_THE_LOG
     ),
@@ -27,7 +29,7 @@ class HasGrain(Rule):
     """Every model says what one of its rows is: `grain` names columns that it has."""
 
     def check_model(self, model):
-        if not model.grains:
+        if not model.grains and not excepted(self, model.name):
             return self.violation(f"{model.name} has no grain: name the columns that make a row of it unique.")
         columns = {column.name for grain in model.grains for column in grain.find_all(exp.Column)}
         unknown = columns - set(model.columns_to_types or columns)

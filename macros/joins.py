@@ -1,4 +1,4 @@
-"""What a domain that joins tables which change is computed from: these at an instant, and their changes since."""
+"""The inputs of a domain that joins changing tables: the tables at an instant, and their changes since."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ _CARRIED = ("__position", "__logged_at", "__weight")
 def _rows_at(name, is_checkpointed, columns, at):
     """The rows of the newest checkpoint before `at`, each of weight 1, and the signed rows from there to `at`.
 
-    Nothing is gained by their latest images alone: rows that came and went again cancel in the sums.
+    The latest image of each key is not looked for: a row that came and went since cancels out in the sums.
     """
     columns = [exp.column(name, quoted=True) for name in columns]
     signed = exp.select(*columns, *_CARRIED).from_(_signed_of(name)).where(exp.column("__logged_at") < at.copy())

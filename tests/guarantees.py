@@ -36,6 +36,8 @@ GUARANTEES = [
         (
             "warehouse/test_properties.py",
             "warehouse/test_awkward_cases.py",
+            "warehouse/test_joined_facts.py",
+            "unit/test_signed_rows.py",
             "test_rebuild.yaml",
             "test_source.yaml",
             "test_signed.yaml",

@@ -1,8 +1,7 @@
-/* Increments of a domain that joins tables which change: the sum of the signed rows of each hour of the log, at the domain's grain.
-   What an hour adds is what its changes make of each other and of the tables as they were when the batch begins: these stand on
-   the newest checkpoint before it, so that an hour costs the same whenever it is computed. A pair of changes counts in the hour
-   of the later one, so that many hours are one batch. On a key that changes all the time the pairs of a long batch are many: hence
-   no more than a week in one. */
+/* Increments of a domain that joins changing tables: the sum of the signed rows of each hour of the log, at the domain's grain. The
+   changes of a batch are joined with each other and with the tables as they were before it. These are read from the newest checkpoint
+   before the batch, so that an hour costs the same whenever it is computed. A pair of changes counts in the hour of the later one,
+   so that one batch can have many hours. A key that changes all the time makes many pairs in a long batch: one takes a week at most. */
 MODEL (
   name hourly.@{domain},
   kind CUSTOM (

@@ -1,9 +1,8 @@
-/* The rows of a table as of the last folded hour of a domain that joins it to others which change: as signed rows that come to them. */
+/* A table as of the last folded hour of a domain that joins it to other changing tables: signed rows that add up to its rows. */
 MODEL (
   name state.@{domain}__@{source_table},
   kind VIEW,
   owner @owner,
-  grain (__position, __weight),
   blueprints @each_joined_table()
 );
 

@@ -1,10 +1,9 @@
-/* The signed rows of a domain that joins tables which change, since its last folded hour: a part of diffs.<domain>, but found from
-   the changes since then, and the tables as they were then. */
+/* The signed rows, since its last folded hour, of a domain that joins changing tables: the newest part of diffs.<domain>, computed
+   from the changes since that hour and the tables as they were then. Equal rows may occur more than once. */
 MODEL (
   name tail.@{domain},
   kind VIEW,
   owner @owner,
-  grain @grain,
   blueprints @each_domain('joined')
 );
 

@@ -6,7 +6,6 @@ A domain with a file of its own in `models/diffs` is not derived, nor one with m
 from __future__ import annotations
 
 import functools
-import hashlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,11 @@ from lockstep.contracts import Contract, load
 from lockstep.derive import Catalog, Refused, SignedRows, Table, require_rows
 from lockstep.errors import LockstepError
 from lockstep.names import EXTRA
-from lockstep.project import project
+from lockstep.project import digest, project
 from lockstep.schema import TABLES
 
 _TIMES = ("start_", "end_", "execution_", "latest_")  # SQLMesh's variables for the interval that it computes
-_VALID = ("valid_from_at", "valid_to_at")  # of which a static table has one row at a time, if the first is in its grain
+_VALID = ("valid_from_at", "valid_to_at")  # with the first in its grain, a static table has one row for any time
 
 
 def derived_domains() -> list[Contract]:
@@ -45,7 +44,7 @@ def rows_of(contract: Contract) -> SignedRows:
     rows = _rows_of(project(), digest_of_models(), tuple(TABLES.values()), contract.domain, measures)
     if missing := [table for table in rows.tables if table not in contract.sources]:
         raise LockstepError(
-            f"models/rebuild/{contract.domain}.sql reads source.{missing[0]}, of which its contract does not know. Add "
+            f"models/rebuild/{contract.domain}.sql reads source.{missing[0]}, which its contract does not name. Add "
             f"{' '.join(missing)} to joined_tables of {contract.domain} in seeds/contracts.csv."
         )
     return rows
@@ -53,10 +52,7 @@ def rows_of(contract: Contract) -> SignedRows:
 
 def digest_of_models() -> str:
     """A digest of all that queries are derived from, but for contracts and the declaration."""
-    digest = hashlib.sha256()
-    for path in sorted((project() / "models").rglob("*.sql")):
-        digest.update(f"\0{path.relative_to(project())}\0".encode() + path.read_bytes())
-    return digest.hexdigest()
+    return digest(sorted((project() / "models").rglob("*.sql")))
 
 
 @functools.lru_cache(maxsize=64)  # many models of a domain are stamped from one

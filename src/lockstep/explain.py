@@ -141,8 +141,8 @@ class _Models:
     """What the project's files as they are now say of a domain.
 
     `tables`: the schema and table that hold each model. `folded_until`: the end of the last hour that counts as folded
-    into the increments. `row`: by which columns diffs that were written by hand are compared with `rows_in`, a model of
-    the rebuild; none if they are derived. `sources`: the tables whose changes the diffs are made of. `at_cut`: the
+    into the increments. `row`: the columns on which hand-written diffs are compared with the model `rows_in` of the
+    rebuild; none if the diffs are derived. `sources`: the tables whose changes the diffs are made of. `at_cut`: the
     queries that take the place of tables at another cut.
     """
 
@@ -170,7 +170,7 @@ def _models(contracts: Sequence[Contract], at: datetime | None) -> list[_Models]
         for contract in contracts:
             domain = contract.domain
             hourly, cells = f"hourly.{domain}", f"reconcile.{domain}_cells"
-            row, rows_in = _row(context, contract)
+            row, rows_in = _rows_compared(context, contract)
             diffs = context.get_snapshot(f"diffs.{domain}", raise_if_missing=True)
             upstream = {exp.to_table(name).name for name in context.dag.upstream(diffs.name) if '"changes"' in name}
             sources = tuple(name for name in TABLES if name in upstream)
@@ -207,10 +207,10 @@ def _models(contracts: Sequence[Contract], at: datetime | None) -> list[_Models]
         context.close()
 
 
-def _row(context: Any, contract: Contract) -> tuple[tuple[str, ...], str]:
-    """What rows of hand-written diffs are told apart by, and the model of the rebuild that has the same rows.
+def _rows_compared(context: Any, contract: Contract) -> tuple[tuple[str, ...], str]:
+    """The columns that identify a row of hand-written diffs, and the model of the rebuild to compare the rows with.
 
-    That is `rebuild.latest_<domain>`, row by row, or where there is none the rebuild itself, cell by cell.
+    That model is `rebuild.latest_<domain>`, row by row; where there is none, the rebuild itself, cell by cell.
     """
     from sqlglot import exp
 

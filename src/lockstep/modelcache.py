@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable
-from pathlib import Path
-
 from lockstep.changelog import first_hour
 from lockstep.derived import digest_of_models
 from lockstep.durable import durable_replace
-from lockstep.project import home, project
+from lockstep.project import digest, home, project
 from lockstep.schema import SCHEMA_FILE
 
 _DERIVED = ("diffs", "hourly", "live", "state", "tail")  # schemas with models that are stamped with derived queries
@@ -25,22 +21,15 @@ def drop_if_stale() -> None:
     root = project()
     stamped_from = [root / name for name in ("seeds/contracts.csv", "seeds/contract_measures.csv", SCHEMA_FILE)]
     stamped_from += sorted((root / "materializations").glob("*.py"))
-    _drop("lockstep.stamp", _digest(stamped_from, str(first_hour())), "*")
+    _drop("lockstep.stamp", f"{digest(stamped_from)} {first_hour()}", "*")
     _drop("derived.stamp", digest_of_models(), *(f"*models__{schema}__each_*" for schema in _DERIVED))
 
 
-def _digest(files: Iterable[Path], more: str) -> str:
-    digest = hashlib.sha256(more.encode())
-    for path in files:
-        digest.update(f"\0{path.relative_to(project())}\0".encode() + path.read_bytes())
-    return digest.hexdigest()
-
-
-def _drop(stamp_name: str, digest: str, *entries: str) -> None:
-    """Drop these entries of the cache if they were made from something else than `digest` is of."""
+def _drop(stamp_name: str, made_from: str, *entries: str) -> None:
+    """Drop these entries of the cache if they were made from something else."""
     cache = home() / ".cache"
     stamp = cache / stamp_name
-    if not stamp.exists() or stamp.read_text() != digest:
+    if not stamp.exists() or stamp.read_text() != made_from:
         for path in (path for pattern in entries for path in cache.glob(f"model_definition*/{pattern}")):
             path.unlink()
-        durable_replace(stamp, digest.encode())
+        durable_replace(stamp, made_from.encode())

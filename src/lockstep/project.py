@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from lockstep.errors import LockstepError
@@ -32,3 +34,11 @@ def project() -> Path:
         if (directory / "config.yaml").exists() and (directory / "seeds" / "contracts.csv").exists():
             return directory
     raise LockstepError(f"{here} is not inside a Lockstep project: no config.yaml with seeds/contracts.csv above it.")
+
+
+def digest(files: Iterable[Path]) -> str:
+    """A digest of files of the project, with their names."""
+    found = hashlib.sha256()
+    for path in files:
+        found.update(f"\0{path.relative_to(project())}\0".encode() + path.read_bytes())
+    return found.hexdigest()

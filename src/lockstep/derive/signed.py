@@ -55,9 +55,17 @@ class SignedRows:
         if query.is_star:
             raise Refused("*", query, "Name the columns.")
         types = Types(catalog)
+        grouped = ungrouped(query)
         if query.args.get("group"):
-            types.of_query(query.sql("duckdb"), has_lines=False)  # or else DuckDB says what is wrong with it
-        query, casts = ungrouped(query)
+            written = query.sql("duckdb")
+            types.of_query(written, has_lines=False)  # or else DuckDB says what is wrong with it
+            if types.plan(written) != types.plan(grouped.by_number.sql("duckdb")):
+                raise Refused(
+                    "A name in GROUP BY that is a column and a key (DuckDB takes the column)",
+                    query.args["group"],
+                    "Group by the numbers of the keys, or GROUP BY ALL.",
+                )
+        query = grouped.rows
         require_rows(query)
         self._query = query
         self._catalog = catalog
@@ -65,27 +73,26 @@ class SignedRows:
         try:
             self._products = Flattener(catalog, types).query(normal(query, catalog, types), "")
         except NotLinear as e:
-            raise Refused(str(e), None, _LINEAR) from None
+            raise Refused(re.sub(rf" AS {PREFIX}t\d+|\b{PREFIX}t\d+\.", "", str(e)), None, _LINEAR) from None
         if not any(self._moving(product) for product in self._products):
             raise Refused("It reads no table of source", query, "Increments come from changes of tables.")
         if not all(self._moving(product) for product in self._products):
             raise Refused("Rows that come from static tables alone", query, "Add them where the figures are read.")
         self._require_a_count()
         for product in self._products:
-            self._require_exact(product, types, casts)
+            self._require_exact(product, types, grouped.casts)
 
     def _require_a_count(self) -> None:
         """Refuse rows that no measure counts: a cell whose sums come to 0 could not be told from one without rows.
 
-        Products that cannot meet in a cell, because a key is another constant in each, may be counted by different
-        measures.
+        Products that cannot meet in a cell, as a key is another text in each, may be counted by different measures.
         """
         keys = [name.lower() for name in self._names if name.lower() not in self._measures]
-        constant = [k for k in keys if all(_constant(p.columns["", k]) for p in self._products)]
-        apart: dict[tuple[str, ...], list[Product]] = {}
-        for product in self._products:
-            values = tuple(_constant(product.columns["", k]).sql() for k in constant)  # type: ignore[union-attr]
-            apart.setdefault(values, []).append(product)
+        texts = {k: [_text(p.columns["", k]) for p in self._products] for k in keys}
+        constant = [found for found in texts.values() if None not in found]
+        apart: dict[tuple[str | None, ...], list[Product]] = {}
+        for number, product in enumerate(self._products):
+            apart.setdefault(tuple(found[number] for found in constant), []).append(product)
         for products in apart.values():
             if not any(all(_is_a_count(p.columns.get(("", m))) for p in products) for m in self._measures):
                 raise Refused(
@@ -201,7 +208,7 @@ def _part(product: Product, names: Sequence[str], factors: Sequence[_Factor]) ->
 
 
 def _relation(table: str, schemas: Sequence[str], columns: Sequence[str]) -> exp.Query:
-    """The columns that are read of a table's signed rows; in a delta no change by which none of these has changed."""
+    """A table's signed rows with the columns that are read; a delta leaves out changes that touch none of these."""
     read = [exp.column(exp.to_identifier(name, quoted=True)) for name in columns]
     carried = [exp.column(name) for name in _CARRIED]
 
@@ -239,17 +246,18 @@ def _digits(kind: str) -> int | None:
     return int(decimal[1]) if decimal else 0 if _INTEGER.fullmatch(kind) else None
 
 
-def _constant(value: exp.Expr | None) -> exp.Literal | None:
-    """The literal that an expression is, below casts."""
-    while isinstance(value, exp.Cast | exp.Paren):
-        value = value.this
-    return value if isinstance(value, exp.Literal) else None
+def _text(key: exp.Expr) -> str | None:
+    """The text that a key is for all rows; None if it is another expression."""
+    while isinstance(key, exp.Paren) or (isinstance(key, exp.Cast) and key.is_type("text", "varchar")):
+        key = key.this
+    return key.name if isinstance(key, exp.Literal) and key.is_string else None
 
 
 def _is_a_count(measure: exp.Expr | None) -> bool:
     """Whether a measure is one positive whole number for all rows."""
-    constant = _constant(measure)
-    return constant is not None and constant.is_int and int(constant.name) > 0
+    while isinstance(measure, exp.Cast | exp.Paren):
+        measure = measure.this
+    return isinstance(measure, exp.Literal) and measure.is_int and int(measure.name) > 0
 
 
 def _carried(column: str, name: str, description: str) -> exp.Expr:

@@ -6,7 +6,8 @@ the query without GROUP BY, in which COUNT(*) is 1 and SUM(e) is e.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from sqlglot import exp
 
@@ -16,25 +17,37 @@ from lockstep.derive.refusals import Refused
 _NOT_A_SUM = "Keep sums and counts in the fact: SUM(e), COUNT(*), COUNT(e), with FILTER. Divide where they are read."
 
 
-def ungrouped(query: exp.Query) -> tuple[exp.Query, dict[str, list[str]]]:
-    """The rows of a grouped query, under its names, and by these the types that its sums are cast to.
+@dataclass(frozen=True)
+class Ungrouped:
+    """What a grouped query adds up.
 
-    A query without GROUP BY stays as it is. Raises Refused.
+    `rows` has a row per row of its source, under its names. `casts`: by name, the types that its sums are cast to.
+    `by_number` is the query itself, grouped by the numbers of its keys.
     """
+
+    rows: exp.Query
+    casts: Mapping[str, Sequence[str]]
+    by_number: exp.Query
+
+
+def ungrouped(query: exp.Query) -> Ungrouped:
+    """Take a grouped query apart; one without GROUP BY stays as it is. Raises Refused."""
     if not isinstance(query, exp.Select) or not query.args.get("group"):
-        return query, {}
-    select = query.copy()
+        return Ungrouped(query, {}, query)
+    rows, by_number = query.copy(), query.copy()
     keys, casts = [], {}
-    for number, item in enumerate(list(select.selects), start=1):
+    for number, item in enumerate(list(rows.selects), start=1):
         value = item.unalias()
-        if any(_aggregates(value)):
+        if any(own(value, exp.AggFunc)):
             casts[item.alias_or_name.lower()] = [c.to.sql("duckdb") for c in _casts(value)]
             value.replace(_summand(value))
         else:
             keys.append((str(number), item.alias_or_name.lower(), value))
-    _require_keys(select.args["group"], keys)
-    select.set("group", None)
-    return select, casts
+    numbers = _numbers(rows.args["group"], keys)
+    if numbers:
+        by_number.args["group"].set("expressions", [exp.Literal.number(number) for number in numbers])
+    rows.set("group", None)
+    return Ungrouped(rows, casts, by_number)
 
 
 def _casts(value: exp.Expr) -> Iterator[exp.Cast]:
@@ -72,19 +85,21 @@ def _when(condition: exp.Expr, value: exp.Expr, otherwise: exp.Expr) -> exp.Expr
     return exp.Case(ifs=[exp.If(this=condition.copy(), true=value.copy())], default=otherwise.copy())
 
 
-def _aggregates(value: exp.Expr) -> Iterator[exp.Expr]:
-    yield from own(value, exp.AggFunc)
+def _numbers(group: exp.Group, keys: list[tuple[str, str, exp.Expr]]) -> list[str]:
+    """The numbers of the keys that are grouped by; none of GROUP BY ALL.
 
-
-def _require_keys(group: exp.Group, keys: list[tuple[str, str, exp.Expr]]) -> None:
-    """Refuse what is grouped by without being selected: several rows would have one grain."""
+    Refuses what is grouped by without being selected: several rows would have one grain.
+    """
     for part, value in group.args.items():
         if part not in ("expressions", "all") and value:
             raise Refused(f"GROUP BY {part.upper().replace('_', ' ')}", group, "Write a fact for each level.")
-    for key in group.expressions:
-        plain = key.unnest()
-        known = any(
-            plain.sql() == number or plain.name.lower() == name or plain == value for number, name, value in keys
-        )
-        if not known:
-            raise Refused(f"GROUP BY {key.sql('duckdb')[:60]}, which is not selected", key, "Select it as a key.")
+    found = []
+    for grouped in group.expressions:
+        plain = grouped.unnest()
+        fitting = [n for n, name, value in keys if plain.sql() == n or plain.name.lower() == name or plain == value]
+        if not fitting:
+            raise Refused(
+                f"GROUP BY {grouped.sql('duckdb')[:60]}, which is not selected", grouped, "Select it as a key."
+            )
+        found.append(fitting[0])
+    return found
