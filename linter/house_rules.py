@@ -14,7 +14,8 @@ BLUEPRINT = "stamps one model per domain or source table, so its file cannot hav
 EXCEPTIONS = {
     "hasgrain": dict.fromkeys(("state.", "tail."), SIGNED_ROWS_OF_A_JOIN),
     "columnsresolve": dict.fromkeys(
-        ("changes.", "checkpoints.", "ops.checkpoints", "reconcile.source_receipts"), FILES_OF_THE_LOG
+        ("changes.", "checkpoints.", "ops.checkpoints", "reconcile.source_receipts", "reconcile.live_receipts"),
+        FILES_OF_THE_LOG,
     ),
     "namedasitsfile": {"each_": BLUEPRINT},  # by the beginning of the file's name
 }

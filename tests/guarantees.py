@@ -38,6 +38,7 @@ GUARANTEES = [
             "warehouse/test_awkward_cases.py",
             "warehouse/test_joined_facts.py",
             "unit/test_signed_rows.py",
+            "unit/test_mirror.py",
             "test_rebuild.yaml",
             "test_source.yaml",
             "test_signed.yaml",
@@ -52,6 +53,7 @@ GUARANTEES = [
         (
             "warehouse/test_planted_faults.py",
             "warehouse/test_audits.py",
+            "warehouse/test_live_receipts.py",
             "test_chain.yaml",
             "test_reconcile.yaml",
             "test_verified.yaml",

@@ -190,17 +190,20 @@ def _keyed(table: str, key: Any) -> Image:
 def land(home: Path, changes: Sequence[Change], *, reached: datetime | None = None) -> Landed:
     """Land `changes` as one batch through a writer opened for it. `reached` moves the log's clock without a change."""
     log = ChangeLog(home)
-    source = log.watermark().source if log.exists() else SOURCE
-    assert source
-    with log.writer(source) as writer:
+    with log.writer(_source(log)) as writer:
         return writer.land(batch_of(changes), reached=reached)
+
+
+def _source(log: ChangeLog) -> str:
+    return (log.watermark().source if log.exists() else None) or SOURCE
 
 
 def reject(home: Path, table: str, committed_at: datetime) -> None:
     """Quarantine an event of a table that breaks the landing contract: from its position on it holds the table."""
     event = {"ordinal": 0, "committed_at": committed_at, "table": table, "reason": "no key", "event": "{}"}
     rejected = pa.Table.from_pylist([event]).set_column(1, "committed_at", pa.array([committed_at], pa.timestamp("us")))
-    with ChangeLog(home).writer(SOURCE) as writer:
+    log = ChangeLog(home)
+    with log.writer(_source(log)) as writer:
         writer.land({}, rejected)
 
 

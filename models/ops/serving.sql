@@ -1,7 +1,8 @@
 /* What the mart serves for each domain at this moment, and why. The contract's mode asks, the stored receipts decide: a domain in
    live mode is served live only while its last receipt passed, is recent and compared what is in use, nothing has stopped a
    rebuild or an hour since, and every domain it reads is served live as well; after a failed receipt it returns by itself once
-   enough cuts have passed. Else it is served from its last verified rebuild. */
+   enough cuts have passed. A live receipt stands in for a receipt that had nothing to compare yet, and stops what it has found
+   wrong. Else a domain is served from its last verified rebuild. */
 MODEL (
   name ops.serving,
   kind VIEW,
@@ -81,6 +82,17 @@ WITH generations AS (
     ON promotions.domain = receipts.domain
   GROUP BY
     receipts.domain
+), live_evidence AS (
+  SELECT
+    live_receipts.domain,
+    ARG_MAX(live_receipts.verdict, live_receipts.sequence) AS verdict,
+    ARG_MAX(live_receipts.reconciled_at, live_receipts.sequence) AS reconciled_at
+  FROM reconcile.live_receipts AS live_receipts
+  JOIN reconcile.in_use AS in_use
+    ON in_use.domain = live_receipts.domain
+    AND COALESCE(in_use.evidence_digest, '') = COALESCE(live_receipts.evidence_digest, '')
+  GROUP BY
+    live_receipts.domain
 ), bases AS (
   SELECT
     generations.domain,
@@ -147,7 +159,11 @@ WITH generations AS (
   SELECT
     contracts.domain,
     contracts.mode,
-    evidence.last_reconciled_at,
+    CASE
+      WHEN evidence.last_verdict = 'passed'
+      THEN 'the receipt of ' || evidence.last_reconciled_at::TEXT
+      ELSE 'the live receipt of ' || live_evidence.reconciled_at::TEXT
+    END AS proof,
     verified_cuts.verified_cut,
     readable.readable_until,
     readable.held,
@@ -157,12 +173,16 @@ WITH generations AS (
       WHEN COALESCE(promotions.mode, '') <> 'live'
       AND COALESCE(evidence.days_passed, 0) < contracts.shadow_days
       THEN 'served as shadow: its mode was set to live without `lockstep promote`, and ' || COALESCE(evidence.days_passed, 0)::TEXT || ' of ' || contracts.shadow_days::TEXT || ' daily cuts have passed'
+      WHEN live_evidence.verdict = 'failed'
+      THEN 'the live receipt of ' || live_evidence.reconciled_at::TEXT || ' failed'
       WHEN evidence.last_verdict IS NULL
       THEN 'not yet proven: there is no receipt'
       WHEN evidence.last_verdict = 'failed'
       THEN 'the receipt of ' || evidence.last_reconciled_at::TEXT || ' failed'
       WHEN NOT evidence.is_of_what_is_in_use
       THEN 'no receipt yet of what is in use since the last plan'
+      WHEN evidence.last_verdict = 'empty' AND live_evidence.verdict = 'passed'
+      THEN NULL
       WHEN evidence.last_verdict = 'empty'
       THEN 'not yet proven: the receipt of ' || evidence.last_reconciled_at::TEXT || ' had nothing to compare'
       WHEN NOT COALESCE(bases.is_of_what_is_in_use, TRUE)
@@ -195,6 +215,8 @@ WITH generations AS (
   FROM seeds.contracts AS contracts
   LEFT JOIN evidence
     ON evidence.domain = contracts.domain
+  LEFT JOIN live_evidence
+    ON live_evidence.domain = contracts.domain
   LEFT JOIN promotions
     ON promotions.domain = contracts.domain
   LEFT JOIN bases
@@ -230,10 +252,7 @@ SELECT
     ELSE decided.verified_cut
   END::TIMESTAMP AS as_of, /* Figures include all changes logged up to then */
   decided.verified_cut::TIMESTAMP AS verified_cut, /* Cut of the last rebuild that is verified, for it and all it reads */
-  COALESCE(
-    objections.objection,
-    'the receipt of ' || decided.last_reconciled_at::TEXT || ' passed'
-  )::TEXT || COALESCE('; ' || decided.held, '') AS reason, /* Why it is served from there, and what holds it */
+  COALESCE(objections.objection, decided.proof || ' passed')::TEXT || COALESCE('; ' || decided.held, '') AS reason, /* Why it is served from there, and what holds it */
   decided.held::TEXT AS held /* Since when and by which quarantined events its live figures stand still; NULL if none does */
 FROM decided
 LEFT JOIN objections

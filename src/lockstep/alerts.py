@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from lockstep import channels, metrics, operate, source_receipts, warehouse
+from lockstep import channels, live_receipts, metrics, operate, source_receipts, warehouse
 from lockstep.changelog import ALL_TABLES, KEEP_ALIVE, ChangeLog, Watermark
 from lockstep.clock import AHEAD, machine_now
 from lockstep.contracts import load
@@ -207,6 +207,14 @@ def _conditions(home: Path, unsealed_hours: int) -> tuple[dict[tuple[str, str], 
         if receipt["verdict"] == source_receipts.FAILED:
             found[DIVERGENCE, f"source table {receipt['source_table']}"] = (
                 f"`lockstep verify-source` found {receipt['differing']} keys in which the log is not the source."
+            )
+
+    for domain, receipt in live_receipts.last(live_receipts.load(home)).items():
+        if receipt["verdict"] == "failed":
+            found[DIVERGENCE, f"live figures of {domain}"] = (
+                f"The live receipt of {receipt['reconciled_at']} failed at position {receipt['position']}: "
+                f"{receipt['cells_beyond']} of {receipt['cells_compared']} cells differ. "
+                f"`lockstep reconcile {domain} --now` takes it again."
             )
 
     try:

@@ -10,7 +10,8 @@ Layout under `<home>/changelog/`:
     journal.jsonl, _manifest/                                                see `journal`
 
 and `<home>/quarantine/<first>-<last>.jsonl` for the events that broke the landing contract, whole, with their reason
-and the position kept for them, and `<home>/source_receipts.jsonl` for what `lockstep verify-source` found.
+and the position kept for them, `<home>/source_receipts.jsonl` for what `lockstep verify-source` found, and
+`<home>/live_receipts.jsonl` for what `lockstep reconcile --now` did.
 
 Guarantees, at any crash: a batch is visible wholly (its watermark was replaced) or not at all; positions are
 1, 2, 3, ... over all tables; `logged_at` never decreases with position. Readers ignore what lies beyond the watermark.
@@ -149,6 +150,7 @@ class ChangeLog:
         self.root = home / "changelog"
         self.quarantine = home / "quarantine"
         self.source_receipts = home / "source_receipts.jsonl"
+        self.live_receipts = home / "live_receipts.jsonl"
         self.reclocking = self.root / "reclocking.json"  # there while `lockstep log reclock` is at work
         self.journal = Journal(home)
         self._watermark_path = self.root / "watermark.json"
@@ -222,10 +224,11 @@ class ChangeLog:
             return {table: _hold(found) for table, found in raw["holds"].items()}
         return self._holds(self._entries(raw["position"])) if raw["holds"] else {}
 
-    def require_source_receipts(self) -> None:
-        """Make the file of `lockstep verify-source`'s receipts, empty, if there is none: a model reads it."""
-        if not self.source_receipts.exists():
-            durable_replace(self.source_receipts, b"")
+    def require_receipts(self) -> None:
+        """Make the files of receipts that models read, empty, where there is none."""
+        for path in (self.source_receipts, self.live_receipts):
+            if not path.exists():
+                durable_replace(path, b"")
 
     def require_changes(self) -> None:
         """Raise LockstepError unless a change has landed: models planned before would start at the wrong hour."""
@@ -396,8 +399,7 @@ class ChangeLog:
     def _take_back(self) -> None:
         """Undo `_create`: remove the files that an empty log has, and the directories if nothing else is in them."""
         empty = [*self.root.rglob("0-0.parquet"), self.quarantine / "0-0.jsonl"]
-        if not self.source_receipts.stat().st_size:
-            empty.append(self.source_receipts)
+        empty += [path for path in (self.source_receipts, self.live_receipts) if not path.stat().st_size]
         for path in (*empty, self.journal.path, self._watermark_path):
             path.unlink(missing_ok=True)
         for directory in (*sorted(self.root.rglob("*"), reverse=True), self.root, self.quarantine):
@@ -414,7 +416,7 @@ class ChangeLog:
     def _create(self, source: str) -> None:
         self._require_schemas(adopts=False)
         durable_replace(self.quarantine / "0-0.jsonl", b"")
-        self.require_source_receipts()
+        self.require_receipts()
         self._replace_watermark(Watermark(source=source))
 
     def unadopted(self) -> dict[str, list[str]]:
@@ -1012,7 +1014,7 @@ def first_hour() -> datetime:
     log = ChangeLog(home())
     started_at = None
     if log.exists():
-        log.require_source_receipts()  # a log that an earlier version made has none
+        log.require_receipts()  # a log that an earlier version made has none
         started_at = log.watermark().started_at
     return _floor_hour(started_at or datetime.now(UTC).replace(tzinfo=None, hour=0))
 

@@ -190,13 +190,17 @@ def status(as_json: bool) -> None:
 @click.option("--domain", help="Only this domain.")
 @click.option("--failed", is_flag=True, help="Only receipts that failed.")
 @click.option("--source", "of_source", is_flag=True, help="Only those of `lockstep verify-source`.")
+@click.option("--live", "of_live", is_flag=True, help="Only those of `lockstep reconcile --now`.")
 @click.option("--last", type=click.IntRange(min=1), default=20, show_default=True, help="At most so many, the newest.")
-@click.option("--json", "as_json", is_flag=True, help="Print as JSON: those of the domains, or with --source those.")
-def receipts(domain: str | None, failed: bool, of_source: bool, last: int, as_json: bool) -> None:
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print as JSON: the nightly ones, or with --source or --live those."
+)
+def receipts(domain: str | None, failed: bool, of_source: bool, of_live: bool, last: int, as_json: bool) -> None:
     """List the receipts: the stored result of every reconciliation, oldest first.
 
-    A second table lists those of `lockstep verify-source`, one per source table and verification; --domain leaves
-    it out, and --source shows nothing else.
+    Further tables list those of `lockstep reconcile --now`, one per domain and comparison, and those of `lockstep
+    verify-source`, one per source table and verification, which --domain leaves out. --live and --source show one
+    of these and nothing else.
 
     A receipt is `empty` if neither path had anything before the cut: it proves nothing, and nothing is wrong.
 
@@ -208,29 +212,39 @@ def receipts(domain: str | None, failed: bool, of_source: bool, last: int, as_js
       lockstep receipts --domain orders --json
       lockstep receipts --source --json      # with the keys that differed
     """
-    from lockstep import contracts, operate, source_receipts
+    from lockstep import contracts, live_receipts, operate, source_receipts
 
     if domain and of_source:
         raise LockstepError("Receipts of the source are of tables, not of domains: leave out --domain or --source.")
+    if of_source and of_live:
+        raise LockstepError("--source and --live show one kind of receipt each: leave out one of them.")
     if domain and domain not in contracts.load():
         raise LockstepError(f"There is no domain {domain}. The contracts have: {', '.join(contracts.load())}.")
-    found = [] if of_source else [r for r in operate.receipts(home()) if domain in (None, r["domain"])]
-    of_tables = [] if domain else source_receipts.load(home())
-    newest = [*{r["domain"]: r for r in found}.values(), *source_receipts.last(of_tables)]
-    shown, shown_of_tables = (
-        [r for r in rows if not failed or r["verdict"] not in ("passed", "empty")][-last:]
-        for rows in (found, of_tables)
-    )
+    only = "source" if of_source else "live" if of_live else None
+    found = {
+        "nightly": operate.receipts(home()) if only is None else [],
+        "live": live_receipts.load(home()) if only in ("live", None) else [],
+        "source": source_receipts.load(home()) if only in ("source", None) and not domain else [],
+    }
+    if domain:
+        found = {kind: [r for r in rows if r["domain"] == domain] for kind, rows in found.items()}
+    newest = {kind: {r.get("domain") or r["source_table"]: r for r in rows} for kind, rows in found.items()}
+    fails = {k: any(r["verdict"] not in ("passed", "empty") for r in rows.values()) for k, rows in newest.items()}
+    shown = {
+        kind: [r for r in rows if not failed or r["verdict"] not in ("passed", "empty")][-last:]
+        for kind, rows in found.items()
+    }
     if as_json:
-        show.json(shown_of_tables if of_source else shown)
+        show.json(shown[only or "nightly"])
+        for kind in ("live", "source") if only is None else ():
+            if fails[kind]:
+                click.echo(f"A receipt did not pass: `lockstep receipts --{kind}`.", err=True)
     else:
-        if not of_source:
-            show.receipts(shown)
-        if shown_of_tables or of_source:
-            show.source_receipts(shown_of_tables)
-    if any(r["verdict"] not in ("passed", "empty") for r in newest):
-        if as_json and not of_source and any(r["verdict"] != "passed" for r in newest if "source_table" in r):
-            click.echo("A receipt of the source did not pass: `lockstep receipts --source`.", err=True)
+        tables = {"nightly": show.receipts, "live": show.live_receipts, "source": show.source_receipts}
+        for kind, table in tables.items():
+            if shown[kind] or kind == (only or "nightly"):
+                table(shown[kind])
+    if any(fails.values()):
         sys.exit(1)
 
 
@@ -857,18 +871,25 @@ def _resync(dsn: str, tables: tuple[str, ...]) -> bool:
 @cli.command()
 @click.argument("domains", nargs=-1, metavar="[DOMAIN]...")
 @click.option("--at", metavar="HOUR", help="The cut: a full hour, UTC. Default: the last that is sealed and folded.")
+@click.option("--now", is_flag=True, help="Compare what analysts read at this moment with the query as written.")
 @click.option(
     "--limit", type=click.IntRange(min=1), default=20, show_default=True, help="At most so many cells a domain."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-def reconcile(domains: tuple[str, ...], at: str | None, limit: int, as_json: bool) -> None:
-    """Take a receipt now: the rebuild at an hour of the log against the increments up to it.
+def reconcile(domains: tuple[str, ...], at: str | None, now: bool, limit: int, as_json: bool) -> None:
+    """Take a receipt on demand: the rebuild at an hour of the log against the increments up to it.
 
     The nightly run takes one at every daily cut; this takes one at any hour that is sealed and folded, also of the
     past, by the same SQL, and stores it with the others: it counts as evidence for what is served. A passed one at or
     after the cut of a failed one counts towards the return to live, a failed one sends the mart to the rebuild. It adds
     nothing to the days in shadow, unless its cut is a midnight since the domain is in shadow. What was published is
     published anew.
+
+    With --now it publishes, asks the published file for the live figures, and computes the query as written over the
+    rows at the very position of the log that the file shows: the only receipt that proves the changes of the hour that
+    is not over yet. It is kept apart, in reconcile.live_receipts: it serves a domain live whose log is so young that
+    the nightly receipt had nothing to compare, and a failed one sends a domain to its rebuild until another passes. It
+    costs what a rebuild costs. Without names it is of every domain that is not in mode batch.
 
     Exit code 0 only if every receipt passed; 1 with the differing cells if not, or if there was nothing to compare, or
     if the hour cannot be reconciled.
@@ -877,16 +898,24 @@ def reconcile(domains: tuple[str, ...], at: str | None, limit: int, as_json: boo
     Examples:
       lockstep reconcile                               # every domain, at the last hour
       lockstep reconcile orders --at '2026-11-18 06:00'
+      lockstep reconcile orders --now                  # what is served at this moment
     """
+    from lockstep import live_receipts
     from lockstep import publish as publishing
     from lockstep import reconcile as reconciling
 
-    results = reconciling.reconcile(home(), domains, parse_time(at), limit)
+    if now and at:
+        raise LockstepError("--now is this moment and --at is a past hour: leave out one of them.")
+    if now:
+        results = live_receipts.reconcile(home(), domains, limit)
+    else:
+        results = reconciling.reconcile(home(), domains, parse_time(at), limit)
     if as_json:
         show.json([{**r.receipt, "cells": r.cells} for r in results])
     else:
-        show.reconciled(results, limit)
-    if (home() / "analytics.duckdb").exists():  # its readers must not go on with what a failed receipt has disproved
+        show.reconciled(results, limit, live=now)
+    # Its readers must not go on with what a failed receipt has disproved. With --now it has been published.
+    if not now and (home() / "analytics.duckdb").exists():
         publishing.publish(home())
     if not all(r.passed for r in results):
         sys.exit(1)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,9 @@ from lockstep.kinds import Kind, kind, readable
 from lockstep.names import Name, column_problem, free_name, log_name, note, noted, table_problem
 from lockstep.schema import Column, Table
 
-APPEND_ONLY = "append-only"  # the comment at the head of a CREATE TABLE that declares it so
+# Comments at the head of a CREATE TABLE: its rows are only added to; they are not published.
+APPEND_ONLY, NOT_MIRRORED = "append-only", "not mirrored"
+_PERSONAL = "personal"  # how the comment of a column begins that is not shown where rows are published
 
 
 def parsed(ddl: str, path: Path) -> tuple[dict[str, Table], list[str]]:
@@ -118,7 +120,8 @@ class _Declared:
         found: list[Column] = []
         for source, named, definition in zip(self._sources, self._named, self._columns, strict=True):
             try:
-                found.append(_column(path, name, definition, named, domains, source in keys))
+                column = _column(path, name, definition, named, domains, source in keys)
+                found.append(replace(column, is_personal=source in self.definition.personal))
             except LockstepError as e:
                 problems.append(str(e))
         problems += self._column_problems(path, name)
@@ -135,7 +138,8 @@ class _Declared:
             )
         names = dict(zip(self._sources, self._named, strict=True))
         key = tuple(names[source] for source in keys if source is not None)
-        return Table(name, key, tuple(found), self.schema, self.definition.is_append_only, self.name)
+        is_mirrored = bool(key) and not self.definition.is_append_only and not self.definition.is_not_mirrored
+        return Table(name, key, tuple(found), self.schema, self.definition.is_append_only, self.name, is_mirrored)
 
     def _column_problems(self, path: Path, table: str) -> list[str]:
         """Columns that an image cannot hold side by side: its fields are told apart without regard to case."""
@@ -178,14 +182,17 @@ def _same(name: Name, others: Sequence[Name]) -> Name | None:
 class _Definition:
     """A statement: its first line, its text, and what the comments in it say.
 
-    `named` is the table's name in the log, `columns` those of columns by their names at the source.
+    `named` is the table's name in the log, `columns` those of columns by their names at the source, and `personal` has
+    the names at the source of those with personal data.
     """
 
     line: int
     text: str
     is_append_only: bool
+    is_not_mirrored: bool
     named: str | None
     columns: Mapping[str, str]
+    personal: Collection[str]
 
 
 def _definitions(text: str, what: str) -> Iterator[_Definition]:
@@ -205,32 +212,34 @@ def _definitions(text: str, what: str) -> Iterator[_Definition]:
             if is_key or [t.text.upper() for t in statement[:2]] == ["CREATE", what]:
                 head = kinds.index(TokenType.L_PAREN) if TokenType.L_PAREN in kinds else 0
                 comments = [comment.strip() for t in statement[: head + 1] for comment in t.comments]
+                of_columns = _comments_of_columns(statement[head + 1 :])
                 yield _Definition(
                     statement[0].line,
                     text[statement[0].start : statement[-1].end + 1],
                     APPEND_ONLY in comments,
+                    NOT_MIRRORED in comments,
                     noted(comments),
-                    _named_columns(statement[head + 1 :]),
+                    {column: name for column, said in of_columns.items() if (name := noted(said))},
+                    {c for c, said in of_columns.items() if any(x.strip().startswith(_PERSONAL) for x in said)},
                 )
             begin = n + 1
 
 
-def _named_columns(tokens: Sequence[Any]) -> dict[str, str]:
-    """The names that comments at the columns' lines give them; `tokens` begin behind the table's parenthesis."""
+def _comments_of_columns(tokens: Sequence[Any]) -> dict[str, list[str]]:
+    """The comments at the columns' lines; `tokens` begin behind the table's parenthesis."""
     from sqlglot import TokenType
 
-    names: dict[str, str] = {}
+    said: dict[str, list[str]] = {}
     depth, first = 0, None
     for token in tokens:
         first = first or token
         depth += (token.token_type == TokenType.L_PAREN) - (token.token_type == TokenType.R_PAREN)
         if depth < 0:
             break
-        if name := noted(token.comments):
-            names[first.text] = name
+        said.setdefault(first.text, []).extend(token.comments)
         if depth == 0 and token.token_type == TokenType.COMMA:
             first = None
-    return names
+    return said
 
 
 def _primary_key(statement: Any) -> list[Name]:

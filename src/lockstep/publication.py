@@ -6,6 +6,7 @@ A publication begins as a copy of the one before it, and only what changed is wr
 - `folded.<domain>`, the cells up to the published cut: the cells that the hours since have touched.
 - `folded.<domain>__<table>`, the rows of a table that a domain joins, at that cut: the rows that changed since.
 - `folded.mart_<mart>`, what a mart that only adds up cells has at that cut, and `folded.dims_<dimension>`: always.
+- `folded.source__<table>`, the rows of a source table at that cut: those that changed since.
 - The sealed part of a table of the log: the hours since.
 - Views, macros and comments always: they hold the cuts.
 """
@@ -26,6 +27,7 @@ from lockstep.changelog import REMEMBERED, SETTLING, Watermark
 from lockstep.contracts import Contract, load
 from lockstep.errors import LockstepError
 from lockstep.logfiles import TAIL
+from lockstep.mirror import Mirror
 from lockstep.names import GENERATED
 from lockstep.schema import TABLES, quoted
 from lockstep.warehouse import Row, text
@@ -110,6 +112,13 @@ class Builder:
         self._readers = self._readers_of_the_log(marts)
         for name in marts:
             self._make(name)
+        for contract in self._contracts.values():
+            if contract.mode_in_effect != "batch":
+                self._make(f"live.{contract.domain}")
+        for table in self._tables:
+            if TABLES[table].is_mirrored:
+                self._mirror(table)
+        self._watermark_view()
         self._serving_view()
         for name in marts:
             self._time_travel(self._models[name])
@@ -208,16 +217,17 @@ class Builder:
     def _begin(self) -> dict[str, _Stored]:
         """Drop all that is written anew, and return what the tables that stay were stored as."""
         here = "WHERE database_name = current_database() AND NOT internal"
-        for schema in ("ops", "changes", "folded"):
+        for schema in ("ops", "changes", "folded", "source"):
             self._run(f"CREATE SCHEMA IF NOT EXISTS {schema}")
-        for kind, name in self._connection.execute(
-            f"SELECT 'VIEW', schema_name || '.' || view_name FROM duckdb_views() {here} UNION ALL "
-            f"SELECT 'MACRO TABLE', schema_name || '.' || function_name FROM duckdb_functions() {here} UNION ALL "
-            f"SELECT 'TABLE', schema_name || '.' || table_name FROM duckdb_tables() {here}"
+        for kind, schema, short in self._connection.execute(
+            f"SELECT 'VIEW', schema_name, view_name FROM duckdb_views() {here} UNION ALL "
+            f"SELECT 'MACRO TABLE', schema_name, function_name FROM duckdb_functions() {here} UNION ALL "
+            f"SELECT 'TABLE', schema_name, table_name FROM duckdb_tables() {here}"
         ).fetchall():
+            name = f"{schema}.{short}"
             model = self._models.get(name)
             if kind != "TABLE" or name in ("main.about", "ops.publication") or (model and model.body is not None):
-                self._run(f"DROP {kind} {name}")
+                self._run(f"DROP {kind} {schema}.{quoted(short)}")
         self._run(f"CREATE TABLE IF NOT EXISTS {_STORED}")
         before: dict[str, _Stored] = {}
         for row in self._rows("SELECT * FROM ops.stored"):
@@ -691,6 +701,11 @@ class Builder:
             f"FROM {self._watermarks(shared)} WHERE source_table IN ({names}))"
         )
 
+    def _watermark_view(self) -> None:
+        shared: dict[str, str] = {}
+        watermarks = self._watermarks(shared)
+        self._run(f"CREATE VIEW changes.watermark AS {_with(shared, f'FROM {watermarks}')}")
+
     def _serving_view(self) -> None:
         shared: dict[str, str] = {}
         serving = self._serving(self._contracts, shared, with_held=True)
@@ -740,6 +755,45 @@ class Builder:
         columns, _ = self._needed(table)
         tail = self._tail(table, shared)
         return f"(SELECT * FROM {self._sealed(table)} UNION ALL SELECT {columns} FROM {tail} AS changes)"
+
+    def _mirror(self, table: str) -> None:
+        """`source.<table>`: the rows of a source table up to the last change of it that is visible."""
+        mirror, shared, cut = Mirror(TABLES[table]), dict[str, str](), self._table_cuts[table]
+        stored = f"folded.source{GENERATED}{table}"
+        definition = f"{self._watermark.source} from {self._watermark.started_at}: " + ", ".join(
+            f"{c.sql} {c.kind.duckdb}{' as a digest' if c.is_personal else ''}" for c in mirror.columns
+        )
+        since = self._until(stored, definition)
+        is_new = since is None or since > cut
+        if is_new:
+            since, partition = self._checkpoint(table, cut)
+            checkpoint = f"{self._models[f'checkpoints.{table}'].relation} WHERE __cut = {text(partition)}"
+        moved = mirror.latest(self._log(table, since, cut, "changes.visible"))
+        self._run(f"CREATE OR REPLACE TEMP TABLE moved AS {moved}")
+        if is_new:
+            rows = mirror.merged(f"({mirror.rows(checkpoint)})", "moved")
+            self._run(f"CREATE OR REPLACE TABLE {stored} AS {rows} ORDER BY {mirror.order()}")
+        else:
+            for statement in mirror.applied(stored, "moved"):
+                self._run(statement)
+        self._stored[stored] = _Stored(definition, {cut: None})
+        readable = self._readable("readable_position", [table], shared)
+        tail = f"SELECT * FROM {self._tail(table, shared)} AS tail WHERE position <= {readable}"
+        latest = _share(shared, f"latest of source.{table}", mirror.latest(tail))
+        view = f"source.{quoted(table)}"
+        self._run(f"CREATE VIEW {view} AS {_with(shared, mirror.merged(stored, latest))}")
+        left_out = [c.name for c in TABLES[table].columns if c not in mirror.columns]
+        said = f"The rows of {table} as of the last change that this file shows"
+        said += f", without personal data ({', '.join(left_out)})" if left_out else ""
+        self._run(f"COMMENT ON VIEW {view} IS {text(said)}")
+
+    def _checkpoint(self, table: str, cut: datetime) -> tuple[datetime | None, str]:
+        """The newest checkpoint of a table up to a cut, and its partition; without one None, and none that there is."""
+        found: tuple[datetime | None, str] = self._connection.execute(
+            f"SELECT MAX(cut), COALESCE(ARG_MAX(partition, cut), '') FROM {self._models['ops.checkpoints'].relation} "
+            f"WHERE source_table = {text(table)} AND cut <= {_time(cut)}"
+        ).fetchall()[0]
+        return found
 
     def _readers_of_the_log(self, marts: list[str]) -> dict[str, list[_Model]]:
         """For each table of the log the models that read all of it, not by way of live figures."""
@@ -884,7 +938,7 @@ class Builder:
         }
         statements = []
         for name, model in self._models.items():
-            if name in kinds:
+            if name in kinds and model.schema != "source":  # what the warehouse says of source is of another moment
                 if model.comment:
                     statements.append(f"COMMENT ON {kinds[name]} {name} IS {text(_one_line(model.comment))}")
                 for column, comment in model.columns.items():

@@ -14,13 +14,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from lockstep import jsonlines
 from lockstep.contracts import load
-from lockstep.durable import durable_replace
-from lockstep.errors import LockstepError
+from lockstep.jsonlines import Row
 
 FILE = "receipts.jsonl"
-
-Row = dict[str, Any]
 
 
 def numbered(query: Any, table: str, column: str) -> Any:
@@ -43,8 +41,8 @@ def archive(home: Path, fetch: Callable[[str], list[Any]]) -> None:
 
     `fetch` runs a query on the warehouse. The caller must hold the only connection that writes to it.
     """
-    known = {(r["model"], r["sequence"]) for r in _read(home)}
-    lines = []
+    known = {(r["model"], r["sequence"]) for r in jsonlines.read(home / FILE)}
+    new = []
     views = {
         name for (name,) in fetch("SELECT table_name FROM information_schema.tables WHERE table_schema = 'reconcile'")
     }
@@ -55,10 +53,8 @@ def archive(home: Path, fetch: Callable[[str], list[Any]]) -> None:
         rows = [json.loads(text) for (text,) in fetch(f"SELECT TO_JSON(r)::TEXT FROM {model} AS r")]
         for row in _with_numbers(rows):
             if (model, row["sequence"]) not in known:
-                lines.append(json.dumps({"model": model, **row}, ensure_ascii=False) + "\n")
-    if lines:
-        path = home / FILE
-        durable_replace(path, (path.read_bytes() if path.exists() else b"") + "".join(lines).encode())
+                new.append({"model": model, **row})
+    jsonlines.append(home / FILE, new)
 
 
 def restore(
@@ -69,7 +65,7 @@ def restore(
     Columns are matched by name. `renamed` says what columns were called before; a column that a row does not have is
     NULL in it.
     """
-    lines = [json.dumps(row) for row in _read(home) if row["model"] == model]
+    lines = [json.dumps(row) for row in jsonlines.read(home / FILE) if row["model"] == model]
     if not lines:
         return
     values = ", ".join(
@@ -99,13 +95,3 @@ def _with_numbers(rows: list[Row]) -> list[Row]:
         at = datetime.fromisoformat(row["reconciled_at"]).replace(tzinfo=UTC)
         last = row["sequence"] = max(last + 1, int(at.timestamp() * 1_000_000))
     return rows
-
-
-def _read(home: Path) -> list[Row]:
-    path = home / FILE
-    if not path.exists():
-        return []
-    try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except ValueError as e:
-        raise LockstepError(f"{path} is not JSON lines ({e}). Restore it from a backup.") from None

@@ -7,7 +7,7 @@ nightly ones are, so `ops.serving` counts it as evidence.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -65,7 +65,7 @@ def reconcile(home: Path, domains: Iterable[str] = (), at: datetime | None = Non
 def take(home: Path, contracts: Iterable[Contract], at: datetime | None = None, limit: int = 20) -> list[Reconciled]:
     """As `reconcile`, for a caller that holds the lock of the runs."""
     watermark = ChangeLog(home).watermark()
-    with _planned() as models:
+    with planned() as models:
         cuts = {}
         for contract in contracts:
             sealed = watermark.sealed_until(contract.sources)
@@ -138,7 +138,7 @@ def _is_stopped(connection: Any, models: Models, domain: str, cut: datetime) -> 
 
 
 @contextmanager
-def _planned() -> Iterator[Models]:
+def planned() -> Iterator[Models]:
     """The models as the last plan of production left them: what is edited and not planned is no evidence."""
     from sqlmesh import Context
     from sqlmesh.core.console import NoopConsole, set_console
@@ -186,8 +186,11 @@ class Models:
         """All models that are computed from a model."""
         return {_short(key) for key in self._downstream(self._keys[model])}
 
-    def query(self, model: str, cut: datetime) -> Any:
-        """The model's query at another cut, as a syntax tree: whatever depends on the day's cut is expanded into it."""
+    def query(self, model: str, cut: datetime, instead: Mapping[str, Any] | None = None) -> Any:
+        """The model's query at another cut, as a syntax tree: whatever depends on the day's cut is expanded into it.
+
+        `instead` are queries, as syntax trees, that are read in place of the tables of other models.
+        """
         from sqlglot import exp
         from sqlmesh.core.snapshot import DeployabilityIndex
 
@@ -198,14 +201,14 @@ class Models:
             expand=at_cut & self._upstream(self._keys[model]),
             deployability_index=DeployabilityIndex.all_deployable(),
         )
-        table = exp.to_table(self.table(_CUT), dialect="duckdb")
-        wanted = exp.select(
+        cuts = exp.select(
             exp.func("UNNEST", exp.array(*map(exp.convert, load()))).as_("domain"),
             exp.cast(exp.Literal.string(str(cut)), "timestamp").as_("cut"),
         )
+        wanted = {self.table(name): asked for name, asked in {_CUT: cuts, **(instead or {})}.items()}
         for found in list(query.find_all(exp.Table)):
-            if (found.db, found.name) == (table.db, table.name):
-                found.replace(wanted.subquery(found.alias_or_name))
+            if asked := wanted.get(f"{found.catalog}.{found.db}.{found.name}"):
+                found.replace(asked.subquery(found.alias_or_name))
         return query
 
     def _upstream(self, key: str) -> set[str]:

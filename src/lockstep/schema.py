@@ -29,12 +29,14 @@ class Column:
     """A column a model may name. `kind` says its type in the source and in the log; `nullable` as in the source.
 
     `name` is its name in the images, `source` what the declaration calls it at the source if that is another.
+    `is_personal`: it is not shown in `source.<table>` of the published file.
     """
 
     name: str
     kind: Kind
     nullable: bool = False
     source: Name | None = None
+    is_personal: bool = False
 
     @property
     def type(self) -> pa.DataType:
@@ -59,7 +61,8 @@ class Table:
     declaration calls it at the source, if that is another name.
 
     `is_append_only`: rows are only ever added to it, or all of them removed by TRUNCATE. Only such a table may lack a
-    key; its rows are told apart by all they hold, and two of them may be equal.
+    key; its rows are told apart by all they hold, and two of them may be equal. `is_mirrored`: its rows are published,
+    as `source.<table>`.
 
     A column that the schema file does not name is no reason to fail: it travels in the image's `extra`, as JSON.
     """
@@ -70,6 +73,7 @@ class Table:
     schema: Name | None = None
     is_append_only: bool = False
     source: Name | None = None
+    is_mirrored: bool = True
     image: pa.StructType = field(init=False)
 
     def __post_init__(self) -> None:

@@ -135,17 +135,29 @@ def receipts(rows: list[Row]) -> None:
     if not rows:
         console.print("No receipts.")
         return
-    table = Table("domain", "cut", "reconciled at", box=None, pad_edge=False)
+    _receipts(rows, "cut", "rebuild = increments")
+
+
+def live_receipts(rows: list[Row]) -> None:
+    """Receipts of `lockstep reconcile --now`."""
+    if not rows:
+        console.print("No live receipts: `lockstep reconcile --now` makes them.")
+        return
+    _receipts(rows, "as_of", "query = live figures")
+
+
+def _receipts(rows: list[Row], moment: str, equation: str) -> None:
+    table = Table("domain", moment.replace("_", " "), "reconciled at", box=None, pad_edge=False)
     for name in ("position", "cells compared", "differing"):
         table.add_column(name, justify="right")
-    table.add_column("rebuild = increments")
+    table.add_column(equation)
     table.add_column("verdict")
     for r in rows:
         equal = r["rebuild_fingerprint"] == r["increments_fingerprint"]
         proof = f"{_short(r['rebuild_fingerprint'])} = {_short(r['increments_fingerprint'])}" if equal else _apart(r)
         table.add_row(
             r["domain"],
-            _minutes(r["cut"]),
+            _minutes(r["cut"]) if moment == "cut" else _seconds(r[moment]),
             _seconds(r["reconciled_at"]),
             f"{r['position'] or 0:,}",
             f"{r['cells_compared']:,}",
@@ -335,7 +347,7 @@ def explanations(all_domains: list[Explanation]) -> None:
         else:
             console.print(f"[bold]{e.domain}[/bold] at the cut {_minutes(e.cut)}")
         for cell in e.cells:
-            console.print(Text(f"  {cell['class']:9} {_cell(cell)}"))
+            console.print(Text(f"  {cell['class']:9} {_cell(cell, ('rebuilt', 'added up'))}"))
         if e.cells and e.tolerated:
             console.print(f"  and {_count(e.tolerated, 'cell')} within the tolerance")
         for kind in dict.fromkeys(f.kind for f in e.findings):
@@ -349,15 +361,15 @@ def explanations(all_domains: list[Explanation]) -> None:
                     console.print(Text(f"    {at} {event['op']}  {_images(event)}"))
 
 
-def _cell(cell: Row) -> str:
-    """A cell of `reconcile`: its grain, and the measures in which the paths differ."""
+def _cell(cell: Row, sides: tuple[str, str]) -> str:
+    """A cell of `reconcile`: its grain, and the measures in which the two sides differ."""
     measures = [name.removeprefix("rebuild_") for name in cell if name.startswith("rebuild_")]
-    sides = {f"{side}_{m}" for m in measures for side in ("rebuild", "increments")}
-    columns = {n: v for n, v in cell.items() if n not in sides | {"cut", "class"} and v is not None}
+    values = {f"{side}_{m}" for m in measures for side in ("rebuild", "increments")}
+    columns = {n: v for n, v in cell.items() if n not in values | {"cut", "class"} and v is not None}
     grain = ", ".join(f"{n} {plain(v)}" for n, v in columns.items())
     apart = [m for m in measures if cell[f"rebuild_{m}"] != cell[f"increments_{m}"]]
     return f"{grain}: " + ", ".join(
-        f"{m} {_value(cell[f'rebuild_{m}'])} rebuilt, {_value(cell[f'increments_{m}'])} added up" for m in apart
+        f"{m} {_value(cell[f'rebuild_{m}'])} {sides[0]}, {_value(cell[f'increments_{m}'])} {sides[1]}" for m in apart
     )
 
 
@@ -513,14 +525,22 @@ def gaps(reasons: list[str]) -> None:
         print(f"Held: {reason}.", file=sys.stderr)
 
 
-def reconciled(results: list[Reconciled], limit: int) -> None:
-    receipts([r.receipt for r in results])
+def reconciled(results: list[Reconciled], limit: int, *, live: bool = False) -> None:
+    (live_receipts if live else receipts)([r.receipt for r in results])
+    sides = ("as the query has it", "live") if live else ("rebuilt", "added up")
     for result in results:
         for cell in result.cells:
-            console.print(Text(f"{result.receipt['domain']}  {cell['class']:9} {_cell(cell)}"))
+            console.print(Text(f"{result.receipt['domain']}  {cell['class']:9} {_cell(cell, sides)}"))
         more = result.receipt["cells_beyond"] - len(result.cells)
         if result.cells and more:
             console.print(f"{result.receipt['domain']}: {_count(more, 'more cell')} (`--limit`)")
+        if live and result.receipt["verdict"] == "failed":
+            domain = result.receipt["domain"]
+            print(
+                f"{domain} is served from its rebuild until another passes: `lockstep reconcile {domain} --now`, which "
+                "publishes from nothing. If that fails too, an hour since the last verified rebuild is wrong, or how "
+                f"the tail is read: `lockstep reconcile {domain}` tells which."
+            )
 
 
 _STYLES = {"fits": "green", "not yet": "yellow", "does not fit": "red"}

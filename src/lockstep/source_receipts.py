@@ -2,36 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
+from lockstep import jsonlines
 from lockstep.changelog import ChangeLog
-from lockstep.durable import durable_replace
-from lockstep.errors import LockstepError
-
-Row = dict[str, Any]
+from lockstep.jsonlines import Row
 
 PASSED, INCOMPLETE, FAILED = "passed", "incomplete", "failed"
 
 
 def append(home: Path, receipts: Iterable[Row]) -> None:
-    """Add receipts, durably and all at once: at any crash a reader finds whole lines. The caller holds the lock."""
-    path = ChangeLog(home).source_receipts
-    lines = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in receipts)
-    durable_replace(path, (path.read_bytes() if path.exists() else b"") + lines.encode())
+    """Add receipts, durably and all at once. The caller holds the lock."""
+    jsonlines.append(ChangeLog(home).source_receipts, receipts)
 
 
 def load(home: Path) -> list[Row]:
     """All receipts, oldest first. Raises LockstepError if their file cannot be read."""
-    path = ChangeLog(home).source_receipts
-    if not path.exists():
-        return []
-    try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except ValueError as e:
-        raise LockstepError(f"{path} is not JSON lines ({e}). Restore it from a backup.") from None
+    return jsonlines.read(ChangeLog(home).source_receipts)
 
 
 def last(receipts: Iterable[Row]) -> list[Row]:

@@ -111,6 +111,23 @@ def test_a_comment_elsewhere_declares_nothing(path: Path, ddl: str) -> None:
     assert "say so with the line `-- append-only` before its CREATE TABLE" in problem
 
 
+def test_comments_say_what_is_not_shown_where_rows_are_published(path: Path) -> None:
+    path.write_text(
+        "CREATE TABLE people (\n  id int PRIMARY KEY,\n  email text, -- personal data\n"
+        '  "Full Name" text, /* named full_name */ -- personal: what they are called\n  city text -- not personal\n);\n'
+        "-- not mirrored\nCREATE TABLE notes (id int PRIMARY KEY);\n"
+        "-- append-only\nCREATE TABLE visits (id int PRIMARY KEY);"
+    )
+    declared.cache_clear()
+    tables = declared(path)
+    assert {name: table.is_mirrored for name, table in tables.items()} == {
+        "people": True,
+        "notes": False,
+        "visits": False,
+    }
+    assert [c.name for c in tables["people"].columns if c.is_personal] == ["email", "full_name"]
+
+
 def test_events_of_a_table_without_a_key_are_quarantined(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path.write_text("-- append-only\nCREATE TABLE orders (order_id int, region text);")
     declared.cache_clear()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import shutil
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ import pytest
 
 from commands import call
 from homes import SharedHomes
-from lockstep import contracts, operate, warehouse
+from lockstep import contracts, live_receipts, operate, warehouse
 from lockstep.changelog import SETTLING, ChangeLog
 from lockstep.init import init
 from shop import Shop, land, reject
@@ -221,6 +221,18 @@ class Place:
                 cells = connection.execute(f"SELECT {columns} FROM live.{fact}").fetchall()
                 assert {(a, b): (n, s) for a, b, n, s in cells} == expected(fact, self.shop.rows)
 
+    def compare_mirror(self, *but: str) -> None:
+        """Each source table as an analyst reads it who comes now, but for these."""
+        time.sleep(SETTLING.total_seconds() + 0.05)
+        for table in {"orders", "customers", "products", "shipments", "drivers"} - {*but}:
+            with duckdb.connect(str(self.home / "analytics.duckdb"), read_only=True) as reader:
+                found = warehouse.rows(reader, f"SELECT * FROM source.{table}")
+            shown = {row[table.removesuffix("s") + "_id"]: row for row in found}
+            assert len(shown) == len(found)
+            personal = {"full_name", "email"}
+            expected = {k: {n: v for n, v in r.items() if n not in personal} for k, r in self.shop.rows[table].items()}
+            assert shown == expected
+
     def published(self, fact: str) -> Cells:
         """What an analyst reads who comes now."""
         time.sleep(SETTLING.total_seconds() + 0.05)
@@ -291,16 +303,41 @@ def test_receipts_pass_and_analysts_see_what_landed_since(place: Place) -> None:
     assert operate.run(place.home, place.shop.now).failures == []  # publishes: the copy lies elsewhere
     for fact in FACTS:
         assert place.published(fact) == expected(fact, place.shop.rows)
+    place.compare_mirror()
     chance = random.Random(11)
     for hours in (0, 2):  # the second run folds hours, and publishes on top of the publication before
         place.work(chance, place.shop.now + timedelta(minutes=40) + hours * HOUR)
         place.land()
         for fact in FACTS:
             assert place.published(fact) == expected(fact, place.shop.rows)
+        place.compare_mirror()
         assert operate.run(place.home, place.shop.now).failures == []
         for fact in FACTS:
             assert place.published(fact) == expected(fact, place.shop.rows)
+        place.compare_mirror()
     place.compare(folded_until=place.shop.now.replace(minute=0))
+
+
+def test_what_is_published_is_proved_once_after_each_night(place: Place) -> None:
+    """No nightly receipt looks at the tail of a join, nor at the tables that a publication keeps for it."""
+    taken = live_receipts.load(place.home)
+    assert {r["verdict"] for r in taken} == {"passed"}
+    assert Counter(r["domain"] for r in taken) == dict.fromkeys(FACTS, 3)  # the first plan, and two midnights
+    operate.run(place.home, place.shop.now)
+    assert len(live_receipts.load(place.home)) == len(taken)
+
+    with duckdb.connect(str(place.home / "analytics.duckdb")) as connection:
+        spoil = "UPDATE folded.home_orders__customers SET region = region || '?'"
+        assert connection.execute(spoil).fetchall()[0][0] > 0
+    for customer in place.shop.rows["customers"]:
+        place.shop.insert("orders", 100 + customer, customer_id=customer, product_id=1, region="north")
+    place.land()
+    time.sleep(SETTLING.total_seconds() + 0.05)
+    [failed] = live_receipts.reconcile(place.home, ["home_orders"])
+    assert failed.receipt["verdict"] == "failed"
+    assert {cell["class"] for cell in failed.cells} >= {"added"}
+    assert operate.run(place.home, place.shop.now).failures == []  # publishes from nothing, and takes it again
+    assert place.published("home_orders") == expected("home_orders", place.shop.rows)
 
 
 def test_all_hours_in_one_statement_are_those_hour_by_hour(place: Place) -> None:
@@ -337,11 +374,13 @@ def test_a_held_table_holds_the_facts_that_join_it(place: Place) -> None:
     for fact, cells in before.items():
         assert place.published(fact) == cells
     assert place.published("offers") == expected("offers", place.shop.rows)  # which reads no customer
+    place.compare_mirror("customers")
     log = ChangeLog(place.home)
     assert log.watermark().holds.keys() == {"customers"}
     done = call("lockstep", "quarantine", "discard", "--all", "--yes", cwd=place.project)
     assert done.returncode == 0, done.stdout + done.stderr
     assert operate.run(place.home, place.shop.now).failures == []
     place.compare(folded_until=place.shop.now.replace(minute=0))
+    place.compare_mirror()
     for fact in FACTS:
         assert place.published(fact) == expected(fact, place.shop.rows)

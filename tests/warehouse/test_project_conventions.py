@@ -24,6 +24,7 @@ UNTESTED = {
     "ops.checkpoints": "reads a file, as changes. does; warehouse/test_checkpoints.py covers it",
     "seeds.": "holds the rows of a file and no logic",
     "reconcile.source_receipts": "reads a file, as changes. does; tests/sources/test_verify_source.py covers it",
+    "reconcile.live_receipts": "reads a file, as changes. does; warehouse/test_live_receipts.py covers it",
     "reconcile.vehicle_positions_in_use": "has no measures: the same model of the other domains is tested",
 }
 

@@ -1,0 +1,164 @@
+"""Live receipts: what analysts read at this moment, against the query as written over the rows of the same position.
+
+The nightly receipts prove the folded hours, and nothing of what a publication stands on beside them: the tail, and all
+that it has put together. Here the published file is asked, as an analyst asks it, and `rebuild.<domain>` is computed as
+a nightly run would at the last position that the file shows. Both see one landing of the log, in one transaction.
+
+They are evidence of a kind of their own. A domain whose nightly receipt had nothing to compare yet is served live by a
+passed one. A failed one sends a domain to its rebuild until another passes, and the next publication is then made from
+nothing. They never count as days in shadow.
+
+`<home>/live_receipts.jsonl` holds all there ever were, one JSON line each.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+
+import duckdb
+from duckdb import DuckDBPyConnection
+
+from lockstep import jsonlines, publish, warehouse
+from lockstep.changelog import ChangeLog
+from lockstep.contracts import Contract
+from lockstep.errors import LockstepError
+from lockstep.lock import exclusive
+from lockstep.reconcile import Models, Reconciled, chosen, planned
+from lockstep.schema import TABLES
+from lockstep.warehouse import Row, text
+
+_NEVER = datetime(9000, 1, 1)  # after anything that is logged
+# What a receipt at a cut says, and one of a position does not.
+_OF_A_CUT = {"cut", "compared"}
+
+
+def reconcile(home: Path, domains: Iterable[str] = (), limit: int = 20) -> list[Reconciled]:
+    """Publish, and compare what is published of `domains` (all that have live figures if none is named) with its query.
+
+    A failed receipt does not raise; at most `limit` of its cells are returned. Where the receipts change what is
+    served, it is published once more. Takes the lock of the runs. Raises LockstepError if a domain has no live figures,
+    as its contract's mode is batch.
+    """
+    named = list(domains)
+    contracts = chosen(named)
+    batch = [c.domain for c in contracts if c.mode_in_effect == "batch"]
+    if named and batch:
+        raise LockstepError(f"{batch[0]} is in mode batch: it has no live figures that could be compared.")
+    warehouse.require(home)
+    with exclusive(home / "warehouse.lock", "reconciling what is live"):
+        publish.write(home)
+        return take(home, [c for c in contracts if c.domain not in batch], limit)[0]
+
+
+def take(
+    home: Path, contracts: Iterable[Contract], limit: int = 20
+) -> tuple[list[Reconciled], publish.Published | None]:
+    """As `reconcile` of what is published already, for a caller that holds the lock of the runs.
+
+    Returns also what was published once more, if it was.
+    """
+    contracts = list(contracts)
+    with planned() as models, _both(home) as connection:
+        before = _served(connection)
+        shown = {contract: _shown(connection, contract) for contract in contracts}
+        results = [_compared(connection, models, contract, limit, *shown[contract]) for contract in contracts]
+        [(nightly,)] = connection.execute("SELECT MAX(sequence) FROM warehouse.reconcile.receipts").fetchall()
+    # As nightly receipts are numbered, and after all of these there are: no clock that is set back changes an order.
+    newest = max([nightly or 0, *(r["sequence"] for r in load(home)), time.time_ns() // 1000])
+    for number, result in enumerate(results, 1):
+        result.receipt["sequence"] = newest + number
+    jsonlines.append(ChangeLog(home).live_receipts, [json.loads(json.dumps(r.receipt, default=_iso)) for r in results])
+    with warehouse.reader(home) as connection:
+        is_changed = before != dict(connection.execute("SELECT domain, served_from FROM ops.serving").fetchall())
+    return results, publish.write(home) if is_changed else None
+
+
+def load(home: Path) -> list[Row]:
+    """All live receipts, oldest first. Raises LockstepError if their file cannot be read."""
+    rows = jsonlines.read(ChangeLog(home).live_receipts)
+    return [r | {name: datetime.fromisoformat(r[name]) for name in ("as_of", "reconciled_at")} for r in rows]
+
+
+def last(receipts: Iterable[Row]) -> dict[str, Row]:
+    """The last receipt of each domain."""
+    return {r["domain"]: r for r in receipts}
+
+
+@contextmanager
+def _both(home: Path) -> Iterator[DuckDBPyConnection]:
+    """A transaction that reads the warehouse and the published file, and so one landing of the log."""
+    with duckdb.connect(config={"file_search_path": str(home)}) as connection:
+        connection.execute("SET TimeZone = 'UTC'")
+        for name, path in (("warehouse", home / "warehouse.duckdb"), ("published", home / "analytics.duckdb")):
+            connection.execute(f"ATTACH {text(path)} AS {name} (READ_ONLY)")
+        connection.execute("BEGIN")
+        yield connection
+
+
+def _served(connection: DuckDBPyConnection) -> dict[str, str]:
+    """From where each domain is served in the published file."""
+    return dict(connection.execute("SELECT domain, served_from FROM published.ops.serving").fetchall())
+
+
+def _shown(connection: DuckDBPyConnection, contract: Contract) -> tuple[str, int, datetime]:
+    """Keep what the published file shows of a domain; returns where, and up to which position and time it shows it."""
+    domain = contract.domain
+    figures = f"mart.{domain}" if _served(connection)[domain] == "live" else f"live.{domain}"
+    columns = ", ".join(f'"{column}"' for column in (*contract.grain, *contract.state))
+    connection.execute(
+        f"CREATE TEMP TABLE {_kept(domain)} AS "
+        f"SELECT TIMESTAMP '0001-01-01' AS log_hour, {columns} FROM published.{figures}"
+    )
+    [(position, as_of)] = connection.execute(
+        "SELECT MIN(readable_position), MIN(readable_until) FROM published.changes.watermark "
+        f"WHERE source_table IN ({', '.join(map(text, contract.sources))})"
+    ).fetchall()
+    return figures, position, as_of
+
+
+def _compared(
+    connection: DuckDBPyConnection,
+    models: Models,
+    contract: Contract,
+    limit: int,
+    figures: str,
+    position: int,
+    as_of: datetime,
+) -> Reconciled:
+    """A nightly receipt's own queries, up to a position, with the published figures in the place of increments."""
+    from sqlglot import exp
+
+    domain = contract.domain
+    instead = {f"hourly.{domain}": exp.select("*").from_(_kept(domain))}
+    for table in TABLES:
+        changes = exp.to_table(models.table(f"changes.{table}"), dialect="duckdb")
+        instead[f"changes.{table}"] = exp.select("*").from_(changes).where(exp.column("position") <= position)
+    queries = {
+        name: models.query(f"reconcile.{domain}_{name}", _NEVER, instead).sql("duckdb")
+        for name in ("receipts", "cells")
+    }
+    [receipt] = warehouse.rows(connection, queries["receipts"])
+    receipt = {name: value for name, value in receipt.items() if name not in _OF_A_CUT}
+    receipt |= {"position": position, "as_of": as_of, "figures": figures}
+    cells = []
+    if receipt["verdict"] == "failed":
+        cells = warehouse.rows(
+            connection,
+            f"SELECT * EXCLUDE (cut) FROM ({queries['cells']}) AS cells "
+            f"WHERE NOT class IN ('identical', 'tolerated') ORDER BY ALL LIMIT {limit}",
+        )
+    return Reconciled(receipt, cells)
+
+
+def _kept(domain: str) -> str:
+    return f"temp.main.figures_of_{domain}"
+
+
+def _iso(value: object) -> str:
+    assert isinstance(value, datetime)
+    return value.isoformat()
