@@ -16,14 +16,28 @@ def each_domain(evaluator, only=None):
     @measure_names (theirs) and @state (their columns, and what `latest` needs). @tail is the schema of the view with
     the domain's signed rows since its last folded hour.
 
-    `only` names the domains: 'single', or 'joined', whose query joins tables that change. Those have @rows, the query
-    for the signed rows of an interval as text, and @checkpointed, the tables of it that have checkpoints.
+    `only` names domains. 'merged' are those whose cells are their figures, 'finished' those with figures out of
+    @finish, a query (as text) over the @sets of cells with @cell_grain and @cell_measures. 'single' are those
+    that read one changing table at a time, 'joined' the others, which have @rows, the query for the signed rows of an
+    interval as text, and @checkpointed, the tables of it that have checkpoints. With these two, and with 'cells', the
+    domains with a finish, grain and measures are those of the cells.
     """
     from lockstep.contracts import load
     from lockstep.declaration import identifier
+    from lockstep.derived import finish_of
     from lockstep.schema import TABLES, literal
 
     joined = {c.domain: rows for c, rows in _derived() if rows.is_join}
+    finishes = {c.domain: finish_of(c) for c, _ in _derived() if c.is_finished}
+    of_cells = only is not None and only.name in ("single", "joined", "cells")
+    contracts = load() | ({domain: finish.cells for domain, finish in finishes.items()} if of_cells else {})
+    wanted = {
+        "single": lambda c: c.domain not in joined,
+        "joined": lambda c: c.domain in joined,
+        "cells": lambda c: c.domain in finishes,
+        "finished": lambda c: c.domain in finishes,
+        "merged": lambda c: c.domain not in finishes,
+    }
 
     def awaited(contract):
         keyed = [table for table in contract.sources if TABLES[table].key]
@@ -38,6 +52,17 @@ def each_domain(evaluator, only=None):
             f"checkpointed := ({', '.join(map(literal, tables))})"
         )
 
+    def finished(domain):
+        if domain not in finishes or of_cells:
+            return ""
+        finish = finishes[domain]
+        sets = ", ".join(f"set_of_cells({literal(name)}, {literal(query)})" for name, query in finish.sets.items())
+        return (
+            f"finish := {literal(finish.query)}, sets := ({sets}), "
+            f"cell_grain := ({', '.join(finish.cells.grain)}), "
+            f"cell_measures := ({', '.join(_measure(m) for m in finish.cells.merged)}), "
+        )
+
     return _blueprints(
         f"(domain := {c.domain}, domain_name := '{c.domain}', owner := '{c.owner}', "
         f"source_table := {identifier(c.source_table)}, "
@@ -46,9 +71,9 @@ def each_domain(evaluator, only=None):
         f"hourly_grain := ({', '.join(('log_hour', *c.grain))}), cut_grain := ({', '.join(('cut', *c.grain))}), "
         f"measures := ({', '.join(_measure(m) for m in c.merged)}), "
         f"measure_names := ({', '.join(m.name for m in c.merged)}), state := ({', '.join(c.state)}), "
-        f"{new_rows(c.domain)})"
-        for c in load().values()
-        if only is None or (c.domain in joined) is (only.name == "joined")
+        f"{finished(c.domain)}{new_rows(c.domain)})"
+        for c in contracts.values()
+        if only is None or wanted[only.name](c)
     )
 
 
@@ -114,6 +139,25 @@ def needs_of_rebuilds(evaluator):
     ]
     needs = exp.union(*rows, distinct=False) if len(rows) > 1 else rows[0]
     return _blueprints([f"(needs := {literal(needs.sql('duckdb'))})"])
+
+
+@macro()
+def finished(evaluator, finish: exp.Expression, sets, cells: exp.Expression):
+    """A finish over these cells: `FROM (@finished(@finish, @sets, cells.orders)) AS figures`."""
+    from lockstep.derived import ALL_CELLS
+
+    query = parse_one(finish.name, dialect="duckdb")
+    relation = exp.to_table(cells.sql("duckdb"), dialect="duckdb") if isinstance(cells, exp.Column) else cells
+    for listed in sets.expressions or [sets.unnest()]:
+        name, text = (argument.name for argument in listed.expressions)
+        of_set = parse_one(text, dialect="duckdb")
+        for found in list(of_set.find_all(exp.Table)):
+            if found.name == ALL_CELLS:
+                found.replace(exp.alias_(relation.copy(), ALL_CELLS, table=True))
+        for found in list(query.find_all(exp.Table)):
+            if found.name == name and not found.db:
+                found.replace(of_set.subquery(found.alias_or_name))
+    return query
 
 
 @macro()

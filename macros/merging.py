@@ -43,8 +43,13 @@ def merged_where(evaluator, measures, prefix, condition):
 
 @macro()
 def is_there(evaluator, measures, prefix=None):
-    """Whether a merged cell holds anything: `WHERE @is_there(@measures)`. Sums of deleted rows leave zeros behind."""
+    """Whether a merged cell holds anything: `WHERE @is_there(@measures)`. Sums of deleted rows leave zeros behind.
+
+    What comes out of a finish is there, whatever it holds: then `added_up` counts the rows.
+    """
     prefix = prefix.name if prefix else ""
+    if any(m.merge == "finish" for m in _measures("is_there", measures)):
+        return "added_up > 0"
     return " OR ".join(
         f"{prefix}{m.name} <> 0" if m.merge == "sum" else f"NOT {prefix}{m.name} IS NULL"
         for m in _measures("is_there", measures)
@@ -117,6 +122,8 @@ def _merge(m, when=None):
         value = f"CASE WHEN {when} THEN {value} END"
     if m.merge == "sum":
         return f"COALESCE(SUM({value}), 0)"
+    if m.merge == "finish":  # there is one row
+        return f"MAX({value})"
     if m.merge == "latest":  # structs are compared field by field, and no two rows share a position
         return f"STRUCT_EXTRACT(MAX({value}), 'value')"
     return f"{m.merge.upper()}({value})"

@@ -37,6 +37,8 @@ GUARANTEES = [
             "warehouse/test_properties.py",
             "warehouse/test_awkward_cases.py",
             "warehouse/test_joined_facts.py",
+            "warehouse/test_finished_facts.py",
+            "unit/test_derive_tpch.py",
             "unit/test_signed_rows.py",
             "unit/test_mirror.py",
             "test_rebuild.yaml",

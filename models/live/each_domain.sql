@@ -6,7 +6,7 @@ MODEL (
   kind VIEW,
   owner @owner,
   grain @grain,
-  blueprints @each_domain()
+  blueprints @each_domain('merged')
 );
 
 WITH base AS (

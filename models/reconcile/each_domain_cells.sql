@@ -20,15 +20,14 @@ WITH sides AS (
     @EACH(@grain, g -> g),
     @EACH(@state, m -> m),
     0 AS rebuilt
-  FROM hourly.@{domain}
-  WHERE
-    log_hour < @cut_of(@domain_name)
+  FROM reconcile.@{domain}_added_up
 ), cells AS (
   SELECT
     @EACH(@grain, g -> g),
     @merged_where(@measures, rebuild_, rebuilt = 1),
     @merged_where(@measures, increments_, rebuilt = 0),
-    SUM(rebuilt) AS copies
+    SUM(rebuilt) AS copies,
+    SUM(1 - rebuilt) AS added_up
   FROM sides
   GROUP BY
     @EACH(@grain, g -> g)

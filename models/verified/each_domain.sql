@@ -21,7 +21,7 @@ MODEL (
   depends_on (
     hourly.@{domain}
   ),
-  blueprints @each_domain()
+  blueprints @each_domain('merged')
 );
 
 SELECT

@@ -968,7 +968,8 @@ def facts(explain: str | None, as_json: bool) -> None:
 
     They are derived from the fact's query, models/rebuild/FACT.sql, or written by hand in models/diffs/FACT.sql. With
     --explain the derived SQL is printed: what a change takes away and adds, and for a query that joins tables which
-    change, how that is found for an hour or the tail of the log.
+    change, how that is found for an hour or the tail of the log. The figures of a fact are its cells, or a finish over
+    cells that is computed when they are read: then that is printed too.
 
     \b
     Examples:

@@ -11,7 +11,7 @@ import functools
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lockstep.errors import LockstepError
@@ -21,7 +21,7 @@ from lockstep.project import project
 from lockstep.schema import TABLES
 
 MODES = ("batch", "shadow", "live")
-MERGES = ("sum", "latest", "max", "min", "batch")
+MERGES = ("sum", "finish", "latest", "max", "min", "batch")
 BAD_EVENTS = ("hold", "skip")
 
 # The unit of a measure decides the type it has in every model. Beside these there are amounts, such as `eur(2)`: exact
@@ -54,8 +54,8 @@ def type_of(unit: str) -> str | None:
 # What the stamped models call columns of their own.
 _RESERVED = frozenset(
     (
-        *("as_of", "class", "copies", "cut", "diff", "latest_at", "latest_position", "log_hour", "logged_at"),
-        *("position", "rebuilt", "served_from"),
+        *("added_up", "as_of", "class", "copies", "cut", "diff", "latest_at", "latest_position"),
+        *("log_hour", "logged_at", "position", "rebuilt", "served_from"),
     )
 )
 
@@ -64,9 +64,10 @@ _RESERVED = frozenset(
 class Measure:
     """A measure of a domain.
 
-    `merge`: `sum` (signed arithmetic, always exact), `latest`, `max` or `min` (over an append-only source), or `batch`
-    (the rebuild's only). The two paths may lie `tolerance_absolute` apart, in the measure's unit (seconds for a
-    timestamp), or `tolerance_relative` of the rebuild's value: whichever allows more.
+    `merge`: `sum` (signed arithmetic, always exact), `finish` (computed from sums when it is read), `latest`, `max` or
+    `min` (over an append-only source), or `batch` (the rebuild's only). The two paths may lie `tolerance_absolute`
+    apart, in the measure's unit (seconds for a timestamp), or `tolerance_relative` of the rebuild's value: whichever
+    allows more.
     """
 
     name: str
@@ -120,6 +121,11 @@ class Contract:
         return tuple(m.name for m in self.all_measures if m.merge in merges)
 
     @property
+    def is_finished(self) -> bool:
+        """Whether the figures are computed from cells of another grain when they are read."""
+        return any(m.merge == "finish" for m in self.all_measures)
+
+    @property
     def merged(self) -> tuple[Measure, ...]:
         """The measures that increments can carry: all but `batch`."""
         return tuple(m for m in self.all_measures if m.merge != "batch")
@@ -169,6 +175,10 @@ def load(seeds: Path | None = None) -> dict[str, Contract]:
         merges = any(m.merge != "batch" for m in own)
         row.check("domain", merges, "a measure in contract_measures.csv that is not batch")
         row.check("grain", len(set(grain)) == len(grain), "each column once")
+        is_finished = any(m.merge == "finish" for m in own)
+        row.check("domain", not is_finished or {m.merge for m in own} <= {"sum", "finish"}, "measures by sum or finish")
+        if is_finished:  # all of them come out of one query over its cells
+            own = tuple(replace(m, merge="finish") for m in own)
         names = {m.name for m in own}
         row.check("grain", not names & set(grain), "names that no measure has")
         row.check("grain", not _RESERVED & set(grain), f"none of {', '.join(sorted(_RESERVED))}")
@@ -245,7 +255,7 @@ def _measures(path: Path) -> list[tuple[Measure, _Row]]:
         row.check("unit", bool(type_), f"one of {', '.join(UNITS)}, or {amount}")
         is_exact, is_measurable = type_.startswith(_EXACT), type_.startswith(_MEASURABLE)
         row.check("unit", merge != "sum" or is_exact, f"a unit of whole numbers, or {amount}: sums are exact")
-        row.check("unit", merge == "batch" or is_measurable or merge == "latest", "a unit with an order")
+        row.check("unit", merge in ("batch", "finish", "latest") or is_measurable, "a unit with an order")
         for tolerance in ("tolerance_absolute", "tolerance_relative"):
             exact = row.number(tolerance) == 0
             row.check(tolerance, exact or merge not in ("sum", "batch"), f"0, as it merges by {merge}")

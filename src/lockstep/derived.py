@@ -1,31 +1,48 @@
 """Domains whose increments are derived from their one query, `models/rebuild/<domain>.sql`.
 
-A domain with a file of its own in `models/diffs` is not derived, nor one with measures that are not sums.
+A domain with a file of its own in `models/diffs` is not derived, nor one with measures that depend on an order. Where
+all measures are sums the increments are those of the domain's own cells. Else they are those of the cells that its
+query is compiled to, and the figures come out of the finish, a query over these cells.
 """
 
 from __future__ import annotations
 
 import functools
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from sqlglot import exp
 
-from lockstep.contracts import Contract, load
-from lockstep.derive import Catalog, Refused, SignedRows, Table, require_rows
+from lockstep.contracts import Contract, Measure, load
+from lockstep.derive import Catalog, Derivation, Refused, SignedRows, Table, as_core, derive, require_rows
 from lockstep.errors import LockstepError
 from lockstep.names import EXTRA
 from lockstep.project import digest, project
 from lockstep.schema import TABLES
 
+ALL_CELLS = "__cells"  # what stands for the cells of a domain in a set of its finish
 _TIMES = ("start_", "end_", "execution_", "latest_")  # SQLMesh's variables for the interval that it computes
 _VALID = ("valid_from_at", "valid_to_at")  # with the first in its grain, a static table has one row for any time
 
 
 def derived_domains() -> list[Contract]:
-    """The contracts of the domains whose increments are derived."""
-    return [contract for contract in load().values() if is_derived(contract)]
+    """The contracts of the domains whose increments are derived. Raises LockstepError if one cannot but must be."""
+    found = [contract for contract in load().values() if is_derived(contract)]
+    for contract in load().values():
+        if contract.is_finished and contract not in found:
+            domain = contract.domain
+            raise LockstepError(
+                f"models/diffs/{domain}.sql is written by hand, but {domain} has measures that merge by finish, and "
+                f"the cells that these are computed from are derived. Remove the file, so that all of {domain} is "
+                f"derived from models/rebuild/{domain}.sql; or leave such measures to a mart that reads the domain's."
+                if (project() / "models" / "diffs" / f"{domain}.sql").exists()
+                else f"models/rebuild/{domain}.sql is missing: the cells of {domain} are derived from it."
+            )
+    return found
 
 
 def is_derived(contract: Contract) -> bool:
@@ -34,14 +51,52 @@ def is_derived(contract: Contract) -> bool:
     return (
         not (models / "diffs" / f"{contract.domain}.sql").exists()
         and (models / "rebuild" / f"{contract.domain}.sql").exists()
-        and all(m.merge == "sum" for m in contract.merged)
+        and all(m.merge in ("sum", "finish") for m in contract.merged)
     )
+
+
+@dataclass(frozen=True)
+class Finish:
+    """How figures come out of cells: `query` reads the sets of cells in `sets`, tables by name.
+
+    Each is a query over the table `ALL_CELLS`, which has the columns of `cells`.
+    """
+
+    query: str
+    sets: dict[str, str]
+    cells: Contract
+
+
+def finish_of(contract: Contract) -> Finish:
+    """The finish of a domain that has one; `cells` is its contract with the grain and the sums of the cells.
+
+    Raises LockstepError, naming the file, if its query has none.
+    """
+    derivation, rows = _finished(project(), digest_of_models(), tuple(TABLES.values()), contract.domain)
+    measures = tuple(
+        Measure(name, "sum", _unit(kind), 0, 0, "") for name, kind in rows.columns.items() if kind is not None
+    )
+    grain = tuple(name for name, kind in rows.columns.items() if kind is None)
+    cells = replace(contract, grain=grain, all_measures=measures)
+    sets = {
+        core.name: as_core(core, number, exp.to_table(ALL_CELLS)).sql("duckdb")
+        for number, core in enumerate(derivation.cores)
+    }
+    return Finish(derivation.finish.sql("duckdb"), sets, cells)
+
+
+def _unit(kind: str) -> str:
+    """A unit whose measures have this type."""
+    return "count" if kind == "BIGINT" else f"amount({kind.removesuffix(')').rpartition(',')[2].strip()})"
 
 
 def rows_of(contract: Contract) -> SignedRows:
     """The signed rows of a domain. Raises LockstepError, naming the file, if its query has none."""
-    measures = tuple((m.name, m.type) for m in contract.merged)
-    rows = _rows_of(project(), digest_of_models(), tuple(TABLES.values()), contract.domain, measures)
+    place = project(), digest_of_models(), tuple(TABLES.values()), contract.domain
+    if contract.is_finished:
+        rows = _finished(*place)[1]
+    else:
+        rows = _rows_of(*place, tuple((m.name, m.type) for m in contract.merged))
     if missing := [table for table in rows.tables if table not in contract.sources]:
         raise LockstepError(
             f"models/rebuild/{contract.domain}.sql reads source.{missing[0]}, which its contract does not name. Add "
@@ -60,26 +115,47 @@ def _rows_of(
     root: Path, _models: str, _tables: tuple[object, ...], domain: str, measures: tuple[tuple[str, str], ...]
 ) -> SignedRows:
     path = root / "models" / "rebuild" / f"{domain}.sql"
-    try:
+    with _naming(path, root, f"Or write models/diffs/{domain}.sql by hand."):
         query = _over_tables(_query(path))
         return SignedRows(query, _catalog(query), dict(measures))
+
+
+@functools.lru_cache(maxsize=64)
+def _finished(root: Path, _models: str, _tables: tuple[object, ...], domain: str) -> tuple[Derivation, SignedRows]:
+    path = root / "models" / "rebuild" / f"{domain}.sql"
+    with _naming(path, root):
+        query = _over_tables(_query(path), of_rows=False)
+        # Rows of a table that only grows still go with a TRUNCATE, which no extreme can take back.
+        catalog = {name: replace(table, is_append_only=False) for name, table in _catalog(query).items()}
+        derivation = derive(query, catalog)
+        return derivation, SignedRows.of_cells(derivation.cores, catalog)
+
+
+@contextmanager
+def _naming(path: Path, root: Path, way_out: str = "") -> Iterator[None]:
+    """Name the file in whatever is refused of its query, and another way out."""
+    try:
+        yield
     except Refused as e:
         place = e.place or path.relative_to(root)
-        raise LockstepError(f"{place}: {e} Or write models/diffs/{domain}.sql by hand.") from None
+        raise LockstepError(f"{place}: {e} {way_out}".rstrip()) from None
 
 
-def _over_tables(query: exp.Query) -> exp.Query:
-    """A query with each view over `source` in the place where it is read."""
+def _over_tables(query: exp.Query, *, of_rows: bool = True) -> exp.Query:
+    """A query with each view over `source` in the place where it is read; `of_rows`: each must be of rows."""
     for table in list(query.find_all(exp.Table)):
         if table.db and table.db != "source" and (view := _view(f"{table.db}.{table.name}")):
             try:
-                require_rows(view)
+                if of_rows:
+                    require_rows(view)
             except Refused as e:
                 e.place = e.place or f"models/{table.db}/{table.name}.sql"
                 raise
             for node in view.walk():
                 node.meta.pop("line", None)  # of another file
-            table.replace(_over_tables(view).subquery(exp.to_identifier(table.alias_or_name, quoted=True)))
+            table.replace(
+                _over_tables(view, of_rows=of_rows).subquery(exp.to_identifier(table.alias_or_name, quoted=True))
+            )
     return query
 
 

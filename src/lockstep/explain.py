@@ -227,10 +227,11 @@ def _rows_compared(context: Any, contract: Contract) -> tuple[tuple[str, ...], s
 
 class _Diagnosis:
     def __init__(self, home: Path, connection: duckdb.DuckDBPyConnection, models: _Models, limit: int) -> None:
-        contract, tables = models.contract, models.tables | models.at_cut
+        contract, tables = _of_cells(models.contract), models.tables | models.at_cut
         self._home = home
         self._connection = connection
         self._contract = contract
+        self._is_finished = models.contract.is_finished
         self._folded_until = models.folded_until
         self._row = models.row
         self._limit = limit
@@ -410,7 +411,12 @@ class _Diagnosis:
         ]
 
     def altered_generations(self) -> list[Finding]:
-        """Verified generations that are not what the increments up to their cut come to, as when they were verified."""
+        """Verified generations that are not what the increments up to their cut come to, as when they were verified.
+
+        Live figures that come out of a finish stand on no generation.
+        """
+        if self._is_finished:
+            return []
         apart = self._apart(
             ["cut"],
             f"SELECT * FROM {self._verified}",
@@ -486,6 +492,13 @@ class _Diagnosis:
     def _events(self, condition: str, *parameters: Any) -> list[Row]:
         tables = self._sources.values()
         return [e for t in tables for e in self._rows(f"SELECT * FROM {t} WHERE {condition}", *parameters)]
+
+
+def _of_cells(contract: Contract) -> Contract:
+    """The contract with the grain and the measures of what is folded by the hour."""
+    from lockstep.derived import finish_of
+
+    return finish_of(contract).cells if contract.is_finished else contract
 
 
 def _declared(source: str, image: str) -> str:

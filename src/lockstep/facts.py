@@ -13,7 +13,7 @@ def facts() -> list[Row]:
 
     `increments`: `derived` or `by hand`, with the file that they come `of`; `because`: why they are written by hand,
     None if they are derived. `tables`: the tables of the source that change it. `is_join`: whether a row of it comes
-    from several rows of these.
+    from several rows of these. `figures`: `cells`, or `finish` if they are computed from cells when they are read.
     """
     from lockstep.derived import is_derived, rows_of
 
@@ -22,7 +22,7 @@ def facts() -> list[Row]:
     for contract in load().values():
         domain = contract.domain
         derived = is_derived(contract)
-        merges = sorted({m.merge for m in contract.merged} - {"sum"})
+        merges = sorted({m.merge for m in contract.merged} - {"sum", "finish"})
         by_hand = f"models/diffs/{domain}.sql"
         has_file = (project() / by_hand).exists()
         rows = rows_of(contract) if derived else None
@@ -35,6 +35,7 @@ def facts() -> list[Row]:
                 "because": None if rows else because,
                 "tables": rows.tables if rows else list(contract.sources),
                 "is_join": bool(rows and rows.is_join),
+                "figures": "finish" if contract.is_finished else "cells",
             }
         )
     return found
@@ -42,7 +43,7 @@ def facts() -> list[Row]:
 
 def derived_sql(fact: str) -> dict[str, str]:
     """The SQL that is derived for a fact, formatted, by what it is. Raises LockstepError if it is none or by hand."""
-    from lockstep.derived import is_derived, rows_of
+    from lockstep.derived import finish_of, is_derived, rows_of
 
     contract = load().get(fact)
     if contract is None:
@@ -56,7 +57,18 @@ def derived_sql(fact: str) -> dict[str, str]:
     if rows.is_join:
         new = f"Those since an instant (hourly.{fact}, tail.{fact}): `state` is a table then, `delta` its changes since"
         found[new] = rows.new().sql("duckdb", pretty=True)
+    if contract.is_finished:
+        finish = finish_of(contract)
+        for name, query in finish.sets.items():
+            found[f"{name}: a set of the cells (cells.{fact}), by the keys that the finish needs"] = _pretty(query)
+        found[f"The figures (live.{fact}): the finish over these"] = _pretty(finish.query)
     return found
+
+
+def _pretty(query: str) -> str:
+    from sqlglot import parse_one
+
+    return parse_one(query, dialect="duckdb").sql("duckdb", pretty=True)
 
 
 def _load_the_project() -> None:

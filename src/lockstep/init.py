@@ -17,6 +17,7 @@ COPIED = (
     "linter",
     "macros",
     "materializations",
+    "models/cells",
     "models/chain",
     "models/changes",
     "models/checkpoints",
@@ -35,6 +36,7 @@ COPIED = (
     "models/state",
     "models/tail",
     "models/verified/each_domain.sql",
+    "models/verified/each_finished_domain.sql",
     "signals",
 )
 LEFT_OUT = ("rules.py", "__pycache__")

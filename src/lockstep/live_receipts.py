@@ -134,7 +134,7 @@ def _compared(
     from sqlglot import exp
 
     domain = contract.domain
-    instead = {f"hourly.{domain}": exp.select("*").from_(_kept(domain))}
+    instead = {f"reconcile.{domain}_added_up": exp.select("*").from_(_kept(domain))}
     for table in TABLES:
         changes = exp.to_table(models.table(f"changes.{table}"), dialect="duckdb")
         instead[f"changes.{table}"] = exp.select("*").from_(changes).where(exp.column("position") <= position)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +28,7 @@ from lockstep.contracts import Contract, load
 from lockstep.errors import LockstepError
 from lockstep.logfiles import TAIL
 from lockstep.mirror import Mirror
-from lockstep.names import GENERATED
+from lockstep.names import GENERATED, KEY_OF_CELLS
 from lockstep.schema import TABLES, quoted
 from lockstep.warehouse import Row, text
 
@@ -91,6 +91,7 @@ class Builder:
             )
         # A domain or table that the project has but no plan has carried through yet is none of the warehouse.
         self._contracts = {name: c for name, c in load().items() if f"live.{name}" in self._models}
+        self._cells = {name: self._contract_of_cells(c) for name, c in self._contracts.items()}
         self._tables = [table for table in TABLES if f"changes.{table}" in self._models]
         served = self._rows(f"SELECT * FROM {self._models['ops.serving'].relation}")
         self._served = {row["domain"]: row for row in served}
@@ -181,6 +182,20 @@ class Builder:
     def _serves_live(self, model: _Model) -> bool:
         return all(self._served[domain]["served_from"] == "live" for domain in self._domains(model))
 
+    def _contract_of_cells(self, contract: Contract) -> Contract:
+        """The contract with the grain and the measures of the cells that are merged, be it below a finish."""
+        if not contract.is_finished:
+            return contract
+        columns = self._models[f"cells.{contract.domain}"].columns
+        return replace(contract, grain=tuple(c for c in columns if c.startswith(KEY_OF_CELLS)))
+
+    def _merging(self, domain: str) -> str:
+        """The model that merges the domain's cells."""
+        return f"cells.{domain}" if self._contracts[domain].is_finished else f"live.{domain}"
+
+    def _merges(self, model: _Model) -> bool:
+        return model.short in self._contracts and model.name == self._merging(model.short)
+
     # -- Cuts
 
     def _folded_until(self, contract: Contract) -> datetime:
@@ -207,6 +222,8 @@ class Builder:
     def _increments_since(self, domain: str) -> datetime:
         """From which hour on increments are published: all, or those since the oldest generation."""
         oldest = self._value(f"SELECT MIN(cut) FROM {self._models[f'verified.{domain}'].relation}")
+        if self._contracts[domain].is_finished:  # no generation has cells that the others could be added to
+            return self._first_hour
         if oldest is None or self._cuts[domain] - self._first_hour <= _ALL_HOURS:
             return self._first_hour
         since: datetime = max(oldest, self._first_hour)
@@ -334,12 +351,14 @@ class Builder:
 
     def _fold(self, contract: Contract) -> str:
         """`folded.<domain>`: verified plus increments: the cells of a generation at the published cut."""
-        domain = contract.domain
-        name, model = f"folded.{domain}", self._models[f"live.{domain}"]
+        domain, contract = contract.domain, self._cells[contract.domain]
+        name, model = f"folded.{domain}", self._models[self._merging(domain)]
         if name in self._stored:
             return name
         verified, hourly = self._make(f"verified.{domain}"), self._make(f"hourly.{domain}")
-        base = self._value(f"SELECT MAX(cut) FROM {verified}") or _NEVER
+        base = _NEVER
+        if not self._contracts[domain].is_finished:
+            base = self._value(f"SELECT MAX(cut) FROM {verified}") or _NEVER
         definition = f"{_time(base)} and since, as {model.body}"
         since = self._until(name, definition)
         is_new = (
@@ -352,6 +371,8 @@ class Builder:
         if is_new:
             of_cell = "COLUMNS(c -> c NOT IN ('cut', 'evidence_digest'))"
             cells = f"(SELECT {of_cell} FROM {verified} WHERE cut = {_time(base)})"
+            if self._contracts[domain].is_finished:
+                cells = f"(SELECT * EXCLUDE (log_hour) FROM {hourly} WHERE FALSE)"
         self._run(
             f"CREATE OR REPLACE TEMP TABLE moved AS SELECT * EXCLUDE (log_hour) FROM {hourly} "
             f"WHERE log_hour >= {_time(base if is_new else since)}"
@@ -361,7 +382,11 @@ class Builder:
             if read.startswith("verified."):
                 return self._joined("SEMI", contract, cells, f"{_time(base)} AS cut, ")
             if read.startswith("hourly."):
-                return f"(SELECT {_time(base)} AS log_hour, * FROM moved)"
+                at = f"{_time(base)} AS log_hour, "
+                if self._contracts[domain].is_finished:
+                    touched = self._joined("SEMI", contract, cells, at)
+                    return f"(SELECT {at}* FROM moved UNION ALL BY NAME FROM {touched})"
+                return f"(SELECT {at}* FROM moved)"
             return self._ended(_time(_NEVER)) if read == "changes.watermark" else self._no_diffs(hourly)
 
         self._run(f"CREATE OR REPLACE TEMP TABLE merged AS {self._placed(model, place)}")
@@ -456,7 +481,7 @@ class Builder:
         if sums := self._sums(model):
             return self._added_up(model, sums, lives, shared)
         query = self._settled(model, self._placed(model, self._live_places(model, lives, shared)))
-        return self._live(model, query, shared) if model.schema == "live" else query
+        return self._live(model, query, shared) if self._merges(model) else query
 
     def _live(self, model: _Model, merged: str, shared: dict[str, str]) -> str:
         """The live model's query, asked only of the cells that the tail touches: all others are in it as they are.
@@ -601,10 +626,12 @@ class Builder:
                 return f"(SELECT *, {at_cut} FROM {self._state(name)})"
             if model.schema == "tail" and schema == "hourly":  # for the end of the last folded hour, written in below
                 return f"(SELECT * FROM {self._make(name)} WHERE FALSE)"
-            if model.schema == "live" and schema in ("verified", "hourly", "diffs", "tail"):
+            if self._merges(model) and schema in ("verified", "hourly", "diffs", "tail"):
                 contract, cut = self._contracts[short], self._cuts[short]
                 if schema == "verified":
                     return self._split("SEMI", contract, f"{_time(cut)} AS cut, ")
+                if schema == "hourly" and contract.is_finished:  # the base is all hours
+                    return self._split("SEMI", contract, f"{_time(cut)} AS log_hour, ")
                 if schema == "hourly":  # folded into the base
                     return f"(SELECT {_time(cut)} AS log_hour, * FROM {self._fold(contract)} WHERE FALSE)"
                 return self._diffs(contract, lives, shared)
@@ -638,7 +665,7 @@ class Builder:
     def _settled(self, model: _Model, query: str) -> str:
         """The query with what a publication has settled written in: half the time of a query went into joining it."""
         known = {}
-        if model.schema == "live":
+        if self._merges(model):
             cut = _time(self._cuts[model.short])
             known = {"base.cut": cut, "folded.folded_until": cut, "readable.readable_position": _ALL_POSITIONS}
         elif model.schema == "tail":
@@ -888,7 +915,7 @@ class Builder:
                 return f"(SELECT * FROM {self._sealed(short)} WHERE logged_at < {_MOMENT})"
             if self._chooses(model) and schema == "verified":
                 return f"(SELECT * FROM {self._make(name)} WHERE FALSE)"
-            if model.schema == "live":
+            if self._merges(model):
                 hourly = self._make(f"hourly.{short}")
                 if schema == "verified":
                     return f"(SELECT * FROM {self._make(name)} WHERE cut <= {_MOMENT})"

@@ -189,7 +189,7 @@ class Models:
     def query(self, model: str, cut: datetime, instead: Mapping[str, Any] | None = None) -> Any:
         """The model's query at another cut, as a syntax tree: whatever depends on the day's cut is expanded into it.
 
-        `instead` are queries, as syntax trees, that are read in place of the tables of other models.
+        `instead` are queries, as syntax trees, that are read in place of other models.
         """
         from sqlglot import exp
         from sqlmesh.core.snapshot import DeployabilityIndex
@@ -198,7 +198,7 @@ class Models:
         query = self.snapshot(model).model.render_query_or_raise(
             execution_time=cut,  # as for that night; without a time SQLMesh answers as of the plan
             snapshots=self._snapshots,
-            expand=at_cut & self._upstream(self._keys[model]),
+            expand=at_cut & self._upstream(self._keys[model]) - {self._keys[name] for name in instead or ()},
             deployability_index=DeployabilityIndex.all_deployable(),
         )
         cuts = exp.select(

@@ -589,11 +589,11 @@ def _freshness(age: float | None, objective: int) -> str:
 
 def facts(rows: list[Row]) -> None:
     table = Table("fact", "increments", box=None, pad_edge=False)
-    for name in ("of", "tables that change it", "because"):
+    for name in ("of", "tables that change it", "figures", "because"):
         table.add_column(name)
     for r in rows:
         tables = (" x " if r["is_join"] else ", ").join(r["tables"])
-        table.add_row(r["fact"], r["increments"], r["of"], tables, r["because"] or "-")
+        table.add_row(r["fact"], r["increments"], r["of"], tables, r["figures"], r["because"] or "-")
     console.print(table)
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from lockstep import contracts
-from lockstep.derived import derived_domains, rows_of
+from lockstep.contracts import Contract
+from lockstep.derived import derived_domains, finish_of, rows_of
 from lockstep.errors import LockstepError
 from projects import project_of_two_domains
 
@@ -41,6 +43,51 @@ def test_domains_of_sums_are_derived_that_have_no_file_of_their_own(project: Pat
     assert [c.domain for c in derived_domains()] == ["orders"], "the last row that counts is no sum"
     (project / "models" / "diffs" / "orders.sql").write_text("/* By hand. */")
     assert derived_domains() == []
+
+
+FINISHED = """/* Orders. */
+MODEL (name rebuild.orders, kind FULL, grain region);
+SELECT region::TEXT AS region, {} FROM rebuild.by_day AS d GROUP BY 1
+"""
+
+
+def finished(project: Path, figures: str) -> Contract:
+    (project / "models" / "rebuild" / "by_day.sql").write_text(
+        "/* D. */ MODEL (name rebuild.by_day, grain (region, day)); SELECT region, ordered_at::DATE AS day, "
+        "SUM(amount_cents) AS cents FROM source.orders GROUP BY ALL"
+    )
+    (project / "models" / "rebuild" / "orders.sql").write_text(FINISHED.format(figures))
+    measure = contracts.Measure("most", "finish", "count", 0, 0, "")
+    return replace(contracts.load()["orders"], grain=("region",), all_measures=(measure,))
+
+
+def test_a_finish_may_read_views_that_group(project: Path) -> None:
+    contract = finished(project, "MAX(cents)::BIGINT AS most")
+    finish = finish_of(contract)
+    assert "MAX(" in finish.query and list(finish.sets) == ["__cells1"]
+    assert (len(finish.cells.grain), [m.type for m in finish.cells.merged]) == (
+        3,
+        ["BIGINT", "DECIMAL(38, 0)", "BIGINT"],
+    )
+    assert rows_of(contract).tables == ["orders"]
+
+
+def test_what_a_finish_cannot_be_is_refused_with_its_line(project: Path) -> None:
+    with pytest.raises(LockstepError, match=r"models/rebuild/orders.sql: line 3: .*ANY_VALUE") as error:
+        finish_of(finished(project, "ANY_VALUE(cents)::BIGINT AS most"))
+    assert "by hand" not in str(error.value)
+
+
+def test_a_finish_beside_increments_by_hand_is_refused(project: Path) -> None:
+    path = project / "seeds" / "contract_measures.csv"
+    others = [line for line in path.read_text().splitlines() if not line.startswith("orders,")]
+    path.write_text("\n".join([*others, "orders,most,finish,count,0,0,Most"]) + "\n")
+    contracts.load.cache_clear()
+    (project / "models" / "diffs" / "orders.sql").write_text("/* By hand. */")
+    with pytest.raises(LockstepError, match="Remove the file, so that all of orders is derived"):
+        derived_domains()
+    (project / "models" / "diffs" / "orders.sql").unlink()
+    assert [c.domain for c in derived_domains()] == ["orders"]
 
 
 def test_views_are_inlined_and_views_over_seeds_joined(project: Path) -> None:

@@ -16,7 +16,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from sqlglot import exp, parse_one
 
-from lockstep.derive import Refused, SignedRows, Table
+from lockstep.derive import Refused, SignedRows, Table, as_core, derive
 
 TABLES = {
     "orders": "id BIGINT, region TEXT, amount BIGINT, paid_at TIMESTAMP",
@@ -90,6 +90,47 @@ JOINS = {
     "(SELECT 1 FROM source.stops AS s WHERE s.id = o.id AND s.n > 4)",
     "subqueries": f"SELECT d.id, s.region, d.n, d.total FROM ({ROWS} WHERE amount > 2) AS d "
     "JOIN (SELECT id, region FROM source.stops UNION ALL SELECT n, region FROM source.stops) AS s ON s.id = d.id",
+}
+
+FINISHED = {
+    "averages": "SELECT region, COUNT(*) AS n, AVG(amount) AS average, "
+    "AVG(amount) FILTER (WHERE paid_at IS NULL) AS due FROM source.orders GROUP BY 1",
+    "ratio": "SELECT region, SUM(amount) / NULLIF(COUNT(paid_at), 0) AS ratio, "
+    "100 * COUNT(paid_at) / COUNT(*) AS share FROM source.orders GROUP BY 1",
+    "having": "SELECT region, SUM(amount) AS total FROM source.orders GROUP BY 1 "
+    "HAVING SUM(amount) > 5 AND COUNT(*) > 1",
+    "distinct": "SELECT region, COUNT(DISTINCT amount) AS n, SUM(DISTINCT amount) AS s FROM source.orders GROUP BY 1",
+    "extremes": "SELECT region, MIN(amount) AS least, MAX(paid_at) AS last, ARG_MAX(amount, id) AS newest "
+    "FROM source.orders GROUP BY 1",
+    "sums_of_nothing": "SELECT region, SUM(NULLIF(amount, 3)) AS s, MAX(NULLIF(amount, 3)) AS m "
+    "FROM source.orders GROUP BY 1",
+    "decimals": "SELECT region, SUM(amount::DECIMAL(9, 2) * 0.25) / 3 AS s, AVG(amount::DECIMAL(9, 1)) AS a "
+    "FROM source.orders GROUP BY 1",
+    "distinct_rows": "SELECT DISTINCT region, amount > 4 AS large FROM source.orders",
+    "rows": "SELECT id, region, amount * 2 AS twice FROM source.orders WHERE amount > 2",
+    "windows_over_groups": "SELECT region, SUM(amount) AS s, RANK() OVER (ORDER BY SUM(amount) DESC, region) AS place "
+    "FROM source.orders GROUP BY 1",
+    "groups_of_groups": "SELECT n, COUNT(*) AS regions, MAX(s) AS most FROM (SELECT region, COUNT(*) AS n, "
+    "SUM(amount) AS s FROM source.orders GROUP BY 1) AS g GROUP BY 1",
+    "largest_groups": "SELECT region, COUNT(*) AS n FROM source.orders WHERE region IS NOT NULL GROUP BY 1 "
+    "ORDER BY n DESC, region LIMIT 2",
+    "windows": "SELECT id, amount, ROW_NUMBER() OVER (PARTITION BY region ORDER BY amount, id) AS place "
+    "FROM source.orders",
+    "join": "SELECT s.region, AVG(o.amount) AS a, COUNT(DISTINCT o.id) AS n, MAX(o.amount - s.n) AS most "
+    "FROM source.orders AS o JOIN source.stops AS s ON s.region = o.region GROUP BY 1 HAVING COUNT(*) > 1",
+    "left_join": "SELECT s.region, AVG(o.amount) AS a, COUNT(s.id) AS n, MIN(s.n) AS least FROM source.orders AS o "
+    "LEFT JOIN source.stops AS s ON s.id = o.id GROUP BY 1",
+    "left_join_off_the_key": "SELECT o.id, COUNT(s.id) AS n FROM source.orders AS o "
+    "JOIN source.stops AS s ON s.id >= o.id GROUP BY 1",
+    "share_of_all": "SELECT region, SUM(amount) / NULLIF((SELECT SUM(amount) FROM source.orders), 0) AS share "
+    "FROM source.orders GROUP BY 1",
+    "two_groupings": "SELECT a.region, a.n, b.most FROM (SELECT region, COUNT(*) AS n FROM source.orders GROUP BY 1) "
+    "AS a JOIN (SELECT region, MAX(n) AS most FROM source.stops GROUP BY 1) AS b ON b.region = a.region",
+    "above_average": "SELECT id, amount FROM source.orders WHERE amount > (SELECT AVG(n) FROM source.stops)",
+    "of_a_seed": "SELECT COALESCE(r.label, '-') AS label, AVG(o.amount) AS a FROM source.orders AS o "
+    "LEFT JOIN seeds.regions AS r ON r.region = o.region AND r.least <= o.amount GROUP BY 1",
+    "of_a_union": f"SELECT region, AVG(total) AS a, COUNT(DISTINCT id) AS n FROM ({ROWS} UNION ALL "
+    "SELECT id, region, 1, n FROM source.stops) AS u GROUP BY 1",
 }
 
 
@@ -210,15 +251,58 @@ def test_what_is_new_since_an_instant_is_what_was_added_since(
     assert compare_what_is_new(log, query, state) > 10
 
 
+def compare_the_finish(log: duckdb.DuckDBPyConnection, query: str) -> int:
+    """The finish over the cells of many positions, in one part and in two; returns how many rows were compared."""
+    derivation = derive(query, CATALOG)
+    signed = SignedRows.of_cells(derivation.cores, CATALOG)
+    keys = [name for name, kind in signed.columns.items() if kind is None]
+    sums = [f"COALESCE(SUM({m}), 0)::{kind} AS {m}" for m, kind in signed.columns.items() if kind is not None]
+    added_up = f"SELECT {', '.join([*keys, *sums])} FROM ({{}}) GROUP BY {', '.join(keys)} HAVING SUM(__n) <> 0"
+    since = 120
+    log.execute(f"SET VARIABLE now_at = {since}")
+    for table in TABLES:
+        rows = "0::BIGINT AS __position, TIMESTAMP '0001-01-01' AS __logged_at, 1 AS __weight, *"
+        log.execute(f"CREATE OR REPLACE TABLE state.{table} AS SELECT {rows} FROM source.{table}")
+        log.execute(f"CREATE OR REPLACE VIEW delta.{table} AS FROM signed.{table} WHERE __position > {since}")
+    log.execute(f"CREATE OR REPLACE TEMP TABLE all_rows AS {signed.all().sql('duckdb')}")
+    log.execute(f"CREATE OR REPLACE TEMP TABLE new_rows AS {signed.new().sql('duckdb')}")
+    compared = 0
+    for at in range(1, 241, 11):
+        log.execute(f"SET VARIABLE now_at = {at}")
+        rows = log.execute(f"SELECT * FROM ({query}) ORDER BY ALL").fetchall()
+        parts = [f"FROM all_rows WHERE position <= {at}"]
+        if at > since:
+            older = f"FROM all_rows WHERE position <= {since}"
+            parts.append(f"{older} UNION ALL BY NAME FROM new_rows WHERE position <= {at}")
+        for part in parts:
+            log.execute(f"CREATE OR REPLACE TEMP TABLE cells AS {added_up.format(part)}")
+            for number, core in enumerate(derivation.cores):
+                of_core = as_core(core, number, exp.to_table("cells")).sql("duckdb")
+                log.execute(f"CREATE OR REPLACE TEMP TABLE {core.name} AS {of_core}")
+            assert log.execute(f"SELECT * FROM ({derivation.finish.sql('duckdb')}) ORDER BY ALL").fetchall() == rows
+        compared += len(rows)
+    return compared
+
+
+@pytest.mark.parametrize("query", FINISHED.values(), ids=FINISHED.keys())
+def test_a_finish_over_the_sums_of_changes_is_the_query(log: duckdb.DuckDBPyConnection, query: str) -> None:
+    assert compare_the_finish(log, query) > 30
+
+
 @pytest.mark.generated
 @settings(max_examples=4, deadline=None, derandomize="CI" in os.environ, phases=[Phase.explicit, Phase.generate])
-@given(seed=st.integers(0, 10**6), names=st.lists(st.sampled_from(sorted(EVERY)), min_size=3, max_size=3, unique=True))
-def test_whatever_happens_to_the_tables(seed: int, names: list[str]) -> None:
+@given(
+    seed=st.integers(0, 10**6),
+    names=st.lists(st.sampled_from(sorted(EVERY)), min_size=3, max_size=3, unique=True),
+    finished=st.sampled_from(sorted(FINISHED)),
+)
+def test_whatever_happens_to_the_tables(seed: int, names: list[str], finished: str) -> None:
     log = random_log(seed)
     for name in names:
         compare_with_the_query(log, EVERY[name])
         for state in ("rows", "changes"):
             compare_what_is_new(log, EVERY[name], state)
+    compare_the_finish(log, FINISHED[finished])
     log.close()
 
 

@@ -13,10 +13,8 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from copy import deepcopy
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import duckdb
 import pytest
@@ -25,14 +23,10 @@ from commands import call
 from homes import SharedHomes
 from lockstep import contracts, live_receipts, operate, warehouse
 from lockstep.changelog import SETTLING, ChangeLog
-from lockstep.init import init
-from shop import Shop, land, reject
+from place import HOUR, OPENED, Place, Rows, prepare
+from shop import Shop, reject
 
-ROOT = Path(__file__).parents[2]
-HOUR = timedelta(hours=1)
-OPENED = datetime(2026, 3, 1, 20, 30)
 Cells = dict[tuple[str, str], tuple[int, int]]
-Rows = dict[str, dict[Any, dict[str, Any]]]
 
 MODELS = {
     "rebuild/latest_home_orders.sql": """/* Every order, with the region where its customer lives now. */
@@ -134,77 +128,8 @@ def expected(fact: str, rows: Rows) -> Cells:
     return {cell: (n, total) for cell, (n, total) in cells.items()}
 
 
-@dataclass
-class Place:
-    """A project and its home, and the shop whose changes land in it."""
-
-    directory: Path
-    shop: Shop
-    landed: int = 0
-
-    @property
-    def project(self) -> Path:
-        return self.directory / "project"
-
-    @property
-    def home(self) -> Path:
-        return self.directory / "home"
-
-    def enter(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.chdir(self.project)
-        monkeypatch.setenv("LOCKSTEP_HOME", str(self.home))
-        contracts.load.cache_clear()
-
-    def land(self, *, reached: datetime | None = None) -> None:
-        land(self.home, self.shop.changes[self.landed :], reached=reached)
-        self.landed = len(self.shop.changes)
-
-    def work(self, chance: random.Random, until: datetime) -> None:
-        """Half a dozen transactions an hour, in which any row of any table may come, change, take another key or go."""
-        while self.shop.now < until:
-            self.shop.now += timedelta(minutes=chance.randrange(1, 20))
-            with self.shop.transaction():
-                for _ in range(chance.randrange(1, 4)):
-                    self._do(chance)
-
-    def _do(self, chance: random.Random) -> None:
-        table = chance.choice(["orders", "orders", "customers", "products", "shipments", "drivers"])
-        rows, key = self.shop.rows[table], chance.randrange(1, 8 if table == "orders" else 4)
-        region = chance.choice(["north", "south"])
-        columns = {
-            "orders": {
-                "customer_id": chance.randrange(1, 5),
-                "product_id": chance.randrange(1, 4),
-                "region": region,
-                "quantity": chance.randrange(1, 5),
-                "amount_cents": chance.randrange(0, 900),
-            },
-            "customers": {"region": region},
-            "products": {"category": chance.choice(["books", "toys"]), "price_cents": chance.randrange(100)},
-            "shipments": {"status": chance.choice(["created", "returned"])},
-            "drivers": {"capacity_parcels": chance.randrange(1, 9)},
-        }[table]
-        if key not in rows:
-            self.shop.insert(table, key, **columns)
-        elif chance.random() < 0.1:
-            self.shop.delete(key, table)
-        elif chance.random() < 0.2 and key + 1 not in rows:
-            self.shop.rekey(key, key + 1, table, **columns)
-        else:
-            self.shop.update(table, key, **columns)
-
-    def rows_at(self, at: datetime) -> Rows:
-        """The rows of the source after all changes before an instant; no commit time goes back here."""
-        rows: Rows = defaultdict(dict)
-        for change in self.shop.changes[: self.landed]:
-            if change.committed_at >= at:
-                break
-            name = change.table.removesuffix("s") + "_id"
-            if change.before:
-                del rows[change.table][change.before[name]]
-            if change.after:
-                rows[change.table][change.after[name]] = change.after
-        return rows
+class Joined(Place):
+    """A place of the three facts."""
 
     def compare(self, *, folded_until: datetime) -> None:
         """Each folded hour, and the figures of this second."""
@@ -221,18 +146,6 @@ class Place:
                 cells = connection.execute(f"SELECT {columns} FROM live.{fact}").fetchall()
                 assert {(a, b): (n, s) for a, b, n, s in cells} == expected(fact, self.shop.rows)
 
-    def compare_mirror(self, *but: str) -> None:
-        """Each source table as an analyst reads it who comes now, but for these."""
-        time.sleep(SETTLING.total_seconds() + 0.05)
-        for table in {"orders", "customers", "products", "shipments", "drivers"} - {*but}:
-            with duckdb.connect(str(self.home / "analytics.duckdb"), read_only=True) as reader:
-                found = warehouse.rows(reader, f"SELECT * FROM source.{table}")
-            shown = {row[table.removesuffix("s") + "_id"]: row for row in found}
-            assert len(shown) == len(found)
-            personal = {"full_name", "email"}
-            expected = {k: {n: v for n, v in r.items() if n not in personal} for k, r in self.shop.rows[table].items()}
-            assert shown == expected
-
     def published(self, fact: str) -> Cells:
         """What an analyst reads who comes now."""
         time.sleep(SETTLING.total_seconds() + 0.05)
@@ -242,29 +155,17 @@ class Place:
         return {(a, b): (n, s) for a, b, n, s, _ in cells}
 
 
-def made(directory: Path) -> Place:
-    """A project of the facts, and a home whose log has begun."""
-    place = Place(directory, Shop(OPENED))
-    init(place.project, (ROOT / "source_schema.sql").read_text())
-    for name, text in MODELS.items():
-        path = place.project / "models" / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(text)
-    promoted = [f"{fact},live,2026-03-01 00:00:00,0,{{}}" for fact in FACTS]
-    for name, lines in (("contracts", CONTRACTS), ("contract_measures", MEASURES), ("promotions", promoted)):
-        with (place.project / "seeds" / f"{name}.csv").open("a") as file:
-            file.writelines(f"{line}\n" for line in lines)
-    for customer in (1, 2, 3):
-        place.shop.insert("customers", customer, region="north")
-    place.land()
+def made(directory: Path) -> Joined:
+    place = Joined(directory, Shop(OPENED))
+    prepare(place, MODELS, CONTRACTS, MEASURES)
     return place
 
 
 @pytest.fixture(scope="module")
-def nights(shared_home: SharedHomes) -> Place:
+def nights(shared_home: SharedHomes) -> Joined:
     """Two midnights, with a run every few hours: batches of one hour and of several. Compared after each run."""
 
-    def build(directory: Path) -> Place:
+    def build(directory: Path) -> Joined:
         place, chance = made(directory), random.Random(3)
         with pytest.MonkeyPatch.context() as monkeypatch:
             place.enter(monkeypatch)
@@ -285,21 +186,21 @@ def nights(shared_home: SharedHomes) -> Place:
 
 
 @pytest.fixture
-def place(nights: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+def place(nights: Joined, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Joined]:
     shutil.copytree(nights.directory, tmp_path / "copy", symlinks=True)
-    place = Place(tmp_path / "copy", deepcopy(nights.shop), nights.landed)
+    place = Joined(tmp_path / "copy", deepcopy(nights.shop), nights.landed)
     place.enter(monkeypatch)
     yield place
     contracts.load.cache_clear()
 
 
-def restate(place: Place, *times: str) -> None:
+def restate(place: Joined, *times: str) -> None:
     models = [word for fact in FACTS for word in ("--restate-model", f"hourly.{fact}")]
     done = call("sqlmesh", "plan", *models, *times, "--auto-apply", "--no-prompts", "--skip-tests", cwd=place.project)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_receipts_pass_and_analysts_see_what_landed_since(place: Place) -> None:
+def test_receipts_pass_and_analysts_see_what_landed_since(place: Joined) -> None:
     assert operate.run(place.home, place.shop.now).failures == []  # publishes: the copy lies elsewhere
     for fact in FACTS:
         assert place.published(fact) == expected(fact, place.shop.rows)
@@ -318,7 +219,7 @@ def test_receipts_pass_and_analysts_see_what_landed_since(place: Place) -> None:
     place.compare(folded_until=place.shop.now.replace(minute=0))
 
 
-def test_what_is_published_is_proved_once_after_each_night(place: Place) -> None:
+def test_what_is_published_is_proved_once_after_each_night(place: Joined) -> None:
     """No nightly receipt looks at the tail of a join, nor at the tables that a publication keeps for it."""
     taken = live_receipts.load(place.home)
     assert {r["verdict"] for r in taken} == {"passed"}
@@ -340,12 +241,12 @@ def test_what_is_published_is_proved_once_after_each_night(place: Place) -> None
     assert place.published("home_orders") == expected("home_orders", place.shop.rows)
 
 
-def test_all_hours_in_one_statement_are_those_hour_by_hour(place: Place) -> None:
+def test_all_hours_in_one_statement_are_those_hour_by_hour(place: Joined) -> None:
     restate(place)
     place.compare(folded_until=place.shop.now.replace(minute=0))
 
 
-def test_a_spoilt_hour_fails_the_night_and_is_mended_by_restating_it(place: Place) -> None:
+def test_a_spoilt_hour_fails_the_night_and_is_mended_by_restating_it(place: Joined) -> None:
     hour = datetime(2026, 3, 2, 7)
     with warehouse.writer(place.home) as connection:
         [(table,)] = connection.execute(
@@ -363,7 +264,7 @@ def test_a_spoilt_hour_fails_the_night_and_is_mended_by_restating_it(place: Plac
     place.compare(folded_until=datetime(2026, 3, 4, 5))
 
 
-def test_a_held_table_holds_the_facts_that_join_it(place: Place) -> None:
+def test_a_held_table_holds_the_facts_that_join_it(place: Joined) -> None:
     """What changes on the other side goes on in the log, and is neither live nor folded until the hold ends."""
     before = {fact: expected(fact, place.shop.rows) for fact in ("home_orders", "list_value")}
     reject(place.home, "customers", place.shop.now)

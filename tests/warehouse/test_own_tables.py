@@ -189,21 +189,24 @@ def test_the_page_makes_a_project_that_agrees(built: Built, inventory: Inventory
 def test_the_page_on_one_query_makes_a_fact_of_two_tables(built: Built, inventory: Inventory, tmp_path: Path) -> None:
     project, shop = tmp_path / "shop", copy.deepcopy(inventory)
     shutil.copytree(built.project, project, symlinks=True)
-    for how, name, text in re.findall(r"```(?:sql|csv) (file|add)=(\S+)\n(.*?)```", ONE_QUERY, re.DOTALL):
-        with (project / name).open("w" if how == "file" else "a", encoding="utf-8") as file:
-            file.write(text)
     landed = len(shop.lines)
     said = {}
-    for program, command in re.findall(r"^(lockstep|sqlmesh) (.*)$", ONE_QUERY, re.MULTILINE):
-        found = subprocess.run(
-            [Path(sys.executable).with_name(program), *command.split()],
-            cwd=project,
-            env=os.environ | {"LOCKSTEP_HOME": "data"},
-            capture_output=True,
-            text=True,
-        )
-        assert found.returncode == 0, found.stdout + found.stderr
-        said[command] = found.stdout
+    for kind, place, text in re.findall(r"```(sh|sql|csv) ?(\S*)\n(.*?)```", ONE_QUERY, re.DOTALL):
+        how, _, name = place.partition("=")
+        if name:
+            with (project / name).open("w" if how == "file" else "a", encoding="utf-8") as file:
+                file.write(text)
+        for line in text.splitlines() if kind == "sh" else ():
+            program, *command = line.split()
+            found = subprocess.run(
+                [Path(sys.executable).with_name(program), *command],
+                cwd=project,
+                env=os.environ | {"LOCKSTEP_HOME": "data"},
+                capture_output=True,
+                text=True,
+            )
+            assert found.returncode == 0, found.stdout + found.stderr
+            said[" ".join(command)] = found.stdout
     assert re.search(r"^sales .* passed *$", said["receipts"], re.MULTILINE)
     assert "orders x customers" in said["facts"]
     assert 'FROM delta."customers"' in said["facts --explain sales"]
@@ -228,13 +231,29 @@ def test_the_page_on_one_query_makes_a_fact_of_two_tables(built: Built, inventor
     for command in (["ingest", str(tmp_path / "later.jsonl")], ["run"]):
         done = lockstep(project, *command)
         assert done.returncode == 0, done.stdout + done.stderr
-    [query] = re.findall(r"```sql show\n(.*?)```", ONE_QUERY, re.DOTALL)
+    hours, averages = re.findall(r"```sql show\n(.*?)```", ONE_QUERY, re.DOTALL)
     with warehouse(project) as db:
-        moved = db.execute(query).fetchall()
+        moved = db.execute(hours).fetchall()
+        baskets = db.execute(averages).fetchall()
         live = db.execute("SELECT customer, orders, units FROM live.sales").fetchall()
     orders, units = sales["Sally Ann"]
     assert moved == [("Sally", -orders, -units), ("Sally Ann", orders, units)]
     assert {customer: figures for customer, *figures in live} == sales
+    bought: dict[str, list[Image]] = defaultdict(list)
+    for (table, _), row in shop.rows.items():
+        if table == "orders":
+            bought[names[row["purchaser"]]].append(row)
+    assert baskets == [
+        (
+            customer,
+            sum(row["quantity"] for row in rows) / len(rows),
+            len({row["product_id"] for row in rows}),
+            max(row["quantity"] for row in rows),
+        )
+        for customer, rows in sorted(bought.items())
+        if len(rows) > 1
+    ]
+    assert baskets
 
 
 CELLS = "SELECT method, store, paid_on, is_refund, rate, opens, terminal, channel, payments, amount, weight FROM "

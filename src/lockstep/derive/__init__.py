@@ -16,6 +16,6 @@ from lockstep.derive.catalog import Catalog, Table
 from lockstep.derive.compiler import Derivation, derive
 from lockstep.derive.cores import Core
 from lockstep.derive.refusals import Refused
-from lockstep.derive.signed import SignedRows, require_rows
+from lockstep.derive.signed import SignedRows, as_core, require_rows
 
-__all__ = ["Catalog", "Core", "Derivation", "Refused", "SignedRows", "Table", "derive", "require_rows"]
+__all__ = ["Catalog", "Core", "Derivation", "Refused", "SignedRows", "Table", "as_core", "derive", "require_rows"]

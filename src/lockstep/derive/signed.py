@@ -15,10 +15,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from sqlglot import exp
 
 from lockstep.derive.catalog import Catalog, Types, table_of
+from lockstep.derive.cores import ROWS, Core
 from lockstep.derive.normal import normal
 from lockstep.derive.products import Flattener, Product, tried
 from lockstep.derive.refusals import NotLinear, Refused
@@ -40,6 +42,7 @@ _CARRIED = {
 }
 _GROUPED = ("group", "having", "qualify", "distinct", "limit", "offset", "order")
 
+CORE = f"{PREFIX}k"  # in cells of several cores: which of them
 _Factor = tuple[str, str, tuple[str, ...]]  # an alias, its table, and the schemas whose relations together are meant
 
 
@@ -68,19 +71,73 @@ class SignedRows:
         query = grouped.rows
         require_rows(query)
         self._query = query
+        self._columns = [(s.alias_or_name, s.comments or []) for s in query.selects]
         self._catalog = catalog
         self._measures = measures
         try:
             self._products = Flattener(catalog, types).query(normal(query, catalog, types), "")
         except NotLinear as e:
             raise Refused(re.sub(rf" AS {PREFIX}t\d+|\b{PREFIX}t\d+\.", "", str(e)), None, _LINEAR) from None
-        if not any(self._moving(product) for product in self._products):
-            raise Refused("It reads no table of source", query, "Increments come from changes of tables.")
-        if not all(self._moving(product) for product in self._products):
-            raise Refused("Rows that come from static tables alone", query, "Add them where the figures are read.")
+        self._require_moving()
         self._require_a_count()
         for product in self._products:
             self._require_exact(product, types, grouped.casts)
+
+    @classmethod
+    def of_cells(cls, cores: Sequence[Core], catalog: Catalog) -> SignedRows:
+        """The signed rows that the cells of cores add up.
+
+        The cells of all cores are in one relation, with the number of the core (from 0 on) in `CORE`. `as_core` has
+        those of one. Keys of other cores are NULL, and so are their sums and counts.
+        """
+        found = cls.__new__(cls)
+        found._query = cores[0].full(table_of)
+        found._catalog = catalog
+        found._measures = kinds = {ROWS: "BIGINT"}
+        parts: list[tuple[Product, dict[tuple[str, str], exp.Expr]]] = []
+        found._columns = [(CORE, ["Which of the sets of cells"])]
+        measured = [(ROWS, ["Rows"])]
+        for number, core in enumerate(cores):
+            first = core.terms[0]
+            found._columns += [
+                (_of_core(number, name), [_said(key)]) for name, key in zip(core.keys, first.keys, strict=True)
+            ]
+            for n, measure in enumerate(core.measures):
+                assert measure.fold == "SUM"  # extremes of tables that only grow cannot be multiplied
+                kinds[_of_core(number, measure.name)] = f"DECIMAL(38, {measure.scale})"
+                measured.append((_of_core(number, measure.name), [f"Sum of {_said(first.sums[n])}"]))
+                if measure.count != ROWS:
+                    kinds[_of_core(number, measure.count)] = "BIGINT"
+                    measured.append(
+                        (_of_core(number, measure.count), [f"How many of {_said(first.sums[n])} there are"])
+                    )
+            for term in core.terms:
+                values: dict[str, exp.Expr] = dict(zip(core.keys, term.keys, strict=True))
+                for measure, summand in zip(core.measures, term.sums, strict=True):
+                    values[measure.name] = summand
+                    if measure.count != ROWS:
+                        values[measure.count] = exp.cast(exp.paren(summand.copy()).is_(exp.Null()).not_(), "BIGINT")
+                columns = {("", _of_core(number, name)): value for name, value in values.items()}
+                columns |= {("", CORE): exp.convert(number), ("", ROWS): exp.convert(1)}
+                parts.append((term.product, columns))
+        found._columns += measured
+        nothing = {("", name): exp.Null() for name in found._names}
+        found._products = [replace(product, columns={**nothing, **columns}) for product, columns in parts]
+        found._require_moving()
+        return found
+
+    @property
+    def columns(self) -> dict[str, str | None]:
+        """The columns beside those that are carried, and of measures the types."""
+        return {name: self._measures.get(name.lower()) for name in self._names}
+
+    def _require_moving(self) -> None:
+        if not any(self._moving(product) for product in self._products):
+            raise Refused("It reads no table of source", self._query, "Increments come from changes of tables.")
+        if not all(self._moving(product) for product in self._products):
+            raise Refused(
+                "Rows that come from static tables alone", self._query, "Add them where the figures are read."
+            )
 
     def _require_a_count(self) -> None:
         """Refuse rows that no measure counts: a cell whose sums come to 0 could not be told from one without rows.
@@ -154,20 +211,19 @@ class SignedRows:
 
     @property
     def _names(self) -> list[str]:
-        return [s.alias_or_name for s in self._query.selects]
+        return [name for name, _ in self._columns]
 
     def _rows(self, parts: Iterable[exp.Select]) -> exp.Select:
         """Signed rows with their measures multiplied by the weight, under the names and comments of the query."""
         found = exp.select(*(_carried(column, *of) for column, of in _CARRIED.items()))
-        for written in self._query.selects:
-            name = written.alias_or_name
+        for name, comments in self._columns:
             value: exp.Expr = exp.column(exp.to_identifier(name, quoted=True))
             kind = self._measures.get(name.lower())
             if kind:
                 signed = exp.Mul(this=exp.column(_WEIGHT), expression=exp.cast(value, kind, dialect="duckdb"))
                 value = exp.cast(signed, kind, dialect="duckdb")
             column = value.as_(name, quoted=True)
-            said = [f"{c.strip()}, signed" if kind else c for c in written.comments or ()]
+            said = [f"{c.strip()}, signed" if kind else c for c in comments]
             column.add_comments(said)
             found = found.select(column, copy=False)
         first, *others = parts
@@ -175,6 +231,22 @@ class SignedRows:
         for other in others:
             union = exp.union(union, other, distinct=False, copy=False)
         return found.from_(union.subquery("signed_rows"), copy=False)
+
+
+def as_core(core: Core, number: int, cells: exp.Expr) -> exp.Select:
+    """The cells of one core, as its finish reads them, of a relation with those of several (`SignedRows.of_cells`)."""
+    names = [*core.keys, *(name for m in core.measures for name in (m.name, m.count) if name != ROWS)]
+    columns = [exp.column(_of_core(number, name)).as_(name) for name in names]
+    return exp.select(exp.column(ROWS), *columns).from_(cells).where(exp.column(CORE).eq(number))
+
+
+def _of_core(number: int, name: str) -> str:
+    return f"{name}_{number}"
+
+
+def _said(expression: exp.Expr) -> str:
+    """An expression without generated aliases."""
+    return re.sub(rf"\b{PREFIX}t\d+\.", "", expression.sql("duckdb"))
 
 
 _LINEAR = (

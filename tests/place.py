@@ -1,0 +1,126 @@
+"""A project of a test's own facts, and a home where the rows of five tables move under each other."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+
+from lockstep import contracts, warehouse
+from lockstep.changelog import SETTLING
+from lockstep.init import init
+from shop import Shop, land
+
+ROOT = Path(__file__).parents[1]
+HOUR = timedelta(hours=1)
+OPENED = datetime(2026, 3, 1, 20, 30)
+Rows = dict[str, dict[Any, dict[str, Any]]]
+
+
+@dataclass
+class Place:
+    """A project and its home, and the shop whose changes land in it."""
+
+    directory: Path
+    shop: Shop
+    landed: int = 0
+
+    @property
+    def project(self) -> Path:
+        return self.directory / "project"
+
+    @property
+    def home(self) -> Path:
+        return self.directory / "home"
+
+    def enter(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(self.project)
+        monkeypatch.setenv("LOCKSTEP_HOME", str(self.home))
+        contracts.load.cache_clear()
+
+    def land(self, *, reached: datetime | None = None) -> None:
+        land(self.home, self.shop.changes[self.landed :], reached=reached)
+        self.landed = len(self.shop.changes)
+
+    def work(self, chance: random.Random, until: datetime) -> None:
+        """Half a dozen transactions an hour, in which any row of any table may come, change, take another key or go."""
+        while self.shop.now < until:
+            self.shop.now += timedelta(minutes=chance.randrange(1, 20))
+            with self.shop.transaction():
+                for _ in range(chance.randrange(1, 4)):
+                    self._do(chance)
+
+    def _do(self, chance: random.Random) -> None:
+        table = chance.choice(["orders", "orders", "customers", "products", "shipments", "drivers"])
+        rows, key = self.shop.rows[table], chance.randrange(1, 8 if table == "orders" else 4)
+        region = chance.choice(["north", "south"])
+        columns = {
+            "orders": {
+                "customer_id": chance.randrange(1, 5),
+                "product_id": chance.randrange(1, 4),
+                "region": region,
+                "quantity": chance.randrange(1, 5),
+                "amount_cents": chance.randrange(0, 900),
+            },
+            "customers": {"region": region},
+            "products": {"category": chance.choice(["books", "toys"]), "price_cents": chance.randrange(100)},
+            "shipments": {"status": chance.choice(["created", "returned"])},
+            "drivers": {"capacity_parcels": chance.randrange(1, 9)},
+        }[table]
+        if key not in rows:
+            self.shop.insert(table, key, **columns)
+        elif chance.random() < 0.1:
+            self.shop.delete(key, table)
+        elif chance.random() < 0.2 and key + 1 not in rows:
+            self.shop.rekey(key, key + 1, table, **columns)
+        else:
+            self.shop.update(table, key, **columns)
+
+    def rows_at(self, at: datetime) -> Rows:
+        """The rows of the source after all changes before an instant; no commit time goes back here."""
+        rows: Rows = defaultdict(dict)
+        for change in self.shop.changes[: self.landed]:
+            if change.committed_at >= at:
+                break
+            name = change.table.removesuffix("s") + "_id"
+            if change.before:
+                del rows[change.table][change.before[name]]
+            if change.after:
+                rows[change.table][change.after[name]] = change.after
+        return rows
+
+    def compare_mirror(self, *but: str) -> None:
+        """Each source table as an analyst reads it who comes now, but for these."""
+        time.sleep(SETTLING.total_seconds() + 0.05)
+        for table in {"orders", "customers", "products", "shipments", "drivers"} - {*but}:
+            with duckdb.connect(str(self.home / "analytics.duckdb"), read_only=True) as reader:
+                found = warehouse.rows(reader, f"SELECT * FROM source.{table}")
+            shown = {row[table.removesuffix("s") + "_id"]: row for row in found}
+            assert len(shown) == len(found)
+            personal = {"full_name", "email"}
+            expected = {k: {n: v for n, v in r.items() if n not in personal} for k, r in self.shop.rows[table].items()}
+            assert shown == expected
+
+
+def prepare(place: Place, models: dict[str, str], contract_rows: list[str], measures: list[str]) -> None:
+    """Write the project, all of whose facts are promoted, and begin the log."""
+    init(place.project, (ROOT / "source_schema.sql").read_text())
+    for name, text in models.items():
+        path = place.project / "models" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    facts = [row.partition(",")[0] for row in contract_rows]
+    promoted = [f"{fact},live,2026-03-01 00:00:00,0,{{}}" for fact in facts]
+    for name, lines in (("contracts", contract_rows), ("contract_measures", measures), ("promotions", promoted)):
+        with (place.project / "seeds" / f"{name}.csv").open("a") as file:
+            file.writelines(f"{line}\n" for line in lines)
+    for customer in (1, 2, 3):
+        place.shop.insert("customers", customer, region="north")
+    place.land()
