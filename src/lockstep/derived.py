@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,8 +17,9 @@ from typing import Any
 
 from sqlglot import exp
 
-from lockstep.contracts import Contract, Measure, load
+from lockstep.contracts import Contract, Measure, load, type_of
 from lockstep.derive import Catalog, Derivation, Refused, SignedRows, Table, as_core, derive, require_rows
+from lockstep.derive.catalog import Types
 from lockstep.errors import LockstepError
 from lockstep.names import EXTRA
 from lockstep.project import digest, project
@@ -105,6 +106,48 @@ def rows_of(contract: Contract) -> SignedRows:
     return rows
 
 
+@dataclass(frozen=True)
+class Figures:
+    """What a fact's query gives: the grain, the measures with their units, the columns' comments, and from what.
+
+    `tables` are those that change it. `because`: why its measures are no sums, None if they are.
+    """
+
+    grain: tuple[str, ...]
+    units: dict[str, str]
+    comments: dict[str, str]
+    tables: list[str]
+    because: str | None
+
+
+def figures_of(domain: str, unit_of: Callable[[str, str], str]) -> Figures:
+    """What `models/rebuild/<domain>.sql` gives, whatever contract it has; `unit_of` says by name and type how.
+
+    The project need not be loaded. Raises LockstepError, naming the file, if it cannot be derived.
+    """
+    from lockstep.loader import import_macros
+
+    import_macros()
+    path = project() / "models" / "rebuild" / f"{domain}.sql"
+    with _naming(path, project(), f"Or write models/diffs/{domain}.sql by hand."):
+        grain = tuple(column.name for grain in _load(path).grains for column in grain.find_all(exp.Column))
+        query = _query(path)
+        comments = {s.alias_or_name: s.comments[0].strip() for s in query.selects if s.comments}
+        inlined = _over_tables(query.copy(), of_rows=False)
+        catalog = _catalog(inlined)
+        columns = dict(Types(catalog).of_query(inlined.sql("duckdb"), has_lines=False))
+        if missing := [name for name in grain if name not in columns]:
+            raise Refused(f"The grain names {missing[0]}, which is not selected", None, "Select it.")
+        units = {name: unit_of(name, kind) for name, kind in columns.items() if name not in grain}
+        because = None
+        try:
+            kinds = {name: type_of(unit) or "" for name, unit in units.items()}
+            rows = SignedRows(_over_tables(query), catalog, kinds)
+        except Refused as why:
+            rows, because = SignedRows.of_cells(_derivation(inlined, catalog).cores, catalog), why.what
+        return Figures(grain, units, comments, rows.tables, because)
+
+
 def digest_of_models() -> str:
     """A digest of all that queries are derived from, but for contracts and the declaration."""
     return digest(sorted((project() / "models").rglob("*.sql")))
@@ -125,10 +168,14 @@ def _finished(root: Path, _models: str, _tables: tuple[object, ...], domain: str
     path = root / "models" / "rebuild" / f"{domain}.sql"
     with _naming(path, root):
         query = _over_tables(_query(path), of_rows=False)
-        # Rows of a table that only grows still go with a TRUNCATE, which no extreme can take back.
-        catalog = {name: replace(table, is_append_only=False) for name, table in _catalog(query).items()}
-        derivation = derive(query, catalog)
+        catalog = _catalog(query)
+        derivation = _derivation(query, catalog)
         return derivation, SignedRows.of_cells(derivation.cores, catalog)
+
+
+def _derivation(query: exp.Query, catalog: Catalog) -> Derivation:
+    # Rows of a table that only grows still go with a TRUNCATE, which no extreme can take back.
+    return derive(query, {name: replace(table, is_append_only=False) for name, table in catalog.items()})
 
 
 @contextmanager

@@ -16,8 +16,9 @@ def facts() -> list[Row]:
     from several rows of these. `figures`: `cells`, or `finish` if they are computed from cells when they are read.
     """
     from lockstep.derived import is_derived, rows_of
+    from lockstep.loader import import_macros
 
-    _load_the_project()
+    import_macros()
     found = []
     for contract in load().values():
         domain = contract.domain
@@ -44,11 +45,12 @@ def facts() -> list[Row]:
 def derived_sql(fact: str) -> dict[str, str]:
     """The SQL that is derived for a fact, formatted, by what it is. Raises LockstepError if it is none or by hand."""
     from lockstep.derived import finish_of, is_derived, rows_of
+    from lockstep.loader import import_macros
 
     contract = load().get(fact)
     if contract is None:
         raise LockstepError(f"There is no fact {fact}. seeds/contracts.csv has {', '.join(load())}.")
-    _load_the_project()
+    import_macros()
     if not is_derived(contract):
         raise LockstepError(f"The increments of {fact} are written by hand, in models/diffs/{fact}.sql.")
     rows = rows_of(contract)
@@ -69,14 +71,3 @@ def _pretty(query: str) -> str:
     from sqlglot import parse_one
 
     return parse_one(query, dialect="duckdb").sql("duckdb", pretty=True)
-
-
-def _load_the_project() -> None:
-    """Queries need the project's macros, which SQLMesh imports when it loads the models."""
-    from sqlmesh import Context
-    from sqlmesh.core.console import NoopConsole, set_console
-
-    from lockstep.loader import WithoutUnitTests
-
-    set_console(NoopConsole())
-    Context(paths=str(project()), loader=WithoutUnitTests).close()

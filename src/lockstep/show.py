@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from lockstep.log_check import Checked as LogChecked
     from lockstep.log_repair import Repair as LogRepair
     from lockstep.migrate import Evidence, Fit, Promotion
+    from lockstep.new_contract import Added
     from lockstep.operate import Run
     from lockstep.postgres import Problem
     from lockstep.publish import Published
@@ -585,6 +586,18 @@ def _evidence(e: Evidence, required: int, freshness: int) -> None:
 
 def _freshness(age: float | None, objective: int) -> str:
     return f"{age:,.0f} s old now, objective {objective:,} s" if age is not None else f"none, objective {objective:,} s"
+
+
+def contract_added(added: Added, is_dry_run: bool) -> None:
+    for file, lines in added.lines().items():
+        print(f"{file}:")
+        for line in lines:
+            print(f"  {line}")
+    if added.because:
+        print(f"The measures merge by finish: they are computed from cells when they are read ({added.because}).")
+    print(
+        "Nothing was written." if is_dry_run else "Next: `sqlmesh plan`, which computes the hours that the log has had."
+    )
 
 
 def facts(rows: list[Row]) -> None:

@@ -14,7 +14,8 @@ class Refused(LockstepError):
         self.line = _line(node)
         self.place: str | None = None  # the file of a view that the query reads, if it stands there
         where = f"line {self.line}: " if self.line else ""
-        super().__init__(f"{where}{what}. {instead}")
+        self.what = f"{where}{what}"
+        super().__init__(f"{self.what}. {instead}")
 
 
 class NotLinear(Exception):
