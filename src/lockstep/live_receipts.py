@@ -95,9 +95,15 @@ def _both(home: Path) -> Iterator[DuckDBPyConnection]:
     with duckdb.connect(config={"file_search_path": str(home)}) as connection:
         connection.execute("SET TimeZone = 'UTC'")
         for name, path in (("warehouse", home / "warehouse.duckdb"), ("published", home / "analytics.duckdb")):
-            connection.execute(f"ATTACH {text(path)} AS {name} (READ_ONLY)")
+            try:
+                connection.execute(f"ATTACH {text(path)} AS {name} (READ_ONLY)")
+            except duckdb.Error as e:
+                raise warehouse.cannot_open(path, e) from None
         connection.execute("BEGIN")
-        yield connection
+        try:
+            yield connection
+        except duckdb.Error as e:
+            raise LockstepError(f"What is live could not be compared: {' '.join(str(e).split())}") from None
 
 
 def _served(connection: DuckDBPyConnection) -> dict[str, str]:

@@ -147,17 +147,18 @@ def _prove_what_is_live(home: Path, failures: list[str]) -> publish.Published | 
     due = []
     with warehouse.reader(home) as connection:
         in_use = dict(connection.execute("SELECT domain, evidence_digest FROM reconcile.in_use").fetchall())
-        views = connection.execute("SELECT view_name FROM duckdb_views() WHERE schema_name = 'tail'").fetchall()
+        views = set(connection.execute("SELECT schema_name, view_name FROM duckdb_views()").fetchall())
         for domain, contract in load().items():
             proof, live = nightly.get(domain), last.get(domain)
-            if contract.mode_in_effect == "batch" or proof is None:
+            is_planned = ("reconcile", f"{domain}_added_up") in views  # by this version, with this domain
+            if contract.mode_in_effect == "batch" or proof is None or not is_planned:
                 continue
             if proof["verdict"] == "empty":
                 is_due = live is None or live["verdict"] != "passed" or live["evidence_digest"] != in_use[domain]
                 is_due = is_due and connection.execute(f"SELECT 1 FROM live.{domain} LIMIT 1").fetchone() is not None
             else:
                 is_due = (live is not None and live["verdict"] == "failed") or (
-                    (domain,) in views and (live is None or live["sequence"] < proof["sequence"])
+                    ("tail", domain) in views and (live is None or live["sequence"] < proof["sequence"])
                 )
             if is_due:
                 due.append(contract)
