@@ -57,6 +57,13 @@ def is_there(evaluator, measures, prefix=None):
 
 
 @macro()
+def is_nonunique(evaluator, measures):
+    """Whether a side has a cell more than once: `WHEN @is_nonunique(@measures)`. Only a finish is not merged."""
+    is_finished = any(m.merge == "finish" for m in _measures("is_nonunique", measures))
+    return "copies > 1 OR added_up > 1" if is_finished else "copies > 1"
+
+
+@macro()
 def are_identical(evaluator, measures, one, other):
     """Whether two sides of a cell are the same in every measure: `@are_identical(@measures, rebuild_, increments_)`."""
     return " AND ".join(

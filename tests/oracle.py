@@ -469,8 +469,8 @@ class Served:
         return None if self.served_from == "live" else self.verified_cut or datetime.min
 
 
-def served(evidence: Mapping[str, list[Evidence]], watermark: datetime) -> dict[str, Served]:
-    """What is served of each domain, by its receipts in the order in which they were made."""
+def served(evidence: Mapping[str, list[Evidence]], live: Mapping[str, str], watermark: datetime) -> dict[str, Served]:
+    """What is served of each domain, by its receipts in the order in which they were made, and its last live one."""
     found = {}
     for domain, contract in DOMAINS.items():
         needed = (domain, *contract.reads)
@@ -478,13 +478,17 @@ def served(evidence: Mapping[str, list[Evidence]], watermark: datetime) -> dict[
             *({e.cut for e in evidence[d] if e.verdict != "failed" and e.is_stored} for d in needed)
         )
         verified_cut = max(shared, default=None)
-        is_live = all(_may_be_live(DOMAINS[d], evidence[d], watermark) for d in needed)
+        is_live = all(_may_be_live(DOMAINS[d], evidence[d], live.get(d), watermark) for d in needed)
         found[domain] = Served("live" if is_live else "rebuild", watermark if is_live else verified_cut, verified_cut)
     return found
 
 
-def _may_be_live(contract: Domain, receipts: list[Evidence], watermark: datetime) -> bool:
-    if contract.mode != "live" or not receipts or receipts[-1].verdict != "passed":
+def _may_be_live(contract: Domain, receipts: list[Evidence], live: str | None, watermark: datetime) -> bool:
+    if contract.mode != "live" or not receipts or live == "failed":
+        return False
+    if receipts[-1].verdict == "empty":
+        return live == "passed"
+    if receipts[-1].verdict != "passed":
         return False
     failed = [i for i, receipt in enumerate(receipts) if receipt.verdict == "failed"]
     passed = [receipt for receipt in receipts[failed[-1] + 1 if failed else 0 :] if receipt.verdict == "passed"]

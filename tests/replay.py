@@ -20,6 +20,7 @@ from oracle import DOMAINS, GENERATIONS, Cells, Evidence, Oracle, Served, floor_
 from shop import Change, Shop, deliver, land
 
 RECONCILE_FAILS = "reconcile.{}_receipts: audit rebuild_equals_increments"
+LIVE_FAILS = "live.{}: the live receipt"
 BASE_FAILS = "verified.vehicle_positions: audit live_equals_rebuild_at_its_cut"
 
 
@@ -35,6 +36,7 @@ class Replay:
         self.shop = shop
         self.cuts: list[datetime] = []
         self.receipts: dict[str, list[dict[str, Any]]] = {domain: [] for domain in DOMAINS}
+        self.live: dict[str, str] = {}  # the verdict of each domain's last live receipt
         self._days_until: datetime | None = None  # the end of the last day that a rebuild was made for
         self._due: dict[str, list[datetime]] = {}  # the cuts at which the last run has reconciled
         self._base_fails = False  # the last generation of positions is not what was live before: tried in every run
@@ -76,7 +78,7 @@ class Replay:
             ]
             for domain, receipts in self.receipts.items()
         }
-        return served(evidence, self.watermark)
+        return served(evidence, self.live, self.watermark)
 
     def land(self, *, sizes: Iterable[int] = (), again: int | None = None, reached: datetime | None = None) -> None:
         """Land what happened since, in batches of `sizes` changes that are rounded up to whole transactions.
@@ -113,6 +115,7 @@ class Replay:
         days_until = midnight(min(at, watermark))  # a day is due once all its hours are sealed
         is_new_day = self._days_until is None or days_until > self._days_until
         failures_must_be = self._expect(at, watermark, is_new_day)
+        failures_must_be += self._expect_live()
         result = operate.run(self.home, at)
         assert sorted(failure.split(" found ")[0] for failure in result.failures) == sorted(failures_must_be)
         assert result.agrees == (not failures_must_be)
@@ -161,6 +164,21 @@ class Replay:
         if is_new_day:
             self._store("orders_daily", cut, oracle.orders_batch(cut))
             self._store("customers_daily", cut, oracle.customers_batch(cut))
+        return failures
+
+    def _expect_live(self) -> list[str]:
+        """Note which live receipts the run must take: of what no nightly one could prove yet, and of what failed."""
+        oracle, failures = self.oracle, []
+        for domain in DOMAINS:
+            cuts = self._due[domain]
+            newest = oracle.receipt(domain, cuts[-1]).verdict if cuts else self.receipts[domain][-1]["verdict"]
+            live = oracle.live(domain, max(self._generations[domain], default=datetime.min))
+            is_unproved = newest == "empty" and live and self.live.get(domain) != "passed"
+            if is_unproved or (newest != "empty" and self.live.get(domain) == "failed"):
+                found = oracle.compared(domain, oracle.cells(domain, datetime.max), live)
+                self.live[domain] = "passed" if found.is_passed else "failed"
+                if not found.is_passed:
+                    failures.append(LIVE_FAILS.format(domain))
         return failures
 
     def _must_retry(self, domain: str) -> bool:

@@ -36,7 +36,7 @@ SELECT
   @cut_of(@domain_name)::TIMESTAMP AS cut, /* Cut at which the two paths are compared */
   @EACH(@grain, g -> g),
   CASE
-    WHEN copies > 1
+    WHEN @is_nonunique(@measures)
     THEN 'nonunique'
     WHEN @are_identical(@measures, rebuild_, increments_)
     THEN 'identical'

@@ -18,8 +18,8 @@ from typing import Any
 from sqlglot import exp
 
 from lockstep.contracts import Contract, Measure, load, type_of
-from lockstep.derive import Catalog, Derivation, Refused, SignedRows, Table, as_core, derive, require_rows
-from lockstep.derive.catalog import Types
+from lockstep.derive import Catalog, Core, Derivation, Refused, SignedRows, Table, as_core, derive, require_rows
+from lockstep.derive.catalog import Types, table_of
 from lockstep.errors import LockstepError
 from lockstep.names import EXTRA
 from lockstep.project import digest, project
@@ -73,16 +73,15 @@ def finish_of(contract: Contract) -> Finish:
 
     Raises LockstepError, naming the file, if its query has none.
     """
-    derivation, rows = _finished(project(), digest_of_models(), tuple(TABLES.values()), contract.domain)
+    derivation, moving, rows = _finished(project(), digest_of_models(), tuple(TABLES.values()), contract.domain)
     measures = tuple(
         Measure(name, "sum", _unit(kind), 0, 0, "") for name, kind in rows.columns.items() if kind is not None
     )
     grain = tuple(name for name, kind in rows.columns.items() if kind is None)
     cells = replace(contract, grain=grain, all_measures=measures)
-    sets = {
-        core.name: as_core(core, number, exp.to_table(ALL_CELLS)).sql("duckdb")
-        for number, core in enumerate(derivation.cores)
-    }
+    sets = {core.name: core.full(table_of).sql("duckdb") for core in derivation.cores if core not in moving}
+    for number, core in enumerate(moving):
+        sets[core.name] = as_core(core, number, exp.to_table(ALL_CELLS)).sql("duckdb")
     return Finish(derivation.finish.sql("duckdb"), sets, cells)
 
 
@@ -95,7 +94,7 @@ def rows_of(contract: Contract) -> SignedRows:
     """The signed rows of a domain. Raises LockstepError, naming the file, if its query has none."""
     place = project(), digest_of_models(), tuple(TABLES.values()), contract.domain
     if contract.is_finished:
-        rows = _finished(*place)[1]
+        rows = _finished(*place)[2]
     else:
         rows = _rows_of(*place, tuple((m.name, m.type) for m in contract.merged))
     if missing := [table for table in rows.tables if table not in contract.sources]:
@@ -144,7 +143,8 @@ def figures_of(domain: str, unit_of: Callable[[str, str], str]) -> Figures:
             kinds = {name: type_of(unit) or "" for name, unit in units.items()}
             rows = SignedRows(_over_tables(query), catalog, kinds)
         except Refused as why:
-            rows, because = SignedRows.of_cells(_derivation(inlined, catalog).cores, catalog), why.what
+            derivation = _derivation(inlined, catalog)
+            rows, because = SignedRows.of_cells(_moving(derivation, catalog), catalog), why.what
         return Figures(grain, units, comments, rows.tables, because)
 
 
@@ -163,14 +163,26 @@ def _rows_of(
         return SignedRows(query, _catalog(query), dict(measures))
 
 
+_Finished = tuple[Derivation, list[Core], SignedRows]
+
+
 @functools.lru_cache(maxsize=64)
-def _finished(root: Path, _models: str, _tables: tuple[object, ...], domain: str) -> tuple[Derivation, SignedRows]:
+def _finished(root: Path, _models: str, _tables: tuple[object, ...], domain: str) -> _Finished:
     path = root / "models" / "rebuild" / f"{domain}.sql"
     with _naming(path, root):
         query = _over_tables(_query(path), of_rows=False)
         catalog = _catalog(query)
         derivation = _derivation(query, catalog)
-        return derivation, SignedRows.of_cells(derivation.cores, catalog)
+        moving = _moving(derivation, catalog)
+        return derivation, moving, SignedRows.of_cells(moving, catalog)
+
+
+def _moving(derivation: Derivation, catalog: Catalog) -> list[Core]:
+    """The cores that change with their tables; the others, of static tables alone, are read as they are."""
+    moving = [core for core in derivation.cores if any(not catalog[name].is_static for name in core.tables())]
+    if not moving:
+        raise Refused("It reads no table of source", None, "Increments come from changes of tables.")
+    return moving
 
 
 def _derivation(query: exp.Query, catalog: Catalog) -> Derivation:

@@ -20,11 +20,14 @@ def append(path: Path, rows: Iterable[Row]) -> None:
         durable_replace(path, (path.read_bytes() if path.exists() else b"") + lines.encode())
 
 
-def read(path: Path) -> list[Row]:
+def read(path: Path, way_out: str = "Restore it from a backup") -> list[Row]:
     """All rows, oldest first; none where there is no file. Raises LockstepError if it cannot be read."""
     if not path.exists():
         return []
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except ValueError as e:
-        raise LockstepError(f"{path} is not JSON lines ({e}). Restore it from a backup.") from None
+        raise LockstepError(f"{path} is not JSON lines ({e}). {way_out}.") from None
+    if not all(isinstance(row, dict) for row in rows):
+        raise LockstepError(f"{path} has a line that is no JSON object. {way_out}.")
+    return rows

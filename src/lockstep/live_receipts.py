@@ -52,7 +52,12 @@ def reconcile(home: Path, domains: Iterable[str] = (), limit: int = 20) -> list[
     warehouse.require(home)
     with exclusive(home / "warehouse.lock", "reconciling what is live"):
         publish.write(home)
-        return take(home, [c for c in contracts if c.domain not in batch], limit)[0]
+        with _both(home) as connection:
+            served = _served(connection)
+        for name in named:
+            if name not in served:
+                raise LockstepError(f"{name} has not been planned yet. Run `sqlmesh plan` first.")
+        return take(home, [c for c in contracts if c.domain not in batch and c.domain in served], limit)[0]
 
 
 def take(
@@ -80,8 +85,14 @@ def take(
 
 def load(home: Path) -> list[Row]:
     """All live receipts, oldest first. Raises LockstepError if their file cannot be read."""
-    rows = jsonlines.read(ChangeLog(home).live_receipts)
-    return [r | {name: datetime.fromisoformat(r[name]) for name in ("as_of", "reconciled_at")} for r in rows]
+    path = ChangeLog(home).live_receipts
+    rows = jsonlines.read(path, publish.LIVE_RECEIPTS_LOST)
+    try:
+        loaded = [r | {name: datetime.fromisoformat(r[name]) for name in ("as_of", "reconciled_at")} for r in rows]
+        assert all({"domain", "sequence", "verdict", "evidence_digest"} <= r.keys() for r in loaded)
+    except (AssertionError, KeyError, TypeError, ValueError):
+        raise LockstepError(f"{path} has a line that is no live receipt. {publish.LIVE_RECEIPTS_LOST}.") from None
+    return loaded
 
 
 def last(receipts: Iterable[Row]) -> dict[str, Row]:

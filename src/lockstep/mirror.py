@@ -7,6 +7,7 @@ which rows and changes.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from lockstep.names import GENERATED
@@ -23,11 +24,18 @@ class Mirror:
     """
 
     table: Table
+    planned: Collection[str] | None = None  # the columns that the models know; None is all
+
+    @property
+    def definition(self) -> str:
+        """The shown columns, their types, and which of them are digests."""
+        return ", ".join(f"{c.sql} {c.kind.duckdb}{' as a digest' if c.is_personal else ''}" for c in self.columns)
 
     @property
     def columns(self) -> list[Column]:
         """The columns that are shown, in the order of the declaration."""
-        return [c for c in self.table.columns if not c.is_personal or c.name in self.table.key]
+        known = [c for c in self.table.columns if self.planned is None or c.name in self.planned]
+        return [c for c in known if not c.is_personal or c.name in self.table.key]
 
     def names(self, relation: str = "") -> str:
         """The shown columns as a list."""

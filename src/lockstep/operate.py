@@ -164,9 +164,10 @@ def _prove_what_is_live(home: Path, failures: list[str]) -> publish.Published | 
                 due.append(contract)
     results, published = live_receipts.take(home, due) if due else ([], None)
     failures += [
-        f"{r.receipt['figures']}: {r.receipt['cells_beyond']:,} of {r.receipt['cells_compared']:,} live cells are not "
-        f"what the query gives at position {r.receipt['position']:,}. `lockstep reconcile {r.receipt['domain']} --now` "
-        "publishes anew from nothing, and shows them"
+        f"live.{r.receipt['domain']}: the live receipt found {r.receipt['cells_beyond']:,} of "
+        f"{r.receipt['cells_compared']:,} cells that are not what the query gives at position "
+        f"{r.receipt['position']:,}. `lockstep reconcile {r.receipt['domain']} --now` publishes anew from nothing, and "
+        "shows them"
         for r in results
         if r.receipt["verdict"] == "failed"
     ]

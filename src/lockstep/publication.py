@@ -157,13 +157,22 @@ class Builder:
         return models
 
     def _reads(self, model: _Model) -> list[str]:
-        return [self._names[f"warehouse.{read[1]}.{read[2]}"] for read in _READ.finditer(model.body or "")]
+        return [self._name(model, f"warehouse.{read[1]}.{read[2]}") for read in _READ.finditer(model.body or "")]
+
+    def _name(self, model: _Model, relation: str) -> str:
+        """The name of a model that another reads, by its relation."""
+        if relation not in self._names:
+            raise LockstepError(
+                f"{model.name} reads {relation.rpartition('.')[2]}, which is of no model in use: the last plan did not "
+                "end. `sqlmesh plan` says what stopped it; once that is mended it puts all models into use."
+            )
+        return self._names[relation]
 
     def _placed(self, model: _Model, place: Place) -> str:
         """The model's query with everything it reads replaced by what `place` says stands for it."""
 
         def replace(read: re.Match[str]) -> str:
-            return f"{place(self._names[f'warehouse.{read[1]}.{read[2]}'])} AS {read[3]}"
+            return f"{place(self._name(model, f'warehouse.{read[1]}.{read[2]}'))} AS {read[3]}"
 
         return _READ.sub(replace, model.body or "")
 
@@ -785,11 +794,10 @@ class Builder:
 
     def _mirror(self, table: str) -> None:
         """`source.<table>`: the rows of a source table up to the last change of it that is visible."""
-        mirror, shared, cut = Mirror(TABLES[table]), dict[str, str](), self._table_cuts[table]
+        planned = self._models[f"source.{table}"].columns  # the declaration may be ahead of the plan
+        mirror, shared, cut = Mirror(TABLES[table], planned), dict[str, str](), self._table_cuts[table]
         stored = f"folded.source{GENERATED}{table}"
-        definition = f"{self._watermark.source} from {self._watermark.started_at}: " + ", ".join(
-            f"{c.sql} {c.kind.duckdb}{' as a digest' if c.is_personal else ''}" for c in mirror.columns
-        )
+        definition = f"{self._watermark.source} from {self._watermark.started_at}: {mirror.definition}"
         since = self._until(stored, definition)
         is_new = since is None or since > cut
         if is_new:
@@ -809,7 +817,7 @@ class Builder:
         latest = _share(shared, f"latest of source.{table}", mirror.latest(tail))
         view = f"source.{quoted(table)}"
         self._run(f"CREATE VIEW {view} AS {_with(shared, mirror.merged(stored, latest))}")
-        left_out = [c.name for c in TABLES[table].columns if c not in mirror.columns]
+        left_out = [c.name for c in TABLES[table].columns if c.is_personal and c not in mirror.columns]
         said = f"The rows of {table} as of the last change that this file shows"
         said += f", without personal data ({', '.join(left_out)})" if left_out else ""
         self._run(f"COMMENT ON VIEW {view} IS {text(said)}")

@@ -34,13 +34,17 @@ from duckdb import DuckDBPyConnection
 from lockstep import jsonlines, warehouse
 from lockstep.breaks import hold_what_breaks
 from lockstep.changelog import ChangeLog
+from lockstep.contracts import load
 from lockstep.durable import fsync_directory
 from lockstep.errors import LockstepError
 from lockstep.lock import exclusive
+from lockstep.mirror import Mirror
+from lockstep.names import GENERATED
 from lockstep.publication import Builder
 from lockstep.schema import TABLES
 from lockstep.warehouse import Row, text
 
+LIVE_RECEIPTS_LOST = "Move it away: what is still needed is taken anew by the next `lockstep run`"
 KEEP = timedelta(hours=1)  # how long a superseded publication stays even if nobody has it open
 
 
@@ -168,9 +172,10 @@ def _building(home: Path, path: Path) -> Iterator[DuckDBPyConnection]:
 
 
 def _is_trusted(home: Path) -> bool:
-    """Whether no newest live receipt has failed: what is grown out of wrong figures would stay wrong."""
-    newest = {receipt["domain"]: receipt["verdict"] for receipt in jsonlines.read(ChangeLog(home).live_receipts)}
-    return "failed" not in newest.values()
+    """Whether no newest live receipt of a domain has failed: what is grown out of wrong figures would stay wrong."""
+    receipts = jsonlines.read(ChangeLog(home).live_receipts, LIVE_RECEIPTS_LOST)
+    newest = {receipt.get("domain"): receipt.get("verdict") for receipt in receipts}
+    return all(newest.get(domain) != "failed" for domain in load())
 
 
 def _copy_of(latest: Path, path: Path) -> DuckDBPyConnection | None:
@@ -181,13 +186,25 @@ def _copy_of(latest: Path, path: Path) -> DuckDBPyConnection | None:
     try:
         connection = duckdb.connect(str(path))
         [(used, free)] = connection.execute("SELECT used_blocks, free_blocks FROM pragma_database_size()").fetchall()
-        if free <= used:
+        if free <= used and not _shows_more(connection):
             return connection
         connection.close()
     except duckdb.Error:
         pass  # what it holds is an advantage, no need
     path.unlink()
     return None
+
+
+def _shows_more(connection: DuckDBPyConnection) -> bool:
+    """Whether a publication has rows of a source table otherwise than is declared now.
+
+    What is dropped from a file goes on standing in its bytes, and what is declared personal must not.
+    """
+    mirrors = {f"folded.source{GENERATED}{name}": Mirror(t).definition for name, t in TABLES.items() if t.is_mirrored}
+    stored = connection.execute(
+        f"SELECT DISTINCT name, definition FROM ops.stored WHERE starts_with(name, 'folded.source{GENERATED}')"
+    ).fetchall()
+    return any(definition.partition(": ")[2] != mirrors.get(name) for name, definition in stored)
 
 
 def _open(path: Path) -> DuckDBPyConnection:

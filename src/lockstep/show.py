@@ -368,6 +368,8 @@ def _cell(cell: Row, sides: tuple[str, str]) -> str:
     values = {f"{side}_{m}" for m in measures for side in ("rebuild", "increments")}
     columns = {n: v for n, v in cell.items() if n not in values | {"cut", "class"} and v is not None}
     grain = ", ".join(f"{n} {plain(v)}" for n, v in columns.items())
+    if cell["class"] == "nonunique":
+        return f"{grain}: there is more than one such row"
     apart = [m for m in measures if cell[f"rebuild_{m}"] != cell[f"increments_{m}"]]
     return f"{grain}: " + ", ".join(
         f"{m} {_value(cell[f'rebuild_{m}'])} {sides[0]}, {_value(cell[f'increments_{m}'])} {sides[1]}" for m in apart
@@ -535,8 +537,13 @@ def reconciled(results: list[Reconciled], limit: int, *, live: bool = False) -> 
         more = result.receipt["cells_beyond"] - len(result.cells)
         if result.cells and more:
             console.print(f"{result.receipt['domain']}: {_count(more, 'more cell')} (`--limit`)")
-        if live and result.receipt["verdict"] == "failed":
-            domain = result.receipt["domain"]
+        domain = result.receipt["domain"]
+        if live and any(cell["class"] == "nonunique" for cell in result.cells):
+            print(
+                f"{domain} is served from its rebuild: its query gives more than one row of a cell. Name in the grain "
+                f"all columns that tell rows apart, in models/rebuild/{domain}.sql and in seeds/contracts.csv."
+            )
+        elif live and result.receipt["verdict"] == "failed":
             print(
                 f"{domain} is served from its rebuild until another passes: `lockstep reconcile {domain} --now`, which "
                 "publishes from nothing. If that fails too, an hour since the last verified rebuild is wrong, or how "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from pathlib import Path
 
 import pytest
@@ -174,3 +175,13 @@ def test_what_cannot_be_read_holds(monkeypatch, tmp_path):
     load.cache_clear()
     monkeypatch.chdir(tmp_path)
     assert not skips("gps_pings")
+
+
+def test_a_double_that_is_computed_when_read_is_compared_but_for_its_last_bits(tmp_path):
+    shutil.copytree(INVALID / "unknown_merge", tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "contract_measures.csv"
+    path.write_text(path.read_text().replace("mean,cents", "finish,ratio"))
+    assert [(m.merge, m.tolerance_relative) for m in load(tmp_path)["orders"].all_measures] == [
+        ("finish", 0),
+        ("finish", 1e-13),
+    ]

@@ -72,6 +72,13 @@ def test_a_finish_may_read_views_that_group(project: Path) -> None:
     assert rows_of(contract).tables == ["orders"]
 
 
+def test_what_a_finish_reads_of_static_tables_alone_is_read_as_it_is(project: Path) -> None:
+    contract = finished(project, "COUNT(*) * (SELECT MAX(shadow_days) FROM seeds.contracts)::BIGINT AS most")
+    finish = finish_of(contract)
+    assert sorted("seeds" in query for query in finish.sets.values()) == [False, True]
+    assert rows_of(contract).tables == ["orders"]
+
+
 def test_what_a_finish_cannot_be_is_refused_with_its_line(project: Path) -> None:
     with pytest.raises(LockstepError, match=r"models/rebuild/orders.sql: line 3: .*ANY_VALUE") as error:
         finish_of(finished(project, "ANY_VALUE(cents)::BIGINT AS most"))

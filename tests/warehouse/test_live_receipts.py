@@ -201,6 +201,20 @@ def test_what_has_no_live_figures_or_no_moment_is_refused(home: Path, monkeypatc
         live_receipts.reconcile(home, ["nonsense"])
 
 
+@pytest.mark.parametrize("line", ['{"domain": "orders"}', "3", '{"domain":'], ids=["fields", "number", "torn"])
+def test_a_damaged_file_is_named_with_the_way_out(home: Path, line: str) -> None:
+    path = home / "live_receipts.jsonl"
+    path.write_text(f"{line}\n")
+    for command in (["receipts", "--live"], ["publish"]):
+        done = CliRunner().invoke(cli, command)
+        if done.exception:
+            assert isinstance(done.exception, LockstepError)
+            assert str(path) in str(done.exception)
+    path.rename(home / "live_receipts.jsonl.damaged")  # the way out that was printed
+    changelog.ChangeLog(home).require_receipts()
+    assert live_receipts.reconcile(home, ["orders"])[0].passed
+
+
 def test_they_are_listed_with_the_others(home: Path) -> None:
     live_receipts.reconcile(home, ["orders"])
     listed = CliRunner().invoke(cli, ["receipts"])

@@ -20,6 +20,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from lockstep.cli import cli
 from lockstep.contracts import load
 from lockstep.errors import LockstepError
 from lockstep.lock import exclusive
+from lockstep.schema import TABLES
 from shop import Shop, land
 
 __all__ = ["two_days"]  # a fixture
@@ -495,6 +497,26 @@ def test_tables_that_nobody_needs_are_dropped_and_files_that_cannot_be_copied_ar
         path.write_bytes(b"no database")
     publish.publish(home)
     assert contents(home) == before
+
+
+def test_what_is_declared_personal_goes_out_of_the_bytes_too(home: Path) -> None:
+    """DuckDB leaves what is dropped where it was, until the place is used again."""
+    shop = Shop(UNTIL)
+    for n in range(3000):
+        shop.insert("customers", NEW + n, full_name=f"Jane Doe {n}")
+    land(home, shop.changes, reached=UNTIL + timedelta(hours=1))
+    customers = TABLES["customers"]
+    columns = tuple(replace(c, is_personal=False) for c in customers.columns)
+    with pytest.MonkeyPatch.context() as before_it_was_declared:
+        before_it_was_declared.setitem(TABLES._found, "customers", replace(customers, columns=columns))
+        assert operate.run(home, UNTIL + timedelta(hours=1)).failures == []  # folds the hour
+        shown = "SELECT full_name FROM source.customers WHERE full_name = 'Jane Doe 2999'"
+        assert read(home, shown) == [("Jane Doe 2999",)]
+    of_them = (home / "published" / f"{publish._numbers(home / 'published')[-1]}.duckdb").read_bytes()
+    assert of_them.count(b"Jane Doe") > 0
+    publish.publish(home)
+    assert "full_name" not in [column for column, *_ in read(home, "DESCRIBE source.customers")]
+    assert (home / "analytics.duckdb").read_bytes().count(b"Jane Doe") == 0
 
 
 def test_a_failed_publication_leaves_the_file_and_no_debris(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

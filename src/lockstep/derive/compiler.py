@@ -17,6 +17,7 @@ from lockstep.derive.refusals import NotLinear, Refused
 from lockstep.names import GENERATED as PREFIX
 
 _LINEAR = (exp.Sum, exp.Count, exp.Avg)
+_DIGITS = 6  # behind the point: sums under 10 ** 26 can then be multiplied by 10 ** 6 as DECIMAL(38, 6)
 _FLOATS = ("DOUBLE", "FLOAT")
 _DECIMAL = r"DECIMAL\(\d+,(\d+)\)"
 # These depend on which values there are, not on how often, so a cell need not be repeated for each of its rows.
@@ -333,8 +334,11 @@ def _total(aggregate: exp.Expr, cells: str, measure: Measure | None) -> exp.Expr
     if isinstance(aggregate, exp.Sum):
         kind = f"DECIMAL(38, {measure.scale})" if measure.is_decimal else "HUGEINT"
         total = exp.cast(total, kind, dialect="duckdb")
+    elif measure.scale > _DIGITS:  # the digits without their point may be more than fit
+        total = exp.Div(this=exp.cast(total, "DOUBLE"), expression=exp.cast(rows.copy(), "DOUBLE"))
     else:
-        # DuckDB divides the digits without their point by the count times that power of ten: so does this, to the bit.
+        # DuckDB divides the digits without their point by the count times that power of ten. So does this, but for the
+        # last bit of a quotient whose parts have more than 53 bits: there DuckDB has 64.
         power = exp.Literal.number(10**measure.scale)
         digits = exp.cast(exp.Mul(this=total, expression=power), "HUGEINT", dialect="duckdb")
         divisor = exp.Mul(this=exp.cast(rows.copy(), "DOUBLE"), expression=exp.cast(power.copy(), "DOUBLE"))
