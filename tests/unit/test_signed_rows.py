@@ -106,7 +106,7 @@ FINISHED = {
     "FROM source.orders GROUP BY 1",
     "decimals": "SELECT region, SUM(amount::DECIMAL(9, 2) * 0.25) / 3 AS s, AVG(amount::DECIMAL(9, 1)) AS a "
     "FROM source.orders GROUP BY 1",
-    "wide_decimals": "SELECT region, AVG(amount::DECIMAL(38, 18)) AS a, SUM(amount::DECIMAL(38, 18) * 1000) AS s "
+    "wide_decimals": "SELECT region, AVG((amount * 1000)::DECIMAL(38, 18)) AS a, SUM(amount::DECIMAL(38, 18) * 1000) AS s "
     "FROM source.orders GROUP BY 1",
     "distinct_rows": "SELECT DISTINCT region, amount > 4 AS large FROM source.orders",
     "rows": "SELECT id, region, amount * 2 AS twice FROM source.orders WHERE amount > 2",
