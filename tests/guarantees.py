@@ -39,6 +39,7 @@ GUARANTEES = [
             "warehouse/test_joined_facts.py",
             "warehouse/test_finished_facts.py",
             "unit/test_derive_tpch.py",
+            "unit/test_generated_queries.py",
             "unit/test_signed_rows.py",
             "unit/test_mirror.py",
             "test_rebuild.yaml",

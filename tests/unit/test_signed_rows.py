@@ -7,7 +7,6 @@ the tables as they were then, as rows or as changes of any time before, and the 
 from __future__ import annotations
 
 import os
-import random
 from collections.abc import Iterator
 
 import duckdb
@@ -16,18 +15,9 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from sqlglot import exp, parse_one
 
-from lockstep.derive import Refused, SignedRows, Table, as_core, derive
+from lockstep.derive import Refused, SignedRows, Table
+from random_log import CATALOG, TABLES, compare_the_finish, random_log
 
-TABLES = {
-    "orders": "id BIGINT, region TEXT, amount BIGINT, paid_at TIMESTAMP",
-    "stops": "id BIGINT, region TEXT, n INT",
-}
-CATALOG = {
-    "source.orders": Table({"id": "BIGINT", "region": "TEXT", "amount": "BIGINT", "paid_at": "TIMESTAMP"}, ("id",)),
-    "source.stops": Table({"id": "BIGINT", "region": "TEXT", "n": "INT"}, ("id",)),
-    "source.readings": Table({"value": "TEXT"}),
-    "seeds.regions": Table({"region": "TEXT", "label": "TEXT", "least": "INT"}, ("region", "least"), is_static=True),
-}
 MEASURES = {"n": "BIGINT", "total": "BIGINT"}
 ROWS = "SELECT id::BIGINT AS id, region, 1::BIGINT AS n, amount::BIGINT AS total FROM source.orders"
 QUERIES = {
@@ -106,8 +96,8 @@ FINISHED = {
     "FROM source.orders GROUP BY 1",
     "decimals": "SELECT region, SUM(amount::DECIMAL(9, 2) * 0.25) / 3 AS s, AVG(amount::DECIMAL(9, 1)) AS a "
     "FROM source.orders GROUP BY 1",
-    "wide_decimals": "SELECT region, AVG((amount * 1000)::DECIMAL(38, 18)) AS a, SUM(amount::DECIMAL(38, 18) * 1000) AS s "
-    "FROM source.orders GROUP BY 1",
+    "wide_decimals": "SELECT region, AVG((amount * 1000)::DECIMAL(38, 18)) AS a, "
+    "SUM(amount::DECIMAL(38, 18) * 1000) AS s FROM source.orders GROUP BY 1",
     "distinct_rows": "SELECT DISTINCT region, amount > 4 AS large FROM source.orders",
     "rows": "SELECT id, region, amount * 2 AS twice FROM source.orders WHERE amount > 2",
     "windows_over_groups": "SELECT region, SUM(amount) AS s, RANK() OVER (ORDER BY SUM(amount) DESC, region) AS place "
@@ -148,50 +138,6 @@ def log() -> Iterator[duckdb.DuckDBPyConnection]:
     connection = random_log(7)
     yield connection
     connection.close()
-
-
-def random_log(seed: int) -> duckdb.DuckDBPyConnection:
-    """Random changes of two tables, as signed rows, and `source` as of any position by the variable `now_at`."""
-    chance = random.Random(seed)
-    connection = duckdb.connect()
-    for schema in ("signed", "source", "seeds", "state", "delta"):
-        connection.execute(f"CREATE SCHEMA {schema}")
-    connection.execute(
-        "CREATE TABLE seeds.regions AS FROM (VALUES ('a', 'A', 0), ('a', 'A2', 6), ('b', 'B', 3)) "
-        "AS r(region, label, least)"
-    )
-    living: dict[str, dict[int, tuple]] = {table: {} for table in TABLES}
-    since: dict[str, dict[int, int]] = {table: {} for table in TABLES}
-
-    def insert(name: str, *values: object) -> None:
-        connection.execute(f"INSERT INTO {name} VALUES ({', '.join('?' * len(values))})", values)
-
-    for table, columns in TABLES.items():
-        carried = "__position BIGINT, __logged_at TIMESTAMP, __weight INT"
-        connection.execute(f"CREATE TABLE signed.{table} ({carried}, {columns})")
-        connection.execute(f"CREATE TABLE log_of_{table} (from_position BIGINT, until_position BIGINT, {columns})")
-        connection.execute(
-            f"CREATE VIEW source.{table} AS SELECT * EXCLUDE (from_position, until_position) "
-            f"FROM log_of_{table} WHERE from_position <= GETVARIABLE('now_at') "
-            "AND GETVARIABLE('now_at') < until_position"
-        )
-    for position in range(1, 241):
-        table = chance.choice(list(TABLES))
-        rows, key = living[table], chance.randrange(9)
-        row = (key, chance.choice(["a", "b", "c", None]), chance.randrange(10))
-        row += (chance.choice(["2026-01-01", None]),) if table == "orders" else ()
-        after = None if key in rows and chance.random() < 0.3 else row
-        for weight, image in ((-1, rows.get(key)), (1, after)):
-            if image:
-                insert(f"signed.{table}", position, "2026-01-01", weight, *image)
-        if key in rows:
-            insert(f"log_of_{table}", since[table].pop(key), position, *rows.pop(key))
-        if after:
-            rows[key], since[table][key] = after, position
-    for table, rows in living.items():
-        for key, image in rows.items():
-            insert(f"log_of_{table}", since[table][key], 1 << 40, *image)
-    return connection
 
 
 SUMS = (
@@ -251,39 +197,6 @@ def test_what_is_new_since_an_instant_is_what_was_added_since(
     log: duckdb.DuckDBPyConnection, query: str, state: str
 ) -> None:
     assert compare_what_is_new(log, query, state) > 10
-
-
-def compare_the_finish(log: duckdb.DuckDBPyConnection, query: str) -> int:
-    """The finish over the cells of many positions, in one part and in two; returns how many rows were compared."""
-    derivation = derive(query, CATALOG)
-    signed = SignedRows.of_cells(derivation.cores, CATALOG)
-    keys = [name for name, kind in signed.columns.items() if kind is None]
-    sums = [f"COALESCE(SUM({m}), 0)::{kind} AS {m}" for m, kind in signed.columns.items() if kind is not None]
-    added_up = f"SELECT {', '.join([*keys, *sums])} FROM ({{}}) GROUP BY {', '.join(keys)} HAVING SUM(__n) <> 0"
-    since = 120
-    log.execute(f"SET VARIABLE now_at = {since}")
-    for table in TABLES:
-        rows = "0::BIGINT AS __position, TIMESTAMP '0001-01-01' AS __logged_at, 1 AS __weight, *"
-        log.execute(f"CREATE OR REPLACE TABLE state.{table} AS SELECT {rows} FROM source.{table}")
-        log.execute(f"CREATE OR REPLACE VIEW delta.{table} AS FROM signed.{table} WHERE __position > {since}")
-    log.execute(f"CREATE OR REPLACE TEMP TABLE all_rows AS {signed.all().sql('duckdb')}")
-    log.execute(f"CREATE OR REPLACE TEMP TABLE new_rows AS {signed.new().sql('duckdb')}")
-    compared = 0
-    for at in range(1, 241, 11):
-        log.execute(f"SET VARIABLE now_at = {at}")
-        rows = log.execute(f"SELECT * FROM ({query}) ORDER BY ALL").fetchall()
-        parts = [f"FROM all_rows WHERE position <= {at}"]
-        if at > since:
-            older = f"FROM all_rows WHERE position <= {since}"
-            parts.append(f"{older} UNION ALL BY NAME FROM new_rows WHERE position <= {at}")
-        for part in parts:
-            log.execute(f"CREATE OR REPLACE TEMP TABLE cells AS {added_up.format(part)}")
-            for number, core in enumerate(derivation.cores):
-                of_core = as_core(core, number, exp.to_table("cells")).sql("duckdb")
-                log.execute(f"CREATE OR REPLACE TEMP TABLE {core.name} AS {of_core}")
-            assert log.execute(f"SELECT * FROM ({derivation.finish.sql('duckdb')}) ORDER BY ALL").fetchall() == rows
-        compared += len(rows)
-    return compared
 
 
 @pytest.mark.parametrize("query", FINISHED.values(), ids=FINISHED.keys())
