@@ -32,7 +32,7 @@ from lockstep.reconcile import Models, Reconciled, chosen, planned
 from lockstep.schema import TABLES
 from lockstep.warehouse import Row, text
 
-_NEVER = datetime(9000, 1, 1)  # after anything that is logged
+_END = datetime(9000, 1, 1)  # after anything that is logged
 # What a receipt at a cut says, and one of a position does not.
 _OF_A_CUT = {"cut", "compared"}
 
@@ -152,12 +152,12 @@ def _compared(
 
     domain = contract.domain
     instead = {f"reconcile.{domain}_added_up": exp.select("*").from_(_kept(domain))}
-    for table in TABLES:
-        changes = exp.to_table(models.table(f"changes.{table}"), dialect="duckdb")
-        instead[f"changes.{table}"] = exp.select("*").from_(changes).where(exp.column("position") <= position)
+    for name in models.upstream(f"reconcile.{domain}_cells"):
+        if name.startswith("changes.") and name.removeprefix("changes.") in TABLES:
+            changes = exp.to_table(models.table(name), dialect="duckdb")
+            instead[name] = exp.select("*").from_(changes).where(exp.column("position") <= position)
     queries = {
-        name: models.query(f"reconcile.{domain}_{name}", _NEVER, instead).sql("duckdb")
-        for name in ("receipts", "cells")
+        name: models.query(f"reconcile.{domain}_{name}", _END, instead).sql("duckdb") for name in ("receipts", "cells")
     }
     [receipt] = warehouse.rows(connection, queries["receipts"])
     receipt = {name: value for name, value in receipt.items() if name not in _OF_A_CUT}
