@@ -156,17 +156,15 @@ def _compared(
         if name.startswith("changes.") and name.removeprefix("changes.") in TABLES:
             changes = exp.to_table(models.table(name), dialect="duckdb")
             instead[name] = exp.select("*").from_(changes).where(exp.column("position") <= position)
-    queries = {
-        name: models.query(f"reconcile.{domain}_{name}", _END, instead).sql("duckdb") for name in ("receipts", "cells")
-    }
-    [receipt] = warehouse.rows(connection, queries["receipts"])
+    [receipt] = warehouse.rows(connection, models.query(f"reconcile.{domain}_receipts", _END, instead).sql("duckdb"))
     receipt = {name: value for name, value in receipt.items() if name not in _OF_A_CUT}
     receipt |= {"position": position, "as_of": as_of, "figures": figures}
     cells = []
     if receipt["verdict"] == "failed":
+        compared = models.query(f"reconcile.{domain}_cells", _END, instead).sql("duckdb")
         cells = warehouse.rows(
             connection,
-            f"SELECT * EXCLUDE (cut) FROM ({queries['cells']}) AS cells "
+            f"SELECT * EXCLUDE (cut) FROM ({compared}) AS cells "
             f"WHERE NOT class IN ('identical', 'tolerated') ORDER BY ALL LIMIT {limit}",
         )
     return Reconciled(receipt, cells)

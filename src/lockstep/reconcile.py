@@ -198,7 +198,7 @@ class Models:
         query = self.snapshot(model).model.render_query_or_raise(
             execution_time=cut,  # as for that night; without a time SQLMesh answers as of the plan
             snapshots=self._snapshots,
-            expand=at_cut & self._upstream(self._keys[model]) - {self._keys[name] for name in instead or ()},
+            expand=at_cut & self._upstream(self._keys[model]) - {self.snapshot(name).name for name in instead or ()},
             deployability_index=DeployabilityIndex.all_deployable(),
         )
         cuts = exp.select(
