@@ -802,13 +802,14 @@ class Builder:
         is_new = since is None or since > cut
         if is_new:
             since, partition = self._checkpoint(table, cut)
-            checkpoint = f"{self._models[f'checkpoints.{table}'].relation} WHERE __cut = {text(partition)}"
-        moved = mirror.latest(self._log(table, since, cut, "changes.visible"))
-        self._run(f"CREATE OR REPLACE TEMP TABLE moved AS {moved}")
+        if since != cut or is_new:
+            moved = mirror.latest(self._log(table, since, cut, "changes.visible"))
+            self._run(f"CREATE OR REPLACE TEMP TABLE moved AS {moved}")
         if is_new:
+            checkpoint = f"{self._models[f'checkpoints.{table}'].relation} WHERE __cut = {text(partition)}"
             rows = mirror.merged(f"({mirror.rows(checkpoint)})", "moved")
             self._run(f"CREATE OR REPLACE TABLE {stored} AS {rows} ORDER BY {mirror.order()}")
-        else:
+        elif since != cut:
             for statement in mirror.applied(stored, "moved"):
                 self._run(statement)
         self._stored[stored] = _Stored(definition, {cut: None})
