@@ -6,7 +6,7 @@ from sqlglot import exp
 from sqlmesh.core.linter.rule import Rule
 from sqlmesh.core.linter.rules.builtin import AmbiguousOrInvalidColumn
 
-SIGNED_ROWS_OF_A_JOIN = "has signed rows of joined tables, of which several may be equal"
+SIGNED_ROWS_OF_A_JOIN = "has the signed rows of a join, and some of these may be equal"
 FILES_OF_THE_LOG = "reads files of the change log, whose columns SQLMesh cannot know"
 BLUEPRINT = "stamps one model per domain or source table, so its file cannot have the name of one of them"
 

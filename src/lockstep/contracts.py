@@ -23,7 +23,7 @@ from lockstep.schema import TABLES
 MODES = ("batch", "shadow", "live")
 MERGES = ("sum", "finish", "latest", "max", "min", "batch")
 BAD_EVENTS = ("hold", "skip")
-ROUNDING = 1e-13  # share by which two ways to compute a DOUBLE may differ: some hundred times its last bit
+ROUNDING = 1e-13  # relative difference allowed between two ways to compute a DOUBLE: a few hundred times its last bit
 
 # The unit of a measure decides the type it has in every model. Beside these there are amounts, such as `eur(2)`: exact
 # numbers with so many digits behind the point.

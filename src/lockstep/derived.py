@@ -25,7 +25,7 @@ from lockstep.names import EXTRA
 from lockstep.project import digest, project
 from lockstep.schema import TABLES
 
-ALL_CELLS = "__cells"  # what stands for the cells of a domain in a set of its finish
+ALL_CELLS = "__cells"  # the table that the sets of a finish read: it is replaced by the domain's cells
 _TIMES = ("start_", "end_", "execution_", "latest_")  # SQLMesh's variables for the interval that it computes
 _VALID = ("valid_from_at", "valid_to_at")  # with the first in its grain, a static table has one row for any time
 

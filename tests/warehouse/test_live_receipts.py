@@ -205,14 +205,21 @@ def test_what_has_no_live_figures_or_no_moment_is_refused(home: Path, monkeypatc
 def test_a_damaged_file_is_named_with_the_way_out(home: Path, line: str) -> None:
     path = home / "live_receipts.jsonl"
     path.write_text(f"{line}\n")
-    for command in (["receipts", "--live"], ["publish"]):
-        done = CliRunner().invoke(cli, command)
-        if done.exception:
-            assert isinstance(done.exception, LockstepError)
-            assert str(path) in str(done.exception)
+    listed = CliRunner().invoke(cli, ["receipts", "--live"])
+    assert isinstance(listed.exception, LockstepError)
+    assert f"{path} " in str(listed.exception)
+    assert "Move it away" in str(listed.exception)
+    published = CliRunner().invoke(cli, ["publish"])
+    assert published.exception is None or isinstance(published.exception, LockstepError)
     path.rename(home / "live_receipts.jsonl.damaged")  # the way out that was printed
-    changelog.ChangeLog(home).require_receipts()
+    assert operate.run(home, datetime(2026, 11, 18, 10, 31)).failures == []
     assert live_receipts.reconcile(home, ["orders"])[0].passed
+
+
+def test_a_home_restored_without_them_is_published(home: Path) -> None:
+    (home / "live_receipts.jsonl").unlink()
+    publish.publish(home)
+    assert served_from(home, "orders")[0] == "live"
 
 
 def test_they_are_listed_with_the_others(home: Path) -> None:
