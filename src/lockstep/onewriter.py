@@ -17,8 +17,8 @@ from weakref import WeakValueDictionary
 import duckdb
 from fsspec import AbstractFileSystem
 from sqlmesh.core import constants
-from sqlmesh.core.model.cache import OptimizedQueryCache
 
+from lockstep import queries
 from lockstep.errors import LockstepError
 from lockstep.lock import held, holder
 from lockstep.pairing import FILES, attach, stamp
@@ -28,10 +28,7 @@ from lockstep.project import home
 # files, and outlives a parent that is killed: the home would stay locked. SQLMesh reads this number each time it would
 # fork. Whatever loads models imports this module first (macros/cache.py), and so does whatever opens the state.
 constants.MAX_FORK_WORKERS = 1
-
-# Without workers it also reads each model's optimized query twice whenever it reads the state, which is a third of an
-# hourly run, though a run renders the few models that it computes anyway. What needs such a query renders it.
-OptimizedQueryCache.with_optimized_query = lambda self, model, name=None: False
+queries.read_when_asked()
 
 
 class CannotOpen(SystemExit):

@@ -65,14 +65,14 @@ def run(home: Path, at: datetime | None = None, verbose: bool = False) -> Run:
         published = None
         if warehouse.is_planned(home):
             failures += _prove_what_the_night_could_not(home, at or datetime.now(UTC).replace(tzinfo=None))
-            receipts = last_receipts(home)
-            with warehouse.reader(home) as connection:
+            with warehouse.reader(home) as connection:  # as long as it is open, DuckDB loads the catalog for no other
+                receipts = last_receipts(home)
                 notes += _unplanned(connection)
-            try:
-                published = publish.write(home)  # also after a failure: analysts then get the last verified figures
-                published = _prove_what_is_live(home, failures) or published
-            except LockstepError as e:
-                failures.append(f"publish: {e}")
+                try:
+                    published = publish.write(home)  # also after a failure: analysts get the last verified figures
+                    published = _prove_what_is_live(home, failures) or published
+                except LockstepError as e:
+                    failures.append(f"publish: {e}")
             notes += [f"Held: {reason}." for reason in ChangeLog(home).open_gaps()]  # publishing may have held a table
         compacted = None
         try:
@@ -108,8 +108,8 @@ def _prove_what_the_night_could_not(home: Path, now: datetime) -> list[str]:
     from lockstep import reconcile
 
     watermark, due = ChangeLog(home).watermark(), dict[str, datetime | None]()
-    newest = {receipt["domain"]: receipt for receipt in last_receipts(home)}
     with warehouse.reader(home) as connection:
+        newest = {receipt["domain"]: receipt for receipt in last_receipts(home)}
         cuts = {row["domain"]: row for row in warehouse.rows(connection, "SELECT * FROM rebuild.cut")}
         for domain, contract in load().items():
             receipt, rebuilt = newest.get(domain), cuts.get(domain)
@@ -143,10 +143,10 @@ def _prove_what_is_live(home: Path, failures: list[str]) -> publish.Published | 
     """
     from lockstep import live_receipts
 
-    nightly = {receipt["domain"]: receipt for receipt in last_receipts(home)}
     last = live_receipts.last(live_receipts.load(home))
     due = []
     with warehouse.reader(home) as connection:
+        nightly = {receipt["domain"]: receipt for receipt in last_receipts(home)}
         in_use = dict(connection.execute("SELECT domain, evidence_digest FROM reconcile.in_use").fetchall())
         views = set(connection.execute("SELECT schema_name, view_name FROM duckdb_views()").fetchall())
         for domain, contract in load().items():
@@ -453,9 +453,9 @@ def status(home: Path) -> Row:
     if holder(home / "warehouse.lock") is not None:
         return {**result, "warehouse": "busy"}
     try:
-        if not warehouse.is_planned(home):
-            return result
         with warehouse.reader(home) as connection:
+            if not warehouse.is_planned(home):
+                return result
             result["warehouse"] = "ready"
             result["notes"] = _unplanned(connection)
             for contract in load().values():

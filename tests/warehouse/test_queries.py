@@ -1,0 +1,36 @@
+"""A run learns the types of its models' columns from SQLMesh's cache, and renders no query for that."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from sqlmesh import Context
+from sqlmesh.core.model import SqlModel
+from sqlmesh.core.renderer import BaseExpressionRenderer
+
+from company import two_days
+from lockstep.loader import WithoutUnitTests
+
+__all__ = ["two_days"]  # a fixture
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_columns_come_from_the_cache(
+    two_days: Path, loaded_project: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(two_days, tmp_path, symlinks=True, dirs_exist_ok=True)
+    monkeypatch.setenv("LOCKSTEP_HOME", str(tmp_path))
+    context = Context(paths=str(ROOT), load=False, loader=WithoutUnitTests)
+    try:
+        planned = context.state_reader.get_environment("prod").snapshots
+        models = [s.model for s in context.state_reader.get_snapshots(planned).values()]
+        monkeypatch.setattr(BaseExpressionRenderer, "_render", lambda *_, **__: pytest.fail("a query was rendered"))
+        found = {m.fqn: m.columns_to_types for m in models if isinstance(m, SqlModel)}
+    finally:
+        context.close()
+    monkeypatch.undo()
+    assert len(found) > 100
+    assert found == {name: loaded_project.models[name].columns_to_types for name in found}
