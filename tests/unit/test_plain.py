@@ -65,6 +65,8 @@ CREATE TABLE things (
 {"".join(f"  {name} {type_}, {NOTES.get(name, '')}{chr(10)}" for name, (type_, _) in COLUMNS.items())}  PRIMARY KEY (id)
 );
 CREATE TABLE others (id text NOT NULL, at timestamp, day date, "table" text, PRIMARY KEY (id));
+CREATE TABLE counts (n numeric(9) NOT NULL, tiny numeric(12, 10), PRIMARY KEY (n));
+CREATE TABLE visits (at timestamp NOT NULL, day date NOT NULL, text_at timestamp NOT NULL, PRIMARY KEY (at));
 -- append-only
 CREATE TABLE readings (value numeric(4, 1), note text);
 """
@@ -79,6 +81,7 @@ null true false 0 -0 1 1.0 1.50 -0.0 1e2 1E400 5e-324 -1 2147483648 -32769 92233
 1.7976931348623157e308 1234567890123456789012 NaN Infinity -Infinity 01 1. +1 "NaN" "Infinity" "1" "1234" "12.3" "1.234"
 "-0.00" "00.50" "+1.50" ".5" "5." "1e3" "99999999999.00" "12345678901.23" "0.5" "true" "t" "f" "" "\u0000"
 "\ud800" "\ud83d\ude00" "\u0041" "a\u0020b" "null" "a\\" "\"" "abcdef12" "ab"
+"a\u0000b" "-" "+" ".50" "-.50" "+.50" "1e+2" "1.5e1" "-1.5E-1" "1.e2" "1e-40"
 "AZA=" "AZA" "A+/=" "A-_=" "\\x00ff" "2026-01-01T10:00:00" "2026-01-01T10:00:00Z" "infinity"
 "2026-01-01T10:00:00.1234567Z" "2026-01-01T10:00:00.120000000Z" "2026-13-01T10:00:00Z" "2026-01-01T10:00:00+02:00"
 "0001-01-01T00:00:00Z" "9999-12-31T23:59:59.999999Z" "10000-01-01T00:00:00Z" "2026-01-01" "10:00:00" "24:00:00"
@@ -307,6 +310,39 @@ ROW, NULLS = (
 def test_both_lanes_say_the_same(drawn, others, chosen):
     first = text_of(envelope('"d"', ROW, "null", text_of([*SOURCE.items()])))
     assert apart([first, *drawn[::2], *others, *drawn[1::2]], chosen) == []
+
+
+def visit(at: int, day: int, text_at: str) -> str:
+    row = {"at": at, "day": day, "text_at": text_at}
+    source = {"connector": "mysql", "db": "shop", "schema": None, "table": "visits", "file": "binlog.000001", "pos": 4}
+    return json.dumps(event("c", None, row, **source))
+
+
+def test_a_zero_date_of_mysql_is_none():
+    soundly, zero = (1_767_261_600_000, 20454, "2026-01-01T10:00:00Z"), (0, 0, "1970-01-01T00:00:00Z")
+    odd = [(*soundly[:n], zero[n], *soundly[n + 1 :]) for n in range(3)]
+    texts = [visit(*soundly), *(visit(*values) for values in odd)]
+    assert told(texts, Settings(), fast=True)["plain"] == 1
+    assert apart(texts, Settings()) == []
+
+
+def test_each_event_is_read_as_its_own_connector_writes():
+    row = {"at": 1_767_261_600_000_001, "day": 20454, "text_at": "2026-01-01T10:00:00Z"}
+    millis = {**row, "at": 253_402_300_799_000}
+    sources = [(row, "postgresql"), (millis, "mysql")]
+    texts = [json.dumps(event("c", None, image, table="visits", connector=name)) for image, name in sources]
+    assert told(texts, Settings(), fast=True)["plain"] == 1
+    assert apart(texts, Settings()) == []
+
+
+@pytest.mark.parametrize(("chosen", "fast"), [(Settings(decimals="string"), 8), (Settings(), 0)])
+def test_whole_and_tiny_decimals(chosen, fast):
+    tiny = ["0.0000000001", "0.0000000000", "-9.9999999999", None, "99.9999999999"]
+    whole = ["7", "+7", "1e3", "7.0", "", "1234567890"]
+    rows = [*(("7", t) for t in tiny), *((n, "0.0000000001") for n in whole[1:])]
+    texts = [json.dumps(event("c", None, {"n": n, "tiny": t}, table="counts")) for n, t in rows]
+    assert told(texts, chosen, fast=True)["plain"] == fast
+    assert apart(texts, chosen) == []
 
 
 def test_an_odd_value_means_the_same_in_every_column():

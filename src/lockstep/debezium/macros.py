@@ -21,16 +21,20 @@ PLACEHOLDER = "__debezium_unavailable_value"
 
 PLACEHOLDER_BYTES = base64.b64encode(PLACEHOLDER.encode()).decode()
 
+UNAVAILABLE_TEXTS = (
+    PLACEHOLDER,
+    PLACEHOLDER_BYTES,
+    json.dumps({PLACEHOLDER: PLACEHOLDER}, separators=(",", ":")),
+)
+
 _UNAVAILABLE = [
     json.dumps(value, separators=(",", ":"))
     for value in (
-        PLACEHOLDER,
-        PLACEHOLDER_BYTES,
+        *UNAVAILABLE_TEXTS,
         [PLACEHOLDER],
         [PLACEHOLDER_BYTES],
         list(PLACEHOLDER.encode()),
         {PLACEHOLDER: PLACEHOLDER},
-        json.dumps({PLACEHOLDER: PLACEHOLDER}, separators=(",", ":")),
     )
 ]
 
@@ -133,11 +137,6 @@ CREATE OR REPLACE TEMP MACRO member(doc, image, name) AS
 CREATE OR REPLACE TEMP MACRO extra_member(doc, image, name) AS CASE
   WHEN is_unavailable(member(doc, image, name)) THEN COALESCE(member(doc, '/before', name), 'null')
   ELSE member(doc, image, name)
-END;
-/* The usual text of a time in UTC, to microseconds at most. */
-CREATE OR REPLACE TEMP MACRO iso_in_utc(text) AS CASE
-  WHEN strlen(text) BETWEEN 20 AND 27 AND ends_with(text, 'Z') AND regexp_full_match(text, '[0-9:.TZ-]+')
-    AND substr(text, 5, 1) = '-' AND substr(text, 17, 1) = ':' THEN TRY_CAST(text AS TIMESTAMP)
 END;
 /* Bytes from the usual text of base64, that cannot be hexadecimal digits. */
 CREATE OR REPLACE TEMP MACRO base64_bytes(text) AS CASE

@@ -1,4 +1,4 @@
-"""The fast lane: change events in which nothing is unusual, typed by Arrow's JSON reader in one pass.
+"""The fast lane: change events in which nothing is unusual, read by Arrow's JSON reader in one pass.
 
 Arrow reads a piece of the input into one struct per event, strictly: a member that the struct lacks, one that stands
 twice and a value of another JSON type fail the piece. It is then halved, until few events are left with the one that
@@ -8,6 +8,7 @@ way, so one place alone decides what an unusual event means. tests/unit/test_pla
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,20 +23,15 @@ import pyarrow.compute as pc
 import pyarrow.json as pj
 
 from lockstep.debezium.envelope import ENVELOPE, records_of, register
+from lockstep.debezium.forms import Form, form
 from lockstep.debezium.images import identified
-from lockstep.debezium.macros import PLACEHOLDER, PLACEHOLDER_BYTES
-from lockstep.debezium.pieces import Piece, groups, null_members, places
+from lockstep.debezium.macros import UNAVAILABLE_TEXTS
+from lockstep.debezium.pieces import Piece, groups, null_members
 from lockstep.debezium.settings import Part, Settings
-from lockstep.debezium.values import PLAIN_TEXTS, counted, epoch, finite
-from lockstep.kinds import BOOLEAN, BYTES, DATE, TIME, TIMESTAMP, Kind
 from lockstep.names import DATABASES_AS_SCHEMAS
 from lockstep.schema import TABLES, Column, Table, literal, quoted
-from lockstep.texts import FLOATS, INTEGERS
 
 _FEW, _MOST_FAILURES = 16, 16  # events that are not halved further; pieces that may fail of about 4 MB
-# An event with one of these is not plain: what a connector puts in the place of a large value, and a character that
-# PostgreSQL's texts cannot have.
-_UNUSUAL = (PLACEHOLDER.encode(), PLACEHOLDER_BYTES.encode(), b"\\u0000")
 
 
 @dataclass(frozen=True)
@@ -43,14 +39,14 @@ class Taken:
     """What the fast lane took of a chunk: its rows of `records`, and the views of typed events by table."""
 
     records: pa.Table | None
-    views: Mapping[str, Mapping[str, int]]  # with their numbers of rows
+    views: Mapping[str, Mapping[str, pa.Table]]  # with their rows
     rest: pa.Table  # lines for the careful lane
 
     def selects(self, table: Table, events: int) -> list[str]:
         """The SELECTs of `parsed_<table>` from its views, where `records` has so many plain events of the table."""
         views = self.views.get(table.name, {})
         is_own = "TRUE"
-        if sum(views.values()) != events:  # some turned out to be of another table
+        if sum(rows.num_rows for rows in views.values()) != events:  # some turned out to be of another table
             own = f"""is_plain AND kind = 'change' AND "table" = {literal(table.name)}"""
             is_own = f"ordinal IN (SELECT ordinal FROM records WHERE {own})"
         return [identified(table, f"SELECT * FROM {v} WHERE {is_own}", "NULL::VARCHAR") for v in views]
@@ -58,35 +54,36 @@ class Taken:
 
 def take(con: duckdb.DuckDBPyConnection, lines: pa.Table, settings: Settings) -> Taken:
     """Type what is plain of `lines` (`ordinal`, `line`, `is_text`)."""
-    found: dict[str, tuple[_Shape, pa.Table]] = {}
+    found: dict[str, tuple[_Shape, list[_Read]]] = {}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for number, group in enumerate(groups(lines)):
             shape = _shape(group[0].lines[0].as_py(), settings)
-            events = [table for tables in pool.map(shape.read, group) for table in tables] if shape else []
-            if shape and events:
-                found[f"plain_{number}"] = shape, pa.concat_tables(events)
+            reads = [read for own in pool.map(shape.read, group) for read in own] if shape else []
+            if shape and reads:
+                found[f"plain_{number}"] = shape, reads
     if not found:
         return Taken(None, {}, lines)
-    for view, (_, events) in found.items():
-        register(con, view, events)
+    for view, (_, reads) in found.items():
+        register(con, view, pa.concat_tables([read.events for read in reads]))
     # One query for all tables, and without `doc`, which would be copied.
     all_envelopes = " UNION ALL ".join(shape.envelopes(view) for view, (shape, _) in found.items())
     envelopes = _in_order(con, f"SELECT * EXCLUDE (doc) FROM ({records_of(all_envelopes, is_plain=True)})")
     records: list[pa.Table] = []
-    views: dict[str, dict[str, int]] = {}
-    for view, (shape, events) in found.items():
-        typed = _in_order(con, shape.select(view))
+    views: dict[str, dict[str, pa.Table]] = {}
+    for view, (shape, reads) in found.items():
+        typed = shape.typed(con, view, reads)
         own = envelopes
         if len(found) > 1:
             own = envelopes.take(np.searchsorted(envelopes["ordinal"].to_numpy(), typed["ordinal"].to_numpy()))
         is_sound = pc.and_(typed["is_plain"], pc.is_valid(own["committed_at"]))
-        own = own.append_column("doc", events["doc"])
-        if not pc.all(is_sound).as_py():
-            own, typed = own.filter(is_sound), typed.filter(is_sound)
+        own = own.append_column("doc", typed["doc"])
+        typed = typed.drop_columns(["is_plain", "doc"])
         for name in ("committed_at", "op", "tx_id", "lsn"):
             typed = typed.append_column(name, own[name])
-        register(con, view, typed.drop_columns("is_plain"))
-        views.setdefault(shape.part.table.name, {})[view] = typed.num_rows
+        if not pc.all(is_sound).as_py():
+            own, typed = own.filter(is_sound), typed.filter(is_sound)
+        register(con, view, typed)
+        views.setdefault(shape.part.table.name, {})[view] = typed
         records.append(own)
     taken = pa.concat_tables(records)
     is_rest = np.ones(lines.num_rows, bool)
@@ -109,11 +106,17 @@ def forget(con: duckdb.DuckDBPyConnection) -> None:
 
 
 @dataclass(frozen=True)
-class _Form:
-    """How a column's values are read: their type in JSON, and the SQL of the column's value or null, from `{}`."""
+class _Read:
+    """The events of a piece.
 
-    type: pa.DataType
-    sql: str
+    `events` is what DuckDB reads of them. `images` holds the columns of each image: typed, except for those that DuckDB
+    types later. `are_there` says which events have the image, `is_plain` which are plain as far as is known by now.
+    """
+
+    events: pa.Table
+    images: Mapping[str, Sequence[pa.Array]]
+    are_there: Mapping[str, pa.Array]
+    is_plain: pa.Array
 
 
 @dataclass(frozen=True)
@@ -124,7 +127,7 @@ class _Shape:
     """
 
     part: Part
-    forms: Sequence[_Form]
+    forms: Sequence[Form]
     images: Sequence[str]
     envelope: Mapping[str, pa.DataType]
     source: Mapping[str, Any]
@@ -135,8 +138,8 @@ class _Shape:
         image = pa.struct([(self.part.source(column), form.type) for column, form in columns])
         return pa.schema([*((name, image) for name in self.images), *self.envelope.items()])
 
-    def read(self, piece: Piece) -> list[pa.Table]:
-        """Those of the events that have this shape, and nothing unusual in their text."""
+    def read(self, piece: Piece) -> list[_Read]:
+        """Those of the events that have this shape."""
         schema = self.schema
         found = []
         pieces, failures = [piece], 0
@@ -144,26 +147,95 @@ class _Shape:
             piece = pieces.pop()
             events = _read(piece, schema)
             if events is not None:
-                found.append(self._flat(events, piece))
+                found.append(self._typed(events, piece))
                 continue
             failures += 1
             if (length := len(piece.lines)) > _FEW:
                 pieces += [piece.part(length // 2, length), piece.part(0, length // 2)]
         return found
 
-    def _flat(self, events: pa.Table, piece: Piece) -> pa.Table:
-        """The events for DuckDB, which ignores the case of names: columns by their names in the log, and of the
-        envelope only what is read of it.
+    def _typed(self, events: pa.Table, piece: Piece) -> _Read:
+        """Type the columns of a piece, except for those that DuckDB types: they go there with the envelope.
+
+        DuckDB ignores the case of names, so these columns have their names in the log, which differ by more.
         """
         flat = {"ordinal": piece.ordinals, "doc": piece.lines}
-        names = [c.name for c in self.part.table.columns]
-        for image in self.images:
-            rows = _array(events[image])
-            flat[image] = pa.StructArray.from_arrays(rows.flatten(), names, mask=rows.is_null())
         for path in self._paths():
             found = _array(events[path[0]])
             flat[".".join(path)] = found.field(path[1]) if len(path) > 1 else found
-        return pa.table(flat)
+        checks = [self._is_own(flat)]
+        images, are_there = {}, {}
+        for image in self.images:
+            rows = _array(events[image])
+            is_there = rows.is_valid()
+            values = []
+            for column, own, raw in zip(self.part.table.columns, self.forms, rows.flatten(), strict=True):
+                value = raw
+                if own.typed:
+                    value = own.typed(raw)
+                    checks += _are_sound(column, value, raw, is_there)
+                else:
+                    flat[f"{image}.{column.name}"] = raw
+                values.append(value)
+            images[image], are_there[image] = values, is_there
+        checks.append(self._fits(flat["op"], are_there))
+        return _Read(pa.table(flat), images, are_there, functools.reduce(pc.and_, checks))
+
+    def _is_own(self, flat: Mapping[str, pa.Array]) -> pa.Array:
+        """Whether the events are of the same table as the first one."""
+        own = [n for n in ("connector", "db", "schema", "table") if n in self.source]
+        return functools.reduce(pc.and_, (_is(flat[f"source.{n}"], self.source[n]) for n in own))
+
+    def _fits(self, op: pa.Array, are_there: Mapping[str, pa.Array]) -> pa.Array:
+        """Whether the events have the images that their op needs, and no others."""
+        fits = pa.array(np.zeros(len(op), bool))
+        for kind, needed in _IMAGES_OF.items():
+            if all(image in are_there for image in needed):
+                has = (is_there if image in needed else pc.invert(is_there) for image, is_there in are_there.items())
+                fits = pc.or_(fits, functools.reduce(pc.and_, has, _is(op, kind)))
+        return fits
+
+    def typed(self, con: duckdb.DuckDBPyConnection, view: str, reads: Sequence[_Read]) -> pa.Table:
+        """The events with typed images: `ordinal`, `doc`, `before`, `after`, and `is_plain`.
+
+        `view` holds the `events` of the reads.
+        """
+        columns = enumerate(zip(self.part.table.columns, self.forms, strict=True))
+        hard = [(i, column, own.sql) for i, (column, own) in columns if own.sql]
+        by_duckdb = [(image, *own) for image in self.images for own in hard]
+        typed = None
+        if by_duckdb:
+            values = [
+                f"{sql.replace('{}', quoted(f'{image}.{column.name}'))} AS v{n}"
+                for n, (image, _, column, sql) in enumerate(by_duckdb)
+            ]
+            typed = _in_order(con, f"SELECT ordinal, {', '.join(values)} FROM {view}")
+        tables, first = [], 0
+        for read in reads:
+            count = read.events.num_rows
+            images = {image: list(values) for image, values in read.images.items()}
+            checks = [read.is_plain]
+            for n, (image, i, column, _) in enumerate(by_duckdb):
+                assert typed
+                raw, value = images[image][i], _array(typed[f"v{n}"].slice(first, count))
+                checks += _are_sound(column, value, raw, read.are_there[image])
+                images[image][i] = value
+            first += count
+            found = {
+                "ordinal": read.events["ordinal"],
+                "doc": read.events["doc"],
+                **{image: self._image(images.get(image), read.are_there.get(image), count) for image in _IMAGES},
+                "is_plain": functools.reduce(pc.and_, checks),
+            }
+            tables.append(pa.table(found))
+        return pa.concat_tables(tables)
+
+    def _image(self, values: list[pa.Array] | None, is_there: pa.Array | None, count: int) -> pa.Array:
+        type_ = self.part.table.image
+        if values is None or is_there is None:
+            return pa.nulls(count, type_)
+        extra = pa.nulls(count, pa.string())
+        return pa.StructArray.from_arrays([*values, extra], fields=list(type_), mask=pc.invert(is_there))
 
     def _paths(self) -> Iterator[tuple[str, ...]]:
         """The members of the envelope that are read, as far as the events have them."""
@@ -191,57 +263,22 @@ class _Shape:
         members = (member((name,), type_) for name, type_ in ENVELOPE.items())
         return f"SELECT ordinal, doc, NULL::VARCHAR AS schema_id, struct_pack({', '.join(members)}) AS e FROM {view}"
 
-    def select(self, view: str) -> str:
-        """SQL for the typed images of the events in a view, and whether they are plain."""
-        own = ("connector", "db", "schema", "table")
-        is_own = [
-            f"{quoted(f'source.{n}')} IS NOT DISTINCT FROM {_sql(self.source[n])}" for n in own if n in self.source
-        ]
-        fits = " OR ".join(
-            " AND ".join(
-                [
-                    f"op = '{op}'",
-                    *(f"{image} IS {'NOT ' if image in needed else ''}NULL" for image in self.images),
-                    *("FALSE" for image in needed if image not in self.images),
-                ]
-            )
-            for op, needed in _IMAGES_OF.items()
-        )
-        checks = [f"({fits})", *is_own, *(self._is_sound(image) for image in self.images)]
-        return f"""
-        SELECT
-          ordinal, typed_before AS before, typed_after AS after,
-          COALESCE({" AND ".join(checks)}, FALSE) AS is_plain
-        FROM (
-          SELECT *, {self._typed("before")} AS typed_before, {self._typed("after")} AS typed_after FROM {view}
-        )
-        """
 
-    def _typed(self, image: str) -> str:
-        columns = self.part.table.columns
-        if image not in self.images:
-            return f"NULL::STRUCT({', '.join(f'{c.sql} {c.kind.duckdb}' for c in columns)}, extra VARCHAR)"
-        values = []
-        for column, form in zip(columns, self.forms, strict=True):
-            value = form.sql.replace("{}", f"{image}.{column.sql}")
-            value = f"NULLIF({value}, {epoch(column)})" if self.part.may_be_zero_date(column) else value
-            values.append(f"{column.sql} := {value}")
-        return f"CASE WHEN {image} IS NOT NULL THEN struct_pack({', '.join(values)}, extra := NULL::VARCHAR) END"
-
-    def _is_sound(self, image: str) -> str:
-        """SQL for whether each value of an image has become one of its column's type."""
-        checks = (
-            f"(typed_{image}.{c.sql} IS NOT NULL{f' OR {image}.{c.sql} IS NULL' if c.nullable else ''})"
-            for c in self.part.table.columns
-        )
-        return f"({image} IS NULL OR {' AND '.join(checks)})"
-
-
+_IMAGES = ("before", "after")
 _IMAGES_OF = {"c": ("after",), "r": ("after",), "u": ("before", "after"), "d": ("before",)}
 
 
-def _sql(value: str | None) -> str:
-    return "NULL" if value is None else literal(value)
+def _is(values: pa.Array, value: str | None) -> pa.Array:
+    """Whether each value is this one."""
+    return pc.is_null(values) if value is None else pc.fill_null(pc.equal(values, value), False)
+
+
+def _are_sound(column: Column, values: pa.Array, raw: pa.Array, is_there: pa.Array) -> list[pa.Array]:
+    """Whether each raw value, where there is an image, has become one of its column's type; nothing if all have."""
+    if values.null_count == raw.null_count and (column.nullable or raw.null_count == is_there.false_count):
+        return []
+    is_sound = pc.is_valid(values)
+    return [pc.or_(is_sound, pc.is_null(raw) if column.nullable else pc.invert(is_there))]
 
 
 def _array(column: pa.ChunkedArray) -> pa.Array:
@@ -273,10 +310,10 @@ def _shape(line: str, settings: Settings) -> _Shape | None:
     forms = []
     for column in table.columns:
         found = [row[name] for row in rows if row.get(name := part.source(column)) is not None]
-        form = _form(part, column, found[0] if found else None)
-        if form is None:
+        own = form(part, column, found[0] if found else None)
+        if own is None:
             return None
-        forms.append(form)
+        forms.append(own)
     if None in envelope.values():
         return None
     return _Shape(part, forms, images, envelope, source)
@@ -308,69 +345,11 @@ def _member(name: str, value: Any, *, may_nest: bool = True) -> pa.DataType | No
     return pa.string() if isinstance(value, str | None) else None
 
 
-# The form of a column
-
-
-def _form(part: Part, column: Column, value: Any) -> _Form | None:
-    """The form of a column whose values are like this one; None if the careful way alone can read them."""
-    kind = column.kind
-    type_ = _json_type(kind, value)
-    if type_ is None:
-        return None
-    is_text, is_number = type_ == pa.string(), type_ == pa.int64()
-    if is_text and (kind.name in PLAIN_TEXTS or kind.name == "other"):
-        return _Form(type_, "{}")
-    if kind.is_text:
-        is_here = "{} IS NOT NULL AND NOT is_unavailable(to_json({}))"
-        if kind.element is not None and kind.element.name in FLOATS:  # -0, and the placeholder, as whole numbers
-            is_here += " AND NOT regexp_matches(to_json({})::VARCHAR, '-0[.]0|^.95[.]0,')"
-        return _Form(type_, f"CASE WHEN {is_here} THEN printed(to_json({{}})::VARCHAR, {part.recipe(column)}) END")
-    sql = None
-    if is_number and kind.name in INTEGERS:
-        sql = "{}" if kind.name == "bigint" else "TRY_CAST({} AS INTEGER)"
-    elif type_ == pa.float64() and kind.name in FLOATS:
-        sql = f"CASE WHEN NOT ({{}} = 0 AND signbit({{}})) THEN {finite(column, '{}')} END"  # it may have been -0
-    elif type_ == pa.bool_() and kind.type == BOOLEAN:
-        sql = "{}"
-    elif is_text and kind.is_decimal and (part.settings.decimals == "string" or "." in (value or ".")):
-        # Digits without a point may as well be the base64 of a number.
-        decimal = f"TRY_CAST({{}} AS {kind.duckdb})"
-        has_point = "" if part.settings.decimals == "string" else "contains({}, '.') AND "
-        sql = f"CASE WHEN {has_point}{decimal}::VARCHAR = {{}} THEN {decimal} END"
-    elif is_text and kind.type == BYTES and part.settings.binary is None:
-        sql = "base64_bytes({})"
-    elif is_number and kind.type == DATE:
-        sql = "day_of({})"
-    elif is_number and kind.type in (TIME, TIMESTAMP):
-        sql = f"CASE {counted(part, column, '{}') or 'WHEN FALSE THEN NULL'} END"
-    elif is_text and kind.type == TIMESTAMP:
-        sql = "iso_in_utc({})"
-    return None if sql is None else _Form(type_, sql)
-
-
-def _json_type(kind: Kind, value: Any) -> pa.DataType | None:
-    """The type of JSON that a value like this one is of; of an unknown value the usual one of its kind."""
-    if kind.name in FLOATS:
-        return pa.float64() if isinstance(value, int | float | None) else None
-    if kind.element is not None and isinstance(value, list | None):
-        items = [item for item in value or () if item is not None]
-        is_nested = items and isinstance(items[0], list)  # an array of arrays has the kind of its innermost elements
-        item = _json_type(kind if is_nested else kind.element, items[0] if items else None)
-        return None if item is None else pa.list_(item)
-    if isinstance(value, bool) or (value is None and kind.type == BOOLEAN):
-        return pa.bool_()
-    if isinstance(value, int) or (value is None and (kind.name in INTEGERS or kind.type in (DATE, TIME, TIMESTAMP))):
-        return pa.int64()
-    return pa.string() if isinstance(value, str | None) else None
-
-
 # Reading
 
 
 def _read(piece: Piece, schema: pa.Schema) -> pa.Table | None:
     """The events of the lines, one each; None if some are not of this schema to the letter."""
-    if any(len(places(piece.text, unusual)) for unusual in _UNUSUAL):
-        return None
     nulls = null_members(piece.text)
     if nulls is None:
         return None
@@ -385,7 +364,21 @@ def _read(piece: Piece, schema: pa.Schema) -> pa.Table | None:
     if events.num_rows != len(piece.lines):  # two objects in a line
         return None
     # Arrow reads a member that is missing as null: then there are more nulls than stand in the text.
-    return events if _nulls(events) == nulls else None
+    if _nulls(events) != nulls or any(_has_placeholder(_array(column)) for column in events.columns):
+        return None
+    return events
+
+
+def _has_placeholder(values: pa.Array) -> bool:
+    """Whether one of the texts is what a connector puts in the place of a large value."""
+    if pa.types.is_struct(values.type):
+        return any(_has_placeholder(values.field(i)) for i in range(values.type.num_fields))
+    if pa.types.is_list(values.type):
+        return _has_placeholder(values.values)
+    if values.type != pa.string():
+        return False
+    sizes = np.diff(np.frombuffer(values.buffers()[1], np.int32))
+    return any((sizes == len(text)).any() and pc.any(pc.equal(values, text)).as_py() for text in UNAVAILABLE_TEXTS)
 
 
 def _nulls(events: pa.Table) -> int:

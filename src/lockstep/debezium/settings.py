@@ -14,7 +14,7 @@ from lockstep.texts import Said
 
 
 @dataclass(frozen=True)
-class _Unit:
+class Unit:
     """What a number in a time column counts: microseconds = number * numerator / denominator."""
 
     name: str
@@ -22,8 +22,8 @@ class _Unit:
     denominator: int = 1
 
 
-_MILLIS, MICROS, _NANOS = _Unit("milliseconds", 1000), _Unit("microseconds", 1), _Unit("nanoseconds", 1, 1000)
-DAYS = _Unit("days", 86_400_000_000)
+_MILLIS, MICROS, _NANOS = Unit("milliseconds", 1000), Unit("microseconds", 1), Unit("nanoseconds", 1, 1000)
+DAYS = Unit("days", 86_400_000_000)
 
 TIMES = {
     "io.debezium.time.Timestamp": _MILLIS,
@@ -156,7 +156,7 @@ class Part:
         """What the events call the column."""
         return column.at(self.connector)
 
-    def unit(self, column: Column) -> tuple[_Unit | None, bool]:
+    def unit(self, column: Column) -> tuple[Unit | None, bool]:
         """What numbers in a time column count, None if nothing says it; and whether that is only a default."""
         return self._unit(column.kind, self.declared(column))
 
@@ -166,7 +166,7 @@ class Part:
         is_optional = column.nullable or (said is not None and said.is_optional)
         return self.connector in MYSQL and column.type in (DATE, TIMESTAMP) and not is_optional
 
-    def _unit(self, kind: Kind, said: Declared | None) -> tuple[_Unit | None, bool]:
+    def _unit(self, kind: Kind, said: Declared | None) -> tuple[Unit | None, bool]:
         if kind.name == "interval":  # only a time of day that goes beyond a day; other numbers cannot say their months
             if said is not None:
                 return (TIMES[said.name] if said.name in _CLOCKS else None), False

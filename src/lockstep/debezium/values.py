@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pyarrow as pa
 
-from lockstep.debezium.settings import DAYS, DECIMAL, MICROS, OWN_SCALE, TIMES, Part
+from lockstep.debezium.settings import DAYS, DECIMAL, MICROS, OWN_SCALE, TIMES, Part, Unit
 from lockstep.kinds import BOOLEAN, BYTES, DATE, TEXT, TIME, TIMESTAMP
 from lockstep.schema import Column
 
@@ -118,21 +120,40 @@ def _bytes(part: Part, column: Column, raw: str) -> str:
     return f"CASE {' '.join(whens)} END"
 
 
-def counted(part: Part, column: Column, number: str) -> str:
-    """The WHEN that takes a number as a time in its unit; nothing where no unit is known."""
+@dataclass(frozen=True)
+class Count:
+    """Which numbers are times in a unit: whole microseconds from `least` to `most`, but none of the `doubtful` ones."""
+
+    unit: Unit
+    least: int
+    most: int
+    doubtful: tuple[int, int] | None = None
+
+
+def count(part: Part, column: Column) -> Count | None:
+    """Which numbers a time column takes; None where no unit is known."""
     unit, is_default = part.unit(column)
     if unit is None:
-        return ""
+        return None
     is_time = column.type == TIME
     least, most = (n * unit.denominator // unit.numerator for n in (_DAY if is_time else _YEARS))
-    is_sound = f"{number} BETWEEN {least} AND {most}"
+    is_doubtful = is_default and unit == MICROS
+    return Count(unit, least, most, (_DOUBTFUL_TIMES if is_time else _DOUBTFUL) if is_doubtful else None)
+
+
+def counted(part: Part, column: Column, number: str) -> str:
+    """The WHEN that takes a number as a time in its unit; nothing where no unit is known."""
+    found = count(part, column)
+    if found is None:
+        return ""
+    unit = found.unit
+    is_sound = f"{number} BETWEEN {found.least} AND {found.most}"
     if unit.denominator > 1:
         is_sound += f" AND {number} % {unit.denominator} = 0"
-    if is_default and unit == MICROS:
-        doubtful = _DOUBTFUL_TIMES if is_time else _DOUBTFUL
-        is_sound += f" AND {number} NOT BETWEEN {doubtful[0]} AND {doubtful[1]}"
+    if found.doubtful:
+        is_sound += f" AND {number} NOT BETWEEN {found.doubtful[0]} AND {found.doubtful[1]}"
     micros = f"{number} * {unit.numerator} // {unit.denominator}"
-    moment = f"TIME '00:00:00' + to_microseconds({micros})" if is_time else f"make_timestamp({micros})"
+    moment = f"TIME '00:00:00' + to_microseconds({micros})" if column.type == TIME else f"make_timestamp({micros})"
     return f"WHEN {is_sound} THEN {moment}"
 
 
