@@ -1066,10 +1066,11 @@ def split_key_updates(table: Table, rows: pa.Table) -> tuple[pa.Table, np.ndarra
 
     The second result is 0 for a whole change or the delete of such a pair, and 1 for its insert.
     """
-    rows = rows.cast(batch_schema(table)).combine_chunks()
+    if rows.schema != batch_schema(table):
+        rows = rows.cast(batch_schema(table))
     ordinal = rows["ordinal"].to_numpy()
     if (np.diff(ordinal) < 0).any():
-        rows = rows.take(np.argsort(ordinal, kind="stable"))
+        rows = rows.combine_chunks().take(np.argsort(ordinal, kind="stable"))
     changed = np.zeros(rows.num_rows, bool)
     is_update = pc.equal(rows["op"], "u")
     for key in table.key:
@@ -1078,7 +1079,7 @@ def split_key_updates(table: Table, rows: pa.Table) -> tuple[pa.Table, np.ndarra
     if not changed.any():
         return rows, np.zeros(rows.num_rows, np.int8)
     repeats = np.where(changed, 2, 1)
-    twice = rows.take(np.repeat(np.arange(rows.num_rows), repeats))
+    twice = rows.combine_chunks().take(np.repeat(np.arange(rows.num_rows), repeats))
     half = np.zeros(twice.num_rows, np.int8)
     second = np.cumsum(repeats)[changed] - 1
     half[second] = 1

@@ -162,6 +162,18 @@ class Fresh:
         self.rows[table.name] = rows
         debezium.register(self.con, f"fresh_{table.name}", rows)
 
+    def has_snapshot(self, table: Table) -> bool:
+        """Whether there are rows that a snapshot read."""
+        return bool(pc.any(pc.equal(self.rows[table.name]["op"], "r")).as_py())
+
+    def leave_out(self, table: Table, ordinals: np.ndarray) -> None:
+        """Remove changes, which mostly are the last ones of the chunk: then nothing is copied."""
+        rows = self.rows[table.name]
+        stays = ~np.isin(rows["ordinal"].to_numpy(), ordinals)
+        if not stays.all():
+            first = int(np.argmin(stays))
+            self.put(table, rows.filter(pa.array(stays)) if stays[first:].any() else rows.slice(0, first))
+
 
 class Landing:
     """Lands chunks of one stream of events: whatever the stream comes from, this decides what of it lands, and how.
@@ -207,18 +219,18 @@ class Landing:
         Afterwards `has_marks` says whether a transaction mark was ever seen, and `lacks_marks` that what waits is of
         marked transactions though none was.
         """
-        tables = debezium.parse(self._con, lines, self._settings, self._schemas)
+        parsed = debezium.parse(self._con, lines, self._settings, self._schemas)
+        tables = list(parsed)
         self.finish()
         self._open_writer(lines)
-        self._find_fresh(tables)
+        self._find_fresh(parsed)
         debezium.forget(self._con, tables)
         kept = self._keep_unfinished(tables, end)
         if kept.num_rows:
             for name in ("rejected", "truncates"):
                 self._con.execute(f"DELETE FROM {name} WHERE ordinal IN (SELECT ordinal FROM kept)")
             for table in tables:
-                own = f"FROM fresh_{table.name} WHERE ordinal NOT IN (SELECT ordinal FROM kept)"
-                self._fresh.set(table, own)
+                self._fresh.leave_out(table, kept["ordinal"].to_numpy())
         self._count(tables, 0 if end is End.MORE else kept.num_rows)
         rest = _lines_of(kept, lines)
         if self._writer:
@@ -273,11 +285,19 @@ class Landing:
     def _has(self, condition: str) -> bool:
         return bool(self._con.execute(f"SELECT 1 FROM records WHERE {condition} LIMIT 1").fetchall())
 
-    def _find_fresh(self, tables: list[Table]) -> None:
+    def _find_fresh(self, tables: Mapping[Table, pa.Table | None]) -> None:
         """Leave in `fresh_<table>`, `truncates` and `rejected` what neither landed nor is in quarantine, once each."""
         con = self._con
-        for table in tables:
-            self._fresh.set(table, self._fresh_ones(table))
+        for table, rows in tables.items():
+            con.execute(f"CREATE OR REPLACE TABLE first_ones AS {self._first_ones(table)}")
+            counts = f"SELECT COUNT(*), (SELECT COUNT(*) FROM parsed_{table.name}) FROM first_ones"
+            fresh, found = con.execute(counts).fetchall()[0]
+            if rows is not None and fresh == found:
+                self._fresh.put(table, rows)
+                continue
+            is_fresh = "TRUE" if fresh == found else "ordinal IN (FROM first_ones)"
+            columns = ", ".join(batch_schema(table).names)
+            self._fresh.set(table, f"SELECT {columns} FROM parsed_{table.name} WHERE {is_fresh}")
         broken = [
             f"SELECT ordinal, committed_at, '{table.name}' AS \"table\", reason FROM parsed_{table.name} "
             "WHERE reason IS NOT NULL"
@@ -459,8 +479,8 @@ class Landing:
         remembered = [*resume.get("truncates", ()), *([name, tx, lsn] for _, _, name, tx, lsn in truncates)]
         return {**resume, "truncates": remembered[-_REMEMBERED_TRUNCATES:]}
 
-    def _fresh_ones(self, table: Table) -> str:
-        """SELECT from `parsed_<table>`, with the columns of `schema.batch_schema`, what is sound and new, once each."""
+    def _first_ones(self, table: Table) -> str:
+        """SELECT from `parsed_<table>` the ordinals of what is sound and new, once each."""
         con = self._con
         conditions = ["reason IS NULL"]
         if con.execute("SELECT 1 FROM quarantined LIMIT 1").fetchall():
@@ -490,7 +510,7 @@ class Landing:
             """
         if not table.key:  # of equal rows in a transaction as many are new as have not landed
             return f"""
-            SELECT ordinal, committed_at, op, before, after, tx_id, lsn
+            SELECT ordinal
             FROM (
               SELECT *, {f"(SELECT COUNT(*) {same})" if landed else "0"} AS landed
               FROM parsed_{table.name} AS p JOIN (SELECT ordinal, total_order FROM records) USING (ordinal)
@@ -501,16 +521,10 @@ class Landing:
             """
         if landed:
             conditions.append(f"NOT EXISTS (SELECT 1 {same})")
-        con.execute(
-            f"""
-            CREATE OR REPLACE TABLE first_ones AS
-            SELECT MIN(ordinal) AS ordinal FROM parsed_{table.name} AS p
-            WHERE {" AND ".join(conditions)} GROUP BY tx_id, lsn, same_op, same_key
-            """
-        )
-        are_all = con.execute(f"SELECT (SELECT COUNT(*) FROM first_ones) = COUNT(*) FROM parsed_{table.name}")
-        is_first = "TRUE" if are_all.fetchall()[0][0] else "ordinal IN (FROM first_ones)"
-        return f"SELECT ordinal, committed_at, op, before, after, tx_id, lsn FROM parsed_{table.name} WHERE {is_first}"
+        return f"""
+        SELECT MIN(ordinal) AS ordinal FROM parsed_{table.name} AS p
+        WHERE {" AND ".join(conditions)} GROUP BY tx_id, lsn, same_op, same_key
+        """
 
     def _files(self, table: Table, low: int, high: int, until: int) -> list[Path]:
         """The table's files up to a position that may hold a change whose lsn lies in this range.
@@ -604,7 +618,7 @@ def link_snapshot(fresh: Fresh, log: ChangeLog, table: Table, *, until: int | No
     So its signed images sum to the difference. `until` looks only at the log before that position.
     """
     con, name = fresh.con, f"fresh_{table.name}"
-    if not con.execute(f"SELECT 1 FROM {name} WHERE op = 'r' LIMIT 1").fetchall():
+    if not fresh.has_snapshot(table):
         return
     changes = _changes(log, table, until)
     con.execute(
@@ -630,6 +644,8 @@ def link_snapshot(fresh: Fresh, log: ChangeLog, table: Table, *, until: int | No
 
 def _drop_repeated_snapshot(fresh: Fresh, table: Table) -> int:
     """Remove from the fresh changes the snapshot rows that tell nothing new; return how many."""
+    if not fresh.has_snapshot(table):
+        return 0
     is_repeated = "COALESCE(op = 'r' AND before = after, FALSE)"
     name = f"fresh_{table.name}"
     repeated: int = fresh.con.execute(f"SELECT COUNT(*) FROM {name} WHERE {is_repeated}").fetchall()[0][0]

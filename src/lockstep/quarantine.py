@@ -108,7 +108,7 @@ def _read(log: ChangeLog, event: Entry) -> tuple[Table, pa.Table] | str:
     if not unread or not tables:
         reason, kind = unread[0] if unread else (None, "empty")
         return reason or f"it is no change of a table that the project knows (a {kind} record)"
-    table = tables[0]
+    table = next(iter(tables))
     op, same_op, reason = con.execute(f"SELECT op, same_op, reason FROM parsed_{table.name}").fetchall()[0]
     if reason:
         return str(reason)

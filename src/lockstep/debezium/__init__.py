@@ -61,11 +61,13 @@ __all__ = [
 
 def parse(
     con: duckdb.DuckDBPyConnection, lines: pa.Table, settings: Settings = DEFAULTS, schemas: Schemas | None = None
-) -> list[Table]:
+) -> dict[Table, pa.Table | None]:
     """Parse `lines` (`line` and `is_text` of `lines.SCHEMA`) into `records` and `parsed_<table>`.
 
-    Returns the tables that have change events in the chunk, those with a
-    `parsed_<table>`. It holds ordinal, committed_at, op, before, after, tx_id and lsn as in `schema.batch_schema`;
+    Returns the tables that have change events in the chunk, those with a `parsed_<table>`; with them the rows of
+    `schema.batch_schema`, for reading without a copy, where all of the table's events went the fast lane.
+
+    `parsed_<table>` holds ordinal, committed_at, op, before, after, tx_id and lsn as in `schema.batch_schema`;
     `same_op` and `same_key`, the op and key under which the log stores the event; and `reason`, null unless the event
     breaks the landing contract. TRUNCATE events are in `records` only, and so are events of another schema than the
     table's: those have the kind FOREIGN, or the name of a table that the project does not know.
@@ -85,14 +87,17 @@ def parse(
         """
     ).fetchall()
     found = [(TABLES[name], kinds, plain_events) for name, kinds, plain_events in parts if name in TABLES]
+    parsed: dict[Table, pa.Table | None] = {}
     for table, kinds, plain_events in found:
+        rows = taken.rows(table)
+        parsed[table] = rows if not kinds and rows is not None and rows.num_rows == plain_events else None
         selects = taken.selects(table, plain_events)
         if kinds:
             careful = (select(con, Part(table, k["schema_id"], k["connector"], types, settings)) for k in kinds)
             con.execute(f"CREATE OR REPLACE TABLE careful_{table.name} AS {' UNION ALL '.join(careful)}")
             selects.append(f"FROM careful_{table.name}")
         con.execute(f"CREATE OR REPLACE VIEW parsed_{table.name} AS {' UNION ALL '.join(selects)}")
-    return [table for table, *_ in found]
+    return parsed
 
 
 def forget(con: duckdb.DuckDBPyConnection, tables: Iterable[Table]) -> None:

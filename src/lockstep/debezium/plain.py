@@ -29,7 +29,7 @@ from lockstep.debezium.macros import UNAVAILABLE_TEXTS
 from lockstep.debezium.pieces import Piece, groups, null_members
 from lockstep.debezium.settings import Part, Settings
 from lockstep.names import DATABASES_AS_SCHEMAS
-from lockstep.schema import TABLES, Column, Table, literal, quoted
+from lockstep.schema import TABLES, Column, Table, batch_schema, literal, quoted
 
 _FEW, _MOST_FAILURES = 16, 16  # events that are not halved further; pieces that may fail of about 4 MB
 
@@ -41,6 +41,11 @@ class Taken:
     records: pa.Table | None
     views: Mapping[str, Mapping[str, pa.Table]]  # with their rows
     rest: pa.Table  # lines for the careful lane
+
+    def rows(self, table: Table) -> pa.Table | None:
+        """The typed events of a table."""
+        views = list(self.views.get(table.name, {}).values())
+        return pa.concat_tables(views).select(batch_schema(table).names) if views else None
 
     def selects(self, table: Table, events: int) -> list[str]:
         """The SELECTs of `parsed_<table>` from its views, where `records` has so many plain events of the table."""
