@@ -1,7 +1,8 @@
 """Every type of the landing contract, whichever way it comes: the same value in the log.
 
 One table has a column of every type. Its rows come by the snapshot's COPY, by the replication stream, and as Debezium's
-connectors would write them: with the schema in each event or without, in each of the connectors' modes.
+connectors would write them, in a file and by Kafka: with the schema in each event or without, in each of the
+connectors' modes.
 
 Awkward cases: the ends of every type; NULL; empty and odd texts; arrays of arrays, of quotes, of NULL; intervals of
 mixed signs; times with a zone; bytes that look like digits; updates that leave large values of every type alone.
@@ -10,6 +11,7 @@ mixed signs; times with a zone; bytes that look like digits; updates that leave 
 from __future__ import annotations
 
 import base64
+import json
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -25,9 +27,11 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from debezium_events import deliver, event, log_rows
+from kafka_mock import kafka
 from lockstep import verify
 from lockstep.capture import capture
 from lockstep.changelog import ChangeLog
+from lockstep.kafka import Address, Options, follow
 from lockstep.postgres import Source
 from lockstep.schema import TABLES, declared
 from postgres import Cluster, cluster
@@ -492,6 +496,16 @@ def captured(server: Cluster, home: Path, slot: str) -> None:
     capture(home, Source(server.dsn(), slot=slot, publication=slot), 0.05, until_caught_up=True)
 
 
+def deliver_by_kafka(home: Path, events: list[dict[str, Any]]) -> None:
+    topic = "shop.public.things"
+    with kafka() as broker:
+        broker.topic(topic)
+        for change in events:
+            broker.send(topic, 0, json.dumps(change, ensure_ascii=False).encode())
+        broker.flush()
+        follow(home, Address(broker.brokers, (topic,)), Options(until_caught_up=True, complete=True, trigger=0.05))
+
+
 def images(home: Path) -> dict[str, Row]:
     assert [e["reason"] for e in ChangeLog(home).quarantined()] == []
     return {row["after"]["name"]: row["after"] for row in log_rows(home, "things")}
@@ -533,10 +547,13 @@ def test_every_way_in_lands_the_same_values(things, tmp_path_factory, drawn):
     insert(things, rows)
     captured(things, home / "stream", "stream")
     captured(things, home / "copy", "copy")
-    deliver(home / "debezium", *(as_event(row, mode, n) for n, (row, mode) in enumerate(zip(rows, MODES, strict=True))))
+    events = [as_event(row, mode, n) for n, (row, mode) in enumerate(zip(rows, MODES, strict=True))]
+    deliver(home / "debezium", *events)
+    deliver_by_kafka(home / "kafka", events)
     expected = images(home / "stream")
     assert len(expected) == len(rows)
     assert apart(expected, images(home / "copy")) == []
     assert apart(expected, images(home / "debezium")) == []
+    assert apart(expected, images(home / "kafka")) == []
     found = verified(things, home / "stream")
     assert found.is_equal, found.receipts(5, with_values=True)
