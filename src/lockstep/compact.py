@@ -28,6 +28,7 @@ from lockstep.durable import fsync_directory
 from lockstep.journal import Journal
 from lockstep.lock import exclusive
 from lockstep.logfiles import GROWING, begins_at, hour_of, span, version_of
+from lockstep.staging import AS_PARQUET
 
 ROWS = 122_880  # of a row group: what DuckDB reads as one
 _PATIENCE = 60.0  # seconds; a capture lets go of the log within a batch
@@ -150,7 +151,7 @@ def _merge(files: list[Path], path: Path, is_ordered: bool) -> None:
     """All rows of the files into one, by position, durably. Ordered files are streamed, a row group at a time."""
     schema = pq.read_schema(files[0])
     with path.open("wb") as file:
-        with pq.ParquetWriter(file, schema, compression="zstd", store_schema=False) as writer:
+        with pq.ParquetWriter(file, schema, **AS_PARQUET) as writer:
             if is_ordered:
                 for rows in _groups(files):
                     writer.write_table(rows, row_group_size=ROWS)

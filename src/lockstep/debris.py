@@ -21,7 +21,7 @@ from lockstep import growing
 from lockstep.durable import durable_replace, fsync_directory
 from lockstep.journal import File, Journal, refuse
 from lockstep.logfiles import GROWING, begins_at, span
-from lockstep.staging import link_to_growing
+from lockstep.staging import AS_PARQUET, link_to_growing
 
 DIRECTORY = "debris"
 _NAMED = 5  # files in a message
@@ -125,7 +125,7 @@ class Debris:
         beyond = rows.filter(pc.invert(is_visible))
         first, last = beyond["position"][0].as_py(), beyond["position"][-1].as_py()
         sink = pa.BufferOutputStream()
-        pq.write_table(beyond, sink, compression="zstd", store_schema=False)
+        pq.write_table(beyond, sink, **AS_PARQUET)
         durable_replace(self._place(path.with_name(f"{first}-{last}.parquet")), sink.getvalue().to_pybytes())
         # All data stays where a reader that has begun to read the file expects it; only the footer is another.
         durable_replace(path.parent / GROWING / path.stem, growing.holding(version, rows.filter(is_visible)))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,10 @@ from lockstep.durable import durable_replace, fsync_directory
 from lockstep.errors import LockstepError
 from lockstep.journal import File, Journal
 from lockstep.logfiles import GROWING, Version, begins_at, link_into_tail, version_of
+
+# How files of the log are written that do not grow. A dictionary of values that hardly repeat costs time and space and
+# saves nothing: it ends at 64 kB, as most dictionaries of values that do repeat are smaller.
+AS_PARQUET: Mapping[str, Any] = {"compression": "zstd", "store_schema": False, "dictionary_pagesize_limit": 1 << 16}
 
 _T = TypeVar("_T")
 
@@ -116,7 +120,7 @@ class Stager:
     def _stage_whole(self, write: Write) -> _Staged:
         with write.path.with_name(write.path.name + ".partial").open("wb") as file:
             hashing = _Hashing(file)
-            pq.write_table(write.content, hashing, compression="zstd", store_schema=False)
+            pq.write_table(write.content, hashing, **AS_PARQUET)
         return _Staged(write.path, self._file(write.path, write.last, write.count, hashing.size, hashing.sha256))
 
     def _stage_growth(self, path: Path, write: Write) -> _Staged:
@@ -186,7 +190,7 @@ def link_to_growing(path: Path) -> None:
 def durable_parquet(rows: pa.Table, path: Path) -> None:
     """Write a file that no landing names."""
     sink = pa.BufferOutputStream()
-    pq.write_table(rows, sink, compression="zstd", store_schema=False)
+    pq.write_table(rows, sink, **AS_PARQUET)
     durable_replace(path, sink.getvalue().to_pybytes())
 
 

@@ -198,6 +198,20 @@ def test_schema_does_not_depend_on_what_a_batch_holds(tmp_path: Path) -> None:
 # Images
 
 
+def test_values_that_hardly_repeat_have_no_large_dictionary(tmp_path: Path) -> None:
+    changes = [("orders", "c", None, order(n, status=f"{n:040}", region="ab"[n % 2]), NOON) for n in range(20_000)]
+    [path] = land(tmp_path, *changes).files("orders")
+    group = pq.read_metadata(path).row_group(0)
+    columns = {c.path_in_schema: c for c in map(group.column, range(group.num_columns))}
+    dictionaries = {
+        name: columns[f"after.{name}"].data_page_offset - columns[f"after.{name}"].dictionary_page_offset
+        for name in ("status", "region")
+    }
+    sizes = {name: columns[f"after.{name}"].total_compressed_size for name in dictionaries}
+    assert dictionaries["status"] < sizes["status"] / 5
+    assert columns["after.region"].encodings == ("PLAIN", "RLE", "RLE_DICTIONARY")
+
+
 def test_key_update_becomes_delete_and_insert(tmp_path: Path) -> None:
     log = land(tmp_path, created(1), ("orders", "u", order(1), order(2), NOON), created(3))
     images = [(row["position"], row["op"], row["before"], row["after"], row["tx_id"]) for row in rows(log, "orders")]
