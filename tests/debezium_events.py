@@ -11,6 +11,7 @@ import duckdb
 
 from lockstep.changelog import ChangeLog
 from lockstep.ingest import Summary, ingest
+from lockstep.logfiles import NO_HOUR
 from lockstep.schema import TABLES
 
 Image = dict[str, Any]
@@ -89,9 +90,10 @@ def deliver(home: Path, *records: Any, **options: Any) -> Summary:
 
 
 def log_rows(home: Path, table: str = "orders") -> list[dict[str, Any]]:
-    """Everything the log holds of a table, in position order."""
-    files = [str(f) for f in ChangeLog(home).files(table)]
-    if not files:
+    """Everything the log holds of a table, in position order, with the columns that are declared now."""
+    log = ChangeLog(home)
+    files = [str(log.root / table / NO_HOUR / "0-0.parquet"), *map(str, log.files(table))]
+    if len(files) == 1:
         return []
     rows = duckdb.sql(f"FROM read_parquet({files!r}, hive_partitioning = FALSE) ORDER BY position").to_arrow_table()
     return rows.to_pylist()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from psycopg2 import errors
@@ -18,17 +18,10 @@ from lockstep.changelog import ChangeLog
 from lockstep.errors import LockstepError
 from lockstep.latest import differences
 from lockstep.logs import about
+from lockstep.moves import ADOPTING, Columns
 from lockstep.postgres import Source
 from lockstep.schema import TABLES
 from lockstep.snapshot import Rows, Staged, land_differences, log, point
-
-Columns = Mapping[str, Sequence[str]]
-
-
-def begin_adopting(home: Path, source_name: str, columns: Columns) -> None:
-    """Record the columns in the log first, so that the next start goes on if this process is killed."""
-    with TABLES.without(columns), ChangeLog(home).writer(source_name, "taking up columns") as writer:
-        writer.land({}, resume={**writer.watermark.resume, "adopting": columns})
 
 
 def adopt(
@@ -42,7 +35,7 @@ def adopt(
     scratch = home / "snapshot"
     with source.first_connections() as (_, replication):
         identity = source.identity(replication)
-        begin_adopting(home, identity.source, columns)
+        ChangeLog(home).begin_adopting(identity.source, columns)
         try:
             with point(source, replication, tables, lambda _: not stop.is_set()) as at:
                 with TABLES.without(columns):
@@ -64,7 +57,7 @@ def adopt(
                         staged = Staged(source, at.reading, layout, rows, scratch)
                         with differences(table, batch.files(table.name), position, staged.path, scratch) as found:
                             land_differences(batch, rows, layout, staged, found, [], position)
-                    resume = {name: value for name, value in writer.watermark.resume.items() if name != "adopting"}
+                    resume = {name: value for name, value in writer.watermark.resume.items() if name != ADOPTING}
                     landed = batch.land(resume=resume)
         except errors.QueryCanceled:
             if stop.is_set():

@@ -34,7 +34,7 @@ from psycopg2 import errors
 from psycopg2.extensions import connection as Connection
 from psycopg2.extras import LogicalReplicationConnection
 
-from lockstep.adopting import adopt, begin_adopting
+from lockstep.adopting import adopt
 from lockstep.changelog import Batch, ChangeLog, Landed, Writer
 from lockstep.errors import LockstepError
 from lockstep.latest import live_images
@@ -110,7 +110,7 @@ def capture(
         new = ChangeLog(home).unadopted() if ChangeLog(home).exists() else {}
         run = partial(_run, home, source, identity, trigger, stop, summary)
         if new and new_snapshot:  # that lands the values of all rows
-            begin_adopting(home, identity.source, new)
+            ChangeLog(home).begin_adopting(identity.source, new)
             run(until_caught_up, new_snapshot=True, adopts=True)
             return summary
         adopted = adopt(home, source, new, stop, lambda lsn: run(True, until=lsn)) if new else 0

@@ -54,7 +54,7 @@ from lockstep.errors import LockstepError
 from lockstep.journal import File, Journal, refuse, sealed, unsealed
 from lockstep.lock import Lock, exclusive
 from lockstep.logfiles import NO_HOUR, TAIL, begins_at, hour_name, link_into_tail, unlink_from_tail
-from lockstep.moves import new_columns, problems
+from lockstep.moves import ADOPTING, Columns, new_columns, problems
 from lockstep.project import home, project
 from lockstep.schema import DISCARDED, DISCARDED_SCHEMA, SCHEMA_FILE, TABLES, TIMESTAMP, Table, batch_schema, log_schema
 from lockstep.staging import Stager, Write, durable_parquet
@@ -426,12 +426,20 @@ class ChangeLog:
             for name, table in TABLES.items()
             if (landed := self._landed_schema(name)) is not None and self.files(name)
         }
-        begun = self.watermark().resume.get("adopting", {})  # by one that was killed
-        return {
+        begun = self.watermark().resume.get(ADOPTING, {})  # by one that was killed, or that waits for the columns
+        both = {
             name: sorted({*columns, *begun.get(name, ())} & {c.name for c in TABLES[name].columns})
             for name, columns in found.items()
-            if columns or name in begun
         }
+        return {name: columns for name, columns in both.items() if columns}
+
+    def begin_adopting(self, source: str, columns: Columns) -> None:
+        """Record that these columns are about to join the log, before its files are read as if they had."""
+        begun = self.watermark().resume.get(ADOPTING, {})
+        new = {name: set(names) - set(begun.get(name, ())) for name, names in columns.items()}
+        with TABLES.without(new), self.writer(source, "taking up columns", adopts=True) as writer:
+            begins = {name: list(names) for name, names in columns.items()}
+            writer.land({}, resume={**writer.watermark.resume, ADOPTING: begins})
 
     def _require_schemas(self, adopts: bool) -> None:
         """An empty file per dataset carries its schema: a reader's glob always finds one, and reads all as it says."""
@@ -453,14 +461,16 @@ class ChangeLog:
         if why := problems(table, landed):
             raise LockstepError(
                 f"{declares}: {'; '.join(why)}. Types may be widened, and columns left out, which then are in the "
-                f"images' `extra`. {undo}"
+                "images' `extra`. A column that has become narrower or another kind of value is a new column under "
+                f"another name in the log: end its line with the comment `-- named NAME`. {undo}"
             )
         if not adopts and (new := new_columns(table, landed)):
             one = "column" if len(new) == 1 else "columns"
             how = (
                 "Start `lockstep capture` with this declaration: it lands their values for all rows and goes on."
                 if "slot" in self.watermark().resume
-                else f"Only `lockstep capture` can take up columns of a log that has begun. {undo}"
+                else "Land events with this declaration (`lockstep ingest`): the column joins the log with the first "
+                "event that has it."
             )
             raise LockstepError(f"{declares}: {one} {', '.join(new)} {'is' if len(new) == 1 else 'are'} new. {how}")
 

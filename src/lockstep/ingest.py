@@ -29,13 +29,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from lockstep import debezium
+from lockstep import debezium, joining
 from lockstep.changelog import ALL_TABLES, ChangeLog, Landed, Watermark, Writer
 from lockstep.durable import durable_replace
 from lockstep.errors import LockstepError
 from lockstep.lines import LineReader
 from lockstep.lock import exclusive
 from lockstep.logfiles import NO_HOUR, Version, version_of
+from lockstep.moves import ADOPTING, JOINED, Columns
 from lockstep.names import DATABASES_AS_SCHEMAS
 from lockstep.schema import TABLES, Table, batch_schema, literal
 
@@ -59,8 +60,8 @@ class Summary:
     """What one ingest did. Counts are of records read; `landed` is of changes by table, with a TRUNCATE's deletes.
 
     `unfinished` is the number of transactions that wait for their end, with `unfinished_events`; `kept` counts all
-    events kept for the next ingest, these and those that came behind them. `problem` says why the input was not read
-    to its end, if it was not.
+    events kept for the next ingest, these and those that came behind them. `joined` says which new columns have joined
+    the log, `waiting` which have not. `problem` says why the input was not read to its end, if it was not.
     """
 
     read: int = 0
@@ -75,6 +76,8 @@ class Summary:
     unfinished: int = 0
     unfinished_events: int = 0
     kept: int = 0
+    joined: list[str] = field(default_factory=list)
+    waiting: list[str] = field(default_factory=list)
     before: Watermark = field(default_factory=Watermark)
     after: Watermark = field(default_factory=Watermark)
     problem: str | None = None
@@ -209,6 +212,13 @@ class Landing:
         before = log.watermark() if log.exists() else Watermark()
         self.summary = Summary(before=before, after=before)
         self._schemas = debezium.Schemas(before.resume)
+        # Columns that have not joined: until they do, all is read and landed as if they were not declared.
+        self._undeclared = stack.enter_context(ExitStack())
+        waiting = log.unadopted() if log.exists() and "slot" not in before.resume else {}
+        joining.check(log, waiting)
+        self._await(waiting)
+        self._is_seen = bool(self._waiting)  # whether the log's `extra` may have one
+        self._unknown = joining.Unknown(self._con, log)
 
     def chunk(
         self, lines: pa.Table, end: End, resume: Callable[[pa.Table], Mapping[str, Any]] = lambda kept: {}
@@ -219,9 +229,11 @@ class Landing:
         Afterwards `has_marks` says whether a transaction mark was ever seen, and `lacks_marks` that what waits is of
         marked transactions though none was.
         """
+        if self._is_seen:
+            self.finish()
         parsed = debezium.parse(self._con, lines, self._settings, self._schemas)
         tables = list(parsed)
-        self.finish()
+        self._wait()
         self._open_writer(lines)
         self._find_fresh(parsed)
         debezium.forget(self._con, tables)
@@ -235,10 +247,17 @@ class Landing:
         rest = _lines_of(kept, lines)
         if self._writer:
             self._land(self._writer, tables, lines, resume(rest))
+        if not self._lands_behind:
+            self.finish()
         return rest
 
     def finish(self) -> None:
-        """Wait until the last chunk has landed. Raises what prevented that."""
+        """Wait until the last chunk has landed, and take up the columns that it has. Raises what prevented that."""
+        self._wait()
+        if self._writer and self._is_seen:
+            self._take_up(self._writer)
+
+    def _wait(self) -> None:
         if self._landing is not None:
             landing, self._landing = self._landing, None
             landed = landing.result()
@@ -248,7 +267,10 @@ class Landing:
     def lend(self, go_on: Callable[[], bool]) -> bool:
         """Let a command that asks for it write to the log, between two chunks; False if `go_on` ended the waiting."""
         writer = self._writer
-        return writer is None or not writer.is_asked_for() or writer.lend(go_on)
+        if writer is None or not writer.is_asked_for():
+            return True
+        self._unknown.forget()
+        return writer.lend(go_on)
 
     def _open_writer(self, lines: pa.Table) -> None:
         """Open the log for the source of the first event; refuse events of another."""
@@ -276,11 +298,52 @@ class Landing:
                     f"It begins: {lines['line'][0].as_py()[:200]}"
                 )
             return
-        self._writer = self._stack.enter_context(self._log.writer(source, "ingesting change events", lends=self._lends))
+        if self._waiting and self._waiting != self._log.watermark().resume.get(ADOPTING):
+            self._log.begin_adopting(source, self._waiting)
+        self._undeclared.close()  # files are read with the new columns from now on
+        self._writer = self._stack.enter_context(
+            self._log.writer(source, "ingesting change events", lends=self._lends, adopts=bool(self._waiting))
+        )
+        self._await(self._waiting)
         self._pool = self._stack.enter_context(ThreadPoolExecutor(1))  # entered last, so it ends before the writer
         self.summary.before = self.summary.after = self._writer.watermark
         self._con.register("before", _fingerprints([e["event"] for e in self._log.quarantined()]))
         self._con.execute("INSERT INTO quarantined SELECT fingerprint FROM before")
+
+    def _await(self, columns: Columns) -> None:
+        """Have these columns, which are declared, count as not declared from here on."""
+        self._waiting = columns
+        self._members = {n: [c for c in TABLES[n].columns if c.name in names] for n, names in columns.items()}
+        self.summary.waiting = [f"{name}.{column}" for name, names in columns.items() for column in names]
+        self._undeclared.enter_context(TABLES.without(columns))
+
+    def _take_up(self, writer: Writer) -> None:
+        """Let the columns join that the log's `extra` has, of tables of which nothing is open in quarantine.
+
+        An event in quarantine that landed afterwards would have the column before it joined.
+        """
+        log, resume = self._log, writer.watermark.resume
+        is_open = {e["table"] for e in log.quarantined() if e["state"] == "open"}
+        self._undeclared.close()
+        seen = {name: joining.seen(self._con, log, TABLES[name], columns) for name, columns in self._waiting.items()}
+        ready = {n: columns for n, columns in seen.items() if columns and not is_open & {n, ALL_TABLES}}
+        self._is_seen = any(columns and name not in ready for name, columns in seen.items())
+        rest = {n: [c for c in columns if c not in ready.get(n, ())] for n, columns in self._waiting.items()}
+        waiting = {name: columns for name, columns in rest.items() if columns}
+        if ready:
+            position = writer.watermark.position
+            joined = {n: {**resume.get(JOINED, {}).get(n, {}), **dict.fromkeys(ready[n], position)} for n in ready}
+            with writer.batch() as batch:
+                for name, columns in ready.items():
+                    counts = joining.Joined()
+                    for rows in joining.from_extra(self._con, log, TABLES[name], columns, counts):
+                        batch.add({name: rows})
+                    self.summary.landed[name] += counts.told
+                    self.summary.joined.append(counts.sentence(name, columns, position + 1))
+                state = {**resume, ADOPTING: waiting, JOINED: {**resume.get(JOINED, {}), **joined}}
+                landed = batch.land(resume=state)
+            self.summary.after = landed.watermark
+        self._await(waiting)
 
     def _has(self, condition: str) -> bool:
         return bool(self._con.execute(f"SELECT 1 FROM records WHERE {condition} LIMIT 1").fetchall())
@@ -288,8 +351,16 @@ class Landing:
     def _find_fresh(self, tables: Mapping[Table, pa.Table | None]) -> None:
         """Leave in `fresh_<table>`, `truncates` and `rejected` what neither landed nor is in quarantine, once each."""
         con = self._con
+        broken = []
         for table, rows in tables.items():
-            con.execute(f"CREATE OR REPLACE TABLE first_ones AS {self._first_ones(table)}")
+            same = self._same(table)
+            con.execute(f"CREATE OR REPLACE TABLE first_ones AS {self._first_ones(table, same)}")
+            broken.append(
+                f"SELECT ordinal, committed_at, '{table.name}' AS \"table\", reason FROM parsed_{table.name} AS p "
+                "WHERE reason IS NOT NULL"
+            )
+            if same and table.key:  # what landed before its table was declared as it is now
+                broken[-1] += f" AND NOT EXISTS (SELECT 1 {same})"
             counts = f"SELECT COUNT(*), (SELECT COUNT(*) FROM parsed_{table.name}) FROM first_ones"
             fresh, found = con.execute(counts).fetchall()[0]
             if rows is not None and fresh == found:
@@ -298,11 +369,6 @@ class Landing:
             is_fresh = "TRUE" if fresh == found else "ordinal IN (FROM first_ones)"
             columns = ", ".join(batch_schema(table).names)
             self._fresh.set(table, f"SELECT {columns} FROM parsed_{table.name} WHERE {is_fresh}")
-        broken = [
-            f"SELECT ordinal, committed_at, '{table.name}' AS \"table\", reason FROM parsed_{table.name} "
-            "WHERE reason IS NOT NULL"
-            for table in tables
-        ]
         reason = self._schemas.reason()
         foreign = f'SELECT ordinal, committed_at, "table", {reason} AS reason FROM records WHERE {_IS_FOREIGN}'
         unread = f"""
@@ -419,11 +485,14 @@ class Landing:
         resume = {**self._expand_truncates(writer, tables), **self._schemas.stored, **moved}
         changes = {}
         for table in tables:
+            if masked := self._unknown.masked(table):
+                self._fresh.set(table, masked)
             link_snapshot(self._fresh, self._log, table)
             self.summary.known += _drop_repeated_snapshot(self._fresh, table)
             rows = self._fresh.rows[table.name]
             if rows.num_rows:
                 changes[table.name] = rows
+                self._is_seen |= joining.is_seen(self._log, rows, self._members.get(table.name, ()))
         rejected = con.execute(
             'SELECT ordinal, committed_at, "table", reason, tx_id FROM rejected ORDER BY ordinal'
         ).to_arrow_table()
@@ -438,8 +507,6 @@ class Landing:
         if changes or rejected.num_rows or resume != writer.watermark.resume or is_later:
             self.summary.landed.update({name: rows.num_rows for name, rows in changes.items()})
             self._landing = self._pool.submit(writer.land, changes, rejected, reached=ended, resume=resume)
-            if not self._lands_behind:
-                self.finish()
 
     def _expand_truncates(self, writer: Writer, tables: list[Table]) -> Mapping[str, Any]:
         """Turn each TRUNCATE into deletes of the keys that live at its place; return the resume state that knows it."""
@@ -479,8 +546,8 @@ class Landing:
         remembered = [*resume.get("truncates", ()), *([name, tx, lsn] for _, _, name, tx, lsn in truncates)]
         return {**resume, "truncates": remembered[-_REMEMBERED_TRUNCATES:]}
 
-    def _first_ones(self, table: Table) -> str:
-        """SELECT from `parsed_<table>` the ordinals of what is sound and new, once each."""
+    def _first_ones(self, table: Table, same: str) -> str:
+        """SELECT from `parsed_<table>` the ordinals of what is sound and new, once each. `same` is `_same`."""
         con = self._con
         conditions = ["reason IS NULL"]
         if con.execute("SELECT 1 FROM quarantined LIMIT 1").fetchall():
@@ -493,37 +560,40 @@ class Landing:
                 )
                 """
             )
-        low, high = con.execute(f"SELECT MIN(lsn), MAX(lsn) FROM parsed_{table.name}").fetchall()[0]
-        until = self._writer.watermark.position if self._writer else 0
-        landed = _rows(
-            self._files(table, low, high, until),
-            "lsn, tx_id, op, before, after",
-            f"lsn BETWEEN {low} AND {high} AND position <= {until}",
-        )
-        same = ""
-        if landed:
-            key = ", ".join(f"{k} := CASE WHEN op = 'd' THEN before.{k} ELSE after.{k} END" for k in table.sql_key)
-            same = f"""
-                FROM (SELECT lsn, tx_id, op, struct_pack({key}) AS key FROM ({landed})) AS l
-                WHERE l.lsn = p.lsn AND (l.tx_id IS NULL OR l.tx_id = p.tx_id)
-                  AND l.op = p.same_op AND l.key = p.same_key
-            """
         if not table.key:  # of equal rows in a transaction as many are new as have not landed
             return f"""
             SELECT ordinal
             FROM (
-              SELECT *, {f"(SELECT COUNT(*) {same})" if landed else "0"} AS landed
+              SELECT *, {f"(SELECT COUNT(*) {same})" if same else "0"} AS landed
               FROM parsed_{table.name} AS p JOIN (SELECT ordinal, total_order FROM records) USING (ordinal)
               WHERE {" AND ".join(conditions)}
               QUALIFY ROW_NUMBER() OVER (PARTITION BY tx_id, lsn, same_op, same_key, total_order ORDER BY ordinal) = 1
             )
             QUALIFY ROW_NUMBER() OVER (PARTITION BY tx_id, lsn, same_op, same_key ORDER BY ordinal) > landed
             """
-        if landed:
+        if same:
             conditions.append(f"NOT EXISTS (SELECT 1 {same})")
         return f"""
         SELECT MIN(ordinal) AS ordinal FROM parsed_{table.name} AS p
         WHERE {" AND ".join(conditions)} GROUP BY tx_id, lsn, same_op, same_key
+        """
+
+    def _same(self, table: Table) -> str:
+        """SQL, from its FROM on, for the changes in the log that a row of `parsed_<table>` AS p is; empty if none."""
+        low, high = self._con.execute(f"SELECT MIN(lsn), MAX(lsn) FROM parsed_{table.name}").fetchall()[0]
+        until = self._writer.watermark.position if self._writer else 0
+        landed = _rows(
+            self._files(table, low, high, until),
+            "lsn, tx_id, op, before, after",
+            f"lsn BETWEEN {low} AND {high} AND position <= {until}",
+        )
+        if not landed:
+            return ""
+        key = ", ".join(f"{k} := CASE WHEN op = 'd' THEN before.{k} ELSE after.{k} END" for k in table.sql_key)
+        return f"""
+            FROM (SELECT lsn, tx_id, op, struct_pack({key}) AS key FROM ({landed})) AS l
+            WHERE l.lsn = p.lsn AND (l.tx_id IS NULL OR l.tx_id = p.tx_id)
+              AND l.op = p.same_op AND l.key = p.same_key
         """
 
     def _files(self, table: Table, low: int, high: int, until: int) -> list[Path]:
@@ -562,12 +632,6 @@ def _fingerprints(events: Sequence[str]) -> pa.Table:
     ).to_arrow_table()
 
 
-def _log_rows(log: ChangeLog, table: Table, columns: str, condition: str = "TRUE") -> str:
-    """SELECT from the table's visible files; empty if it has none."""
-    until = log.watermark().position if log.exists() else 0
-    return _rows(log.files(table.name, until=until) if until else [], columns, f"position <= {until} AND {condition}")
-
-
 def _rows(files: Sequence[Path], columns: str, condition: str) -> str:
     if not files:
         return ""
@@ -591,10 +655,11 @@ def _changes(log: ChangeLog, table: Table, until: int | None = None) -> str:
 
     The log's ordinals are negative, in order.
     """
-    condition = "TRUE" if until is None else f"position < {until}"
-    landed = _log_rows(log, table, f"position - {1 << 62} AS ordinal, op, before, after", condition)
     fresh = f"SELECT ordinal, op, before, after FROM fresh_{table.name}"
-    return f"{landed} UNION ALL {fresh}" if landed else fresh
+    if not log.exists() or not log.files(table.name, until=log.watermark().position):
+        return fresh
+    landed = joining.landed(log, table, until)
+    return f"SELECT position - {1 << 62} AS ordinal, op, before, after FROM ({landed}) UNION ALL {fresh}"
 
 
 def _lives(table: Table, changes: str) -> str:

@@ -7,12 +7,19 @@ left out, a narrower type is widened. So a declaration may drop columns and wide
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lockstep.schema import Table, log_schema
+
+Columns = Mapping[str, Sequence[str]]  # names of columns, by table
+
+# In the watermark's resume state: columns that are declared and have not joined the log yet; and of those that have
+# joined a log without a source to ask, up to which position the images lack them.
+ADOPTING, JOINED = "adopting", "joined"
 
 _DIGITS = {pa.int16(): 5, pa.int32(): 10, pa.int64(): 19}
 
@@ -21,7 +28,8 @@ def new_columns(table: Table, landed: pa.Schema) -> list[str]:
     """The declared columns that the log lacks; `landed` is the schema that it has.
 
     Images from before have their values in `extra` or not at all, so that a change would take away something else than
-    was added. `lockstep capture` therefore lands the values of all rows when it takes up a column.
+    was added. `lockstep capture` therefore lands the values of all rows when it takes up a column; see `joining` for
+    a log that others fill.
     """
     had = {field.name for field in landed.field("after").type}
     return [c.name for c in table.columns if c.name not in had]

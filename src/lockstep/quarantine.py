@@ -15,7 +15,8 @@ from lockstep import debezium
 from lockstep.changelog import ChangeLog, Watermark, is_gap, split_key_updates
 from lockstep.errors import LockstepError
 from lockstep.ingest import Fresh, link_snapshot
-from lockstep.schema import TIMESTAMP, Table, log_schema
+from lockstep.joining import Unknown
+from lockstep.schema import TABLES, TIMESTAMP, Table, log_schema
 
 _PATIENCE = 60.0  # seconds; a capture lends the log between two batches, and a batch is seconds
 
@@ -52,7 +53,10 @@ def retry(home: Path, positions: Collection[int]) -> Retry:
     Like `discard` it may be called while a capture runs: that lends the log for as long.
     """
     log = ChangeLog(home)
-    with log.writer(_source(log), "retrying quarantined events", patience=_PATIENCE) as writer:
+    with (
+        log.writer(_source(log), "retrying quarantined events", patience=_PATIENCE) as writer,
+        TABLES.without(log.unadopted()),
+    ):
         events = _open(home, positions)
         landed: dict[str, list[pa.Table]] = {}
         unneeded: list[Entry] = []
@@ -123,6 +127,8 @@ def _read(log: ChangeLog, event: Entry) -> tuple[Table, pa.Table] | str:
 def _rows(con: duckdb.DuckDBPyConnection, log: ChangeLog, table: Table, event: Entry) -> pa.Table:
     fresh = Fresh(con)
     fresh.set(table, f"SELECT * EXCLUDE (same_op, same_key, reason) FROM parsed_{table.name}")
+    if masked := Unknown(con, log, until=event["position"]).masked(table):
+        fresh.set(table, masked)
     link_snapshot(fresh, log, table, until=event["position"])
     rows, _ = split_key_updates(table, fresh.rows[table.name])
     place = [

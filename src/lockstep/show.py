@@ -418,6 +418,16 @@ def ingested(summary: Summary) -> None:
         grid.add_row("quarantined", Text(f"{summary.quarantined:,}", style="red"))
     grid.add_row("watermark", f"{_point(summary.before)} -> {_point(summary.after)}")
     console.print(grid)
+    for sentence in summary.joined:
+        console.print(Text(sentence))
+    if summary.waiting:
+        joins = "joins" if len(summary.waiting) == 1 else "join"
+        console.print(
+            Text(
+                f"{', '.join(summary.waiting)}: declared, and {joins} the log once an event with it has landed and "
+                "nothing of the table is open in quarantine. Until then it reads NULL."
+            )
+        )
     if summary.unfinished:
         behind = summary.kept - summary.unfinished_events
         console.print(

@@ -69,10 +69,12 @@ class Stager:
         # What the next version of a growing file begins with: the file's version, its rows, and the end and hash of
         # its data. So a landing hashes what it adds, and not the file.
         self._known: dict[Path, tuple[Version, int, int, Any]] = {}
+        self._schemas: dict[Path, pa.Schema] = {}  # of files that this process has made
 
     def forget(self) -> None:
         """Another process may have written since."""
         self._known.clear()
+        self._schemas.clear()
 
     def write(self, landing: int, writes: Sequence[Write]) -> None:
         """Write the files of one part of a landing; when this returns they are durable under their names."""
@@ -106,10 +108,11 @@ class Stager:
         # Only behind the last one: so no two files of an hour overlap.
         last = max(write.path.parent.glob("*.parquet"), key=begins_at, default=write.path)
         is_small = last.name.endswith("-.parquet") and last.stat().st_size < growing.GROWS_TO
-        # Its columns may have been declared otherwise; not if this process wrote it.
-        if is_small and (last in self._known or pq.read_schema(last) == write.content.schema):
+        # Its columns may have been declared otherwise.
+        if is_small and (self._schemas.get(last) or pq.read_schema(last)) == write.content.schema:
             return self._stage_growth(last, write)
         path = write.path.with_name(f"{begins_at(write.path)}-.parquet")
+        self._schemas[path] = write.content.schema
         return self._stage_growing(path, growing.holding(b"", write.content), write.last, write.count)
 
     def _stage_bytes(self, path: Path, content: bytes, last: int, count: int) -> _Staged:

@@ -369,3 +369,44 @@ def test_settings_from_a_file(broker, home, tmp_path):
     arguments = ["ingest", f"kafka://{broker.brokers}/{ORDERS}", "--until-caught-up", "--settings", str(path)]
     result = CliRunner(env={"LOCKSTEP_HOME": str(home)}).invoke(cli, arguments)
     assert (result.exit_code, ids(home)) == (0, [1])
+
+
+def test_a_column_joins_under_way(broker, home, tmp_path, monkeypatch):
+    """Declared before the source has it, taken up in the same run as the first event with it; one row is told later."""
+    (tmp_path / "s.sql").write_text("CREATE TABLE item (id integer PRIMARY KEY, v integer, added integer);")
+    topic = "shop.public.item"
+    broker.topic(topic)
+
+    def change(n: int, op: str, before: Any, after: Any) -> dict[str, Any]:
+        return event(op, before, after, n=n, tx=n, table="item")
+
+    with monkeypatch.context() as patch:
+        (tmp_path / "before.sql").write_text("CREATE TABLE item (id integer PRIMARY KEY, v integer);")
+        patch.setattr(TABLES, "_found", declared(tmp_path / "before.sql"))
+        send(broker, topic, *(change(n, "c", None, {"id": n, "v": n}) for n in (1, 2, 3)))
+        catch_up(home, broker, topic, complete=True)
+    monkeypatch.setattr(TABLES, "_found", declared(tmp_path / "s.sql"))
+    # ALTER TABLE item ADD added integer DEFAULT 7
+    send(
+        broker,
+        topic,
+        change(4, "u", {"id": 1, "v": 1}, {"id": 1, "v": 5}),
+        change(5, "u", {"id": 2, "v": 2, "added": 7}, {"id": 2, "v": 2, "added": 8}),
+    )
+    summary = catch_up(home, broker, topic, complete=True)
+    assert (summary.waiting, len(summary.joined), summary.quarantined) == ([], 1, 0)
+    send(
+        broker,
+        topic,
+        change(6, "u", {"id": 2, "v": 2, "added": 8}, {"id": 2, "v": 2, "added": 9}),
+        change(7, "d", {"id": 3, "v": 3, "added": 7}, None),
+        change(8, "r", None, {"id": 1, "v": 5, "added": 7}),
+    )
+    catch_up(home, broker, topic, complete=True)
+    weights: dict[tuple[Any, ...], int] = {}
+    for row in log_rows(home, "item"):
+        for image, weight in ((row["before"], -1), (row["after"], 1)):
+            if image:
+                key = (image["id"], image["v"], image.get("added"))
+                weights[key] = weights.get(key, 0) + weight
+    assert {key: n for key, n in weights.items() if n} == {(1, 5, 7): 1, (2, 2, 9): 1}

@@ -197,3 +197,20 @@ def test_a_column_is_dropped_and_another_renamed(
     capture(source, home)
     assert {e["state"] for e in ChangeLog(home).quarantined()} == {"discarded"}
     assert_exact(source, home)
+
+
+def test_a_type_of_another_kind_is_taken_up_as_another_column(
+    source: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+    capture(source, home)
+    source.execute("ALTER TABLE item ALTER v TYPE text USING 'v' || v; UPDATE item SET v = 'x' WHERE id = 1")
+    assert capture(source, home).quarantined == 1
+    declare(monkeypatch, tmp_path, "CREATE TABLE item (id integer PRIMARY KEY, v text, note text);")
+    with pytest.raises(LockstepError, match="`-- named NAME`"):
+        capture(source, home)
+    declare(monkeypatch, tmp_path, "CREATE TABLE item (id integer PRIMARY KEY, v text, -- named v_2\n note text);")
+    capture(source, home)
+    source.execute("UPDATE item SET v = 'y' WHERE id < 3")
+    verified = verifying.verify(home, source.dsn(), [], 120, 20, lambda _: None)
+    assert [(t.verdict, t.comparison.differences) for t in verified.tables] == [("passed", [])]

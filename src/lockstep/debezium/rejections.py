@@ -34,9 +34,14 @@ def reason(part: Part) -> str:
     )
     for image, hint in (("before", f"; {full}"), ("after", "")):
         where = f"of the {image} image"
+        mend = literal(_DROPPED)
+        if image == "before":  # an image after that has the column says that it is still there
+            is_there = "op = 'u' AND NOT list_contains(COALESCE(after_missing, []), before_missing[1])"
+            unclear = literal(hint + _DROPPED)
+            mend = f"CASE WHEN {is_there} THEN {literal(hint)} WHEN op = 'u' THEN {mend} ELSE {unclear} END"
         checks.append(
             f"CASE WHEN {image} IS NOT NULL AND len({image}_missing) > 0 "
-            f"THEN 'column ' || {image}_missing[1] || ' {where} is missing{hint}' END"
+            f"THEN 'column ' || {image}_missing[1] || ' {where} is missing' || {mend} END"
         )
         for c in table.columns:
             raw = f"raw_{image}.{c.sql}"
@@ -53,6 +58,11 @@ def reason(part: Part) -> str:
             checks.append(f"CASE WHEN {image} IS NOT NULL AND {image}.{c.sql} IS NULL THEN {wrong} END")
     return f"COALESCE({', '.join(checks)})"
 
+
+_DROPPED = (
+    "; if the source dropped or renamed it, leave it out of source_schema.sql and "
+    "give `lockstep quarantine retry --all`"
+)
 
 # Oracle does not log a large object that an update leaves alone, not even for the row before.
 _NOT_SENT = (
