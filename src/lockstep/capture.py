@@ -18,7 +18,7 @@ import select
 import struct
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -41,6 +41,7 @@ from lockstep.latest import live_images
 from lockstep.lock import exclusive
 from lockstep.logs import about
 from lockstep.metrics import CapturePublisher, CaptureState
+from lockstep.partitions import Partitions
 from lockstep.pgoutput import BEGIN, COMMIT, TRUNCATE, Decoder, commit_end
 from lockstep.postgres import (
     LEFTOVER_SECONDS,
@@ -54,7 +55,16 @@ from lockstep.postgres import (
 )
 from lockstep.schema import TABLES, TIMESTAMP, Table, batch_schema
 from lockstep.service import disk_full_said_plainly, stop_on_signal
-from lockstep.snapshot import PART_BYTES, PART_ROWS, begin, check_continues, check_source, look, note_gaps
+from lockstep.snapshot import (
+    PART_BYTES,
+    PART_ROWS,
+    begin,
+    check_continues,
+    check_source,
+    look,
+    note_gaps,
+    note_partitions,
+)
 
 LONGEST_TRIGGER = 10.0  # seconds; how far a backlog may lengthen the trigger, unless it is longer itself
 _PROBE_EVERY = 1.0  # seconds
@@ -277,7 +287,10 @@ class _Lander:
         self._open = ExitStack()
         self._batch: Batch | None = None
         self.seconds = 0.0  # that the last batch to land took
-        self.looked = look(writer.watermark)  # `begin` and a new connection look as well
+        self._truncated: dict[str, int] = {}  # partitioned tables, and the last transaction that truncated each
+        # `begin` and a new connection look as well, but not at partitions: with these it stays the last look.
+        is_open = decoder.partitioned and "looked" in writer.watermark.resume
+        self.looked = {} if is_open else look(writer.watermark)
 
     @property
     def is_open(self) -> bool:
@@ -299,6 +312,8 @@ class _Lander:
             self.seconds += time.monotonic() - started
             return None
         resume = {**self._writer.watermark.resume, **self.looked, "commit_lsn": format_lsn(segment.end_lsn)}
+        if self._truncated:
+            resume["truncated"] = {**resume.get("truncated", {}), **self._truncated}
         landed = batch.land(reached=segment.reached, resume=resume)
         self.abandon()
         self.seconds += time.monotonic() - started
@@ -313,6 +328,8 @@ class _Lander:
         """A TRUNCATE lands as the deletes it means."""
         transaction = self._decoder.transaction
         for table in (TABLES[name] for name in self._decoder.truncated(payload)):
+            if table.name in self._decoder.partitioned:
+                self._truncated[table.name] = transaction.xid
             for before in live_images(table, batch.files(table.name), batch.watermark.position, self._scratch):
                 batch.add({table.name: _deletes(table, before, transaction.committed_at, transaction.xid, lsn)})
 
@@ -394,6 +411,9 @@ class _Stream:
         self._probes_done = 0
         self._next_look = time.monotonic() + _LOOK_EVERY
         self._partitions = source.partitions(connection)
+        # What is to be looked at once all that was committed until then has landed: partitions, and where the log was.
+        self._found: tuple[Partitions, Mapping[str, Any]] | None = None
+        self._found = (self._partitions, look(writer.watermark)) if self._partitions else None
         self._lander = _Lander(home, writer, Decoder(database, source.schema, frozenset(self._partitions)))
         self._landing: tuple[_Segment, Future[Landed | None]] | None = None
         self._thread = ThreadPoolExecutor(1, "landing")
@@ -553,12 +573,12 @@ class _Stream:
     def _ask(self, now: float) -> None:
         """Probe the source's end once a second: that tells when we have caught up, and moves an idle log's clock."""
         if self._probe is None and now >= self._next_probe:
-            [[lsn, at]] = query(self._connection, "SELECT pg_current_wal_flush_lsn(), clock_timestamp()")
-            self._probe = _Probe(parse_lsn(lsn), at.astimezone(UTC).replace(tzinfo=None))
-            self._acknowledger.send_feedback(reply=True)
             if now >= self._next_look and self._landing is None and not self._lander.is_open:
                 self._next_look = now + _LOOK_EVERY
                 self._look()
+            [[lsn, at]] = query(self._connection, "SELECT pg_current_wal_flush_lsn(), clock_timestamp()")
+            self._probe = _Probe(parse_lsn(lsn), at.astimezone(UTC).replace(tzinfo=None))
+            self._acknowledger.send_feedback(reply=True)
         if self._probe is None:
             return
         is_quiet = not self._pending.payloads and self._landing is None
@@ -571,6 +591,8 @@ class _Stream:
             self._settle()
         elif self._landed_lsn < self._probe.lsn:
             return
+        if self._found and not self._look_at_partitions(*self._found):
+            return
         self._probe = None
         self._probes_done += 1
         self._next_probe = now + max(self._trigger, _PROBE_EVERY)
@@ -578,27 +600,42 @@ class _Stream:
     def _look(self) -> None:
         """Hold the tables that may have missed changes since the last look."""
         looked = look(self._writer.watermark)
-        if note_gaps(self._writer, self._connection, self._source):
+        found = note_gaps(self._writer, self._connection, self._source)
+        if found:
             self._count_open()
-        else:
-            self._lander.looked = looked
         if self._partitions:
-            self._look_at_partitions()
+            self._warn_of_partitions()
+            self._found = (self._partitions, {} if found else looked)
+        elif not found:
+            self._lander.looked = looked
 
-    def _look_at_partitions(self) -> None:
-        """Warn of what PostgreSQL does not send about partitions that come and go."""
+    def _warn_of_partitions(self) -> None:
+        """Warn of new partitions whose updates and deletes would not be sent as they must be."""
         before, self._partitions = self._partitions, self._source.partitions(self._connection)
         for table, partitions in self._partitions.items():
-            known = before.get(table, {})
-            for name, is_whole in partitions.items():
-                if not is_whole and known.get(name, True):
+            for oid, partition in partitions.items():
+                known = before.get(table, {}).get(oid)
+                if not partition.is_whole and (known is None or known.is_whole):
                     text = "%s does not have REPLICA IDENTITY FULL: updates and deletes in it go to quarantine until "
-                    log.warning(text + "ALTER TABLE %s REPLICA IDENTITY FULL;", name, name)
-            for name in known.keys() - partitions.keys():
-                text = "%s was dropped or detached from %s: PostgreSQL does not send its rows as deleted, so they stay "
-                log.warning(
-                    text + "in the log. `lockstep capture ... --resync %s` lands them as deleted", name, table, table
-                )
+                    log.warning(text + "ALTER TABLE %s REPLICA IDENTITY FULL;", partition.name, partition.name)
+
+    def _look_at_partitions(self, partitions: Partitions, looked: Mapping[str, Any]) -> bool:
+        """Hold tables of whose partitions rows came or went without an event; False if it cannot be told yet.
+
+        Whole tables that were truncated before the partitions were read must have landed so.
+        """
+        self._settle()
+        if self._lander.is_open:
+            return False
+        found = note_partitions(self._home, self._writer, self._connection, self._source, partitions)
+        if found is None:
+            return False
+        self._found = None
+        if found:
+            self._count_open()
+        else:
+            self._lander.looked = dict(looked)
+        return True
 
     def _patience(self) -> float:
         if self._pending.whole:

@@ -20,6 +20,7 @@ from psycopg2.extras import LogicalReplicationConnection
 
 from lockstep.errors import LockstepError
 from lockstep.names import POSTGRESQL
+from lockstep.partitions import Partition
 from lockstep.pgvalues import SESSION, Layout, SourceColumn
 from lockstep.schema import TABLES, TEXT, Table, quoted
 
@@ -414,20 +415,61 @@ class Source:
         ours = {table.in_postgresql(self.schema): table.name for table in tables}
         return [ours[schema, name] for schema, name in query(connection, statement, (names,))]
 
-    def partitions(self, connection: Connection) -> dict[str, dict[str, bool]]:
-        """The partitions of each source table that has some, by name, and whether each can be captured as it is.
+    def partitions(self, connection: Connection) -> dict[str, dict[str, Partition]]:
+        """The partitions of each source table that is partitioned, by their OIDs.
 
-        That is whether it has REPLICA IDENTITY FULL, where the table needs that.
+        One can be captured as it is if it has REPLICA IDENTITY FULL, where the table needs that.
         """
-        found = self._relations(connection, list(TABLES.values()))
-        return {
-            name: {
-                sql.Identifier(schema, partition).as_string(connection): identity == "f" or TABLES[name].is_append_only
-                for schema, partition, _, identity in relation.partitions
-            }
-            for name, relation in found.items()
-            if relation.kind == _PARTITIONED
-        }
+        tables = list(TABLES.values())
+        rows = query(
+            connection,
+            f"""
+            WITH RECURSIVE root AS (
+              SELECT t.place - 1 AS place, c.oid {_RELATIONS} AND c.relkind = 'p'
+            ), tree AS ( /* pg_partition_tree locks all partitions; see _relations */
+              SELECT r.place, i.inhrelid, i.xmin FROM root AS r JOIN pg_inherits AS i ON i.inhparent = r.oid
+              UNION ALL
+              SELECT t.place, i.inhrelid, i.xmin FROM tree AS t JOIN pg_inherits AS i ON i.inhparent = t.inhrelid
+            )
+            SELECT r.place, c.oid::text, n.nspname, c.relname, t.xmin::text, y.xmin::text, c.relfilenode::text,
+              c.xmin::text, c.relreplident
+            FROM root AS r
+            LEFT JOIN (
+              tree AS t
+              JOIN pg_class AS c ON c.oid = t.inhrelid
+              JOIN pg_namespace AS n ON n.oid = c.relnamespace
+              JOIN pg_type AS y ON y.oid = c.reltype
+            ) ON t.place = r.place
+            ORDER BY r.place, n.nspname, c.relname
+            """,
+            self._names(tables),
+        )
+        found: dict[str, dict[str, Partition]] = {}
+        for place, oid, schema, name, attached, created, storage, changed, identity in rows:
+            partitions = found.setdefault(tables[place].name, {})
+            if oid is not None:
+                is_whole = identity == "f" or tables[place].is_append_only
+                label = sql.Identifier(schema, name).as_string(connection)
+                partitions[oid] = Partition(label, attached, created, storage, changed, is_whole)
+        return found
+
+    def filled(self, connection: Connection, oids: Iterable[str]) -> list[str] | None:
+        """Those of the tables with these OIDs that have rows; None if DDL under way keeps us from knowing.
+
+        This waits for a lock, for a second at most, and keeps none.
+        """
+        try:
+            query(connection, "SET lock_timeout = '1s'")
+            rows = query(
+                connection,
+                "SELECT oid::text FROM pg_class WHERE oid = ANY(%s::oid[]) AND pg_relation_size(oid) > 0",
+                (list(oids),),
+            )
+        except errors.LockNotAvailable:
+            return None
+        finally:
+            query(connection, "RESET lock_timeout")
+        return [oid for (oid,) in rows]
 
     def layout(self, connection: Connection, table: Table) -> Layout:
         """The columns that the table has now and the stream sends: a generated one if the publication has those."""

@@ -34,6 +34,7 @@ from lockstep.compare import Staging
 from lockstep.errors import LockstepError
 from lockstep.latest import Differences, differences
 from lockstep.logs import about
+from lockstep.partitions import Partitions, attached, gaps, next_notes, note, noted
 from lockstep.pgoutput import REJECTED_SCHEMA, event
 from lockstep.pgvalues import Layout, images, json_image
 from lockstep.postgres import Identity, Source, format_lsn, parse_lsn, query
@@ -92,6 +93,7 @@ def begin(home: Path, writer: Writer, source: Source, new_snapshot: bool, stop: 
         # Before the slot is made: should we be killed with it half done, the slot is known to be ours to drop.
         writer.land({}, resume={**state, "snapshot": "incomplete"})
         try:
+            note(home, source.partitions(connection))
             return _snapshot(home, writer, source, identity, connection, replication, state, stop)
         except BaseException as e:
             # A slot that nobody reads keeps the server's log from being removed. Once it is gone nothing needs to know
@@ -101,6 +103,7 @@ def begin(home: Path, writer: Writer, source: Source, new_snapshot: bool, stop: 
                 if is_published:
                     source.drop_publication(connection)
                 if not is_begun:
+                    note(home, {})
                     writer.land({}, resume=resume)
             if isinstance(e, _Stopped):
                 log.info("stopped before the snapshot was complete: nothing landed, the next start takes another")
@@ -216,9 +219,36 @@ def note_gaps(writer: Writer, connection: Connection, source: Source) -> list[st
             batch.land(resume=state)
     elif state != resume:
         writer.land({}, resume=state)
+    _tell(why)
+    return list(why.values())
+
+
+def note_partitions(
+    home: Path, writer: Writer, connection: Connection, source: Source, now: Partitions
+) -> list[str] | None:
+    """Hold each table of whose partitions one lost or gained rows without any event, as `note_gaps` does.
+
+    All that was committed before the partitions were `now` must have landed. None if another look must tell.
+    """
+    before = noted(home)
+    new = attached(before, now)
+    with_rows = source.filled(connection, new) if new else []
+    if with_rows is None:
+        return None
+    truncated = writer.watermark.resume.get("truncated", {})
+    why = gaps(before, now, {oid: new[oid] for oid in with_rows}, truncated)
+    if why:
+        with writer.batch() as batch:
+            batch.hold(why, _last_look(writer.watermark))
+            batch.land()
+    note(home, next_notes(before, now, why, writer.watermark))
+    _tell(why)
+    return list(why.values())
+
+
+def _tell(why: Mapping[str, str]) -> None:
     for name, reason in why.items():
         log.error("%s is held: %s", name, reason, extra=about("gap", table=name, reason=reason))
-    return list(why.values())
 
 
 def look(watermark: Watermark) -> dict[str, Any]:

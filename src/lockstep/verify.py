@@ -35,6 +35,7 @@ from lockstep.compare import KINDS, Comparison, compare
 from lockstep.errors import Busy, LockstepError
 from lockstep.latest import bounded_database, differences, quoted
 from lockstep.lock import exclusive, holder
+from lockstep.partitions import note, noted
 from lockstep.postgres import Slot, Source, format_lsn, parse_lsn, query
 from lockstep.schema import DISCARDED, TABLES, Table
 from lockstep.snapshot import Point, Rows, Staged, Visibility, free_slot_name, land_differences, point
@@ -423,7 +424,10 @@ class _StagedTable:
                 self._require_unchanged(later)
                 batch.supersede_quarantine({name}, at.position)
                 land_differences(batch, self._rows, self._layout, self._staged, found, later, at.position)
-                return batch.land(resume=self._in_place(writer.watermark.resume)).changes
+                changes = batch.land(resume=self._in_place(writer.watermark.resume)).changes
+                own = {k: v for k, v in at.source.partitions(at.snapshot.reading).items() if k == name}
+                note(at.log.home, {**noted(at.log.home), **own})
+                return changes
 
     def _in_place(self, resume: Mapping[str, Any]) -> Mapping[str, Any]:
         """The resume state with the table's place in the publication as it was at the moment."""

@@ -18,11 +18,16 @@ from typing import Any
 
 import psycopg2
 import pytest
+from click.testing import CliRunner
 
+from lockstep import alerts
 from lockstep import capture as capturing
+from lockstep import verify as verifying
 from lockstep.changelog import ChangeLog
+from lockstep.cli import cli
 from lockstep.errors import LockstepError
 from lockstep.postgres import Source
+from lockstep.quarantine import discard
 from lockstep.schema import TABLES, declared
 from postgres import Cluster, assert_log_is_source, capture, landed, own_cluster, verified
 
@@ -170,7 +175,98 @@ def test_a_delete_that_tells_only_the_key_is_quarantined(partitioned: Cluster, t
     assert [(c["op"], c["after"] is None) for c in landed(home, "payment")] == [("c", False), ("r", True)]
 
 
-def test_a_running_capture_warns_of_partitions_that_come_and_go(
+UNSENT = {
+    "dropped": ("DROP TABLE payment_january", "was dropped or detached"),
+    "detached": ("ALTER TABLE payment DETACH PARTITION payment_january", "was dropped or detached"),
+    "truncated": ("TRUNCATE payment_january", "was truncated or rewritten"),
+    "detached, changed and attached again": (
+        "ALTER TABLE payment DETACH PARTITION payment_january; DELETE FROM payment_january;"
+        "ALTER TABLE payment ATTACH PARTITION payment_january FOR VALUES FROM ('2026-01-01') TO ('2026-02-01')",
+        "was detached and attached again",
+    ),
+    "attached with rows": (
+        "CREATE TABLE payment_june (LIKE payment); INSERT INTO payment_june VALUES (5, '2026-06-05', 500);"
+        "ALTER TABLE payment_june REPLICA IDENTITY FULL;"
+        "ALTER TABLE payment ATTACH PARTITION payment_june FOR VALUES FROM ('2026-06-01') TO ('2026-07-01')",
+        "was attached with rows in it",
+    ),
+}
+
+
+@pytest.mark.parametrize("way", UNSENT)
+def test_what_is_not_sent_of_a_partition_holds_the_table(partitioned: Cluster, tmp_path: Path, way: str) -> None:
+    home = tmp_path / "home"
+    partitioned.execute(WHOLE + "INSERT INTO payment VALUES (1, '2026-01-05', 100), (2, '2026-03-05', 200)")
+    capture(partitioned, home)
+    position = ChangeLog(home).watermark().position
+    statement, what = UNSENT[way]
+    for part in statement.split(";"):  # each in a transaction of its own
+        partitioned.execute(part)
+    partitioned.execute("INSERT INTO payment VALUES (3, '2026-03-06', 300)")
+    [gap] = capture(partitioned, home).gaps
+    assert what in gap and "`lockstep capture ... --resync payment` lands what is missing" in gap
+    assert ChangeLog(home).watermark().holds["payment"].position == position + 1
+    assert len(capture(partitioned, home).gaps) == 1, "it is said once"
+    verifying.resync(home, partitioned.dsn(), ["payment"], 120, lambda _: None)
+    assert not capture(partitioned, home).gaps
+    assert not ChangeLog(home).watermark().holds
+    assert_log_is_source(partitioned, home)
+
+
+def test_what_is_sent_of_partitions_holds_nothing(partitioned: Cluster, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    partitioned.execute(WHOLE + "INSERT INTO payment VALUES (1, '2026-01-05', 100)")
+    capture(partitioned, home)
+    june = "payment_june PARTITION OF payment FOR VALUES FROM ('2026-06-01') TO ('2026-07-01')"
+    partitioned.execute(f"CREATE TABLE {june}; ALTER TABLE payment_june REPLICA IDENTITY FULL")
+    partitioned.execute("INSERT INTO payment VALUES (2, '2026-06-05', 200); ANALYZE payment")
+    partitioned.execute("CREATE TABLE payment_july (LIKE payment); ALTER TABLE payment_july REPLICA IDENTITY FULL")
+    july = "ALTER TABLE payment ATTACH PARTITION payment_july FOR VALUES FROM ('2026-07-01') TO ('2026-08-01')"
+    partitioned.execute(july)  # without rows
+    assert not capture(partitioned, home).gaps
+    partitioned.execute("TRUNCATE payment")
+    partitioned.execute("INSERT INTO payment VALUES (3, '2026-07-06', 300)")
+    assert not capture(partitioned, home).gaps
+    assert not capture(partitioned, home).gaps
+    assert_log_is_source(partitioned, home)
+
+
+def test_a_gap_that_is_discarded_is_not_said_again(partitioned: Cluster, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    partitioned.execute(WHOLE + "INSERT INTO payment VALUES (1, '2026-01-05', 100)")
+    capture(partitioned, home)
+    partitioned.execute("TRUNCATE payment_january")
+    assert capture(partitioned, home).gaps
+    [event] = ChangeLog(home).quarantined()
+    discard(home, [event["position"]])
+    assert not capture(partitioned, home).gaps
+    partitioned.execute("DROP TABLE payment_january")
+    assert "was dropped" in capture(partitioned, home).gaps[0]
+
+
+def test_a_gap_of_partitions_ends_a_run_from_cron_with_1_and_is_an_alert(
+    partitioned: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+    monkeypatch.setenv("LOCKSTEP_HOME", str(home))
+    partitioned.execute(WHOLE + "INSERT INTO payment VALUES (1, '2026-01-05', 100), (2, '2026-03-05', 200)")
+
+    def run(*options: str) -> Any:
+        return CliRunner().invoke(cli, ["capture", partitioned.dsn(), *options])
+
+    assert run("--until-caught-up").exit_code == 0
+    partitioned.execute("TRUNCATE payment_january")
+    ended = run("--until-caught-up")
+    assert ended.exit_code == 1
+    assert "payment_january" in ended.output
+    [found] = [i for i in alerts.check(home, dry_run=True).open if i.condition == alerts.QUARANTINE]
+    assert "--resync payment" in found.text
+    assert run("--resync", "payment", "--until-caught-up").exit_code == 0
+    assert run("--until-caught-up").exit_code == 0
+    assert_log_is_source(partitioned, home)
+
+
+def test_a_running_capture_looks_at_partitions(
     partitioned: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(capturing, "_LOOK_EVERY", 0.0)
@@ -186,6 +282,7 @@ def test_a_running_capture_warns_of_partitions_that_come_and_go(
     def come_and_go() -> None:
         while time.monotonic() < end and not partitioned.execute(is_read):
             time.sleep(0.05)
+        partitioned.execute("TRUNCATE payment")
         partitioned.execute(
             "CREATE TABLE payment_june PARTITION OF payment FOR VALUES FROM ('2026-06-01') TO ('2026-07-01');"
             "DROP TABLE payment_january"
@@ -196,10 +293,12 @@ def test_a_running_capture_warns_of_partitions_that_come_and_go(
 
     other = threading.Thread(target=come_and_go)
     other.start()
-    capturing.capture(home, Source(partitioned.dsn()), 0.05)
+    found = capturing.capture(home, Source(partitioned.dsn()), 0.05)
     other.join()
     assert 'ALTER TABLE "public"."payment_june" REPLICA IDENTITY FULL;' in caplog.text
-    assert '"public"."payment_january" was dropped or detached from payment' in caplog.text
+    [gap] = found.gaps
+    assert '"public"."payment_january" was dropped or detached' in gap
+    assert "truncated" not in gap
 
 
 def test_looking_at_partitions_waits_for_no_lock(partitioned: Cluster) -> None:
@@ -208,7 +307,10 @@ def test_looking_at_partitions_waits_for_no_lock(partitioned: Cluster) -> None:
         ddl.cursor().execute("LOCK TABLE payment_january IN ACCESS EXCLUSIVE MODE")
         reader.cursor().execute("SET lock_timeout = '10s'")
         found = Source(partitioned.dsn()).partitions(reader)
-    assert found == {"payment": {'"public"."payment_january"': False, '"public"."payment_other"': False}}
+    assert [(p.name, p.is_whole) for p in found["payment"].values()] == [
+        ('"public"."payment_january"', False),
+        ('"public"."payment_other"', False),
+    ]
 
 
 def test_a_publication_of_partitions_is_refused_with_the_remedy(partitioned: Cluster, tmp_path: Path) -> None:

@@ -148,7 +148,7 @@ def test_columns_join_at_any_time(home: Path, declare: Callable[[str], None], tm
         if not is_added and step > 15 and rng.random() < 0.1:
             source.add("added", default)
             is_added, unsent = True, set(source.rows)
-        if not is_declared and step > 10 and rng.random() < 0.08:
+        if not is_declared and sent and rng.random() < 0.08:
             declare(ITEM.format(", added integer"))
             is_declared = True
         if rng.random() < 0.2:
