@@ -117,7 +117,7 @@ GUARANTEES = [
     Guarantee(
         "After any kill the next command works, and no change is lost or doubled",
         "`kill -9` of every command at random moments on one home, its workers too, then a recount by plain DuckDB",
-        ("kill/test_kills.py", "warehouse/test_no_forks.py"),
+        ("kill/test_kills.py", "kill/test_kills_of_joins.py", "warehouse/test_no_forks.py"),
     ),
     Guarantee(
         "A lost, damaged, full or read-only home says so, and nothing in it is deleted",
@@ -156,6 +156,7 @@ GUARANTEES = [
             "unit/test_ingest.py",
             "unit/test_ingest_values.py",
             "unit/test_ingest_schemas.py",
+            "unit/test_ingest_moves.py",
             "unit/test_ingest_recording.py",
             "unit/test_differences.py",
             "unit/test_moves.py",
