@@ -214,3 +214,13 @@ def test_a_type_of_another_kind_is_taken_up_as_another_column(
     source.execute("UPDATE item SET v = 'y' WHERE id < 3")
     verified = verifying.verify(home, source.dsn(), [], 120, 20, lambda _: None)
     assert [(t.verdict, t.comparison.differences) for t in verified.tables] == [("passed", [])]
+
+
+def test_a_type_is_narrowed_at_the_source(source: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = tmp_path / "home"
+    source.execute("ALTER TABLE item ALTER v TYPE bigint")
+    declare(monkeypatch, tmp_path, ITEM.format("", "").replace("v integer", "v bigint"))
+    capture(source, home)
+    source.execute("ALTER TABLE item ALTER v TYPE smallint; UPDATE item SET v = v + 1 WHERE id < 4")
+    assert capture(source, home).quarantined == 0
+    assert_exact(source, home)
