@@ -44,6 +44,7 @@ CHUNK_BYTES = 64 << 20
 _NAMELESS = "debezium"  # the source of events that do not name their connector, in a log that has no source yet
 _REMEMBERED_TRUNCATES = 1000  # a TRUNCATE of an empty table leaves no change by which it would be known again
 
+_LAST_LSN = (1 << 63) - 1
 _RAW = "rtrim(line, chr(13) || chr(10))"
 _IS_MARK = "kind IN ('begin', 'end')"
 _IS_UNREAD = "kind IN ('unreadable', 'unknown')"
@@ -353,14 +354,14 @@ class Landing:
         con = self._con
         broken = []
         for table, rows in tables.items():
-            same = self._same(table)
-            con.execute(f"CREATE OR REPLACE TABLE first_ones AS {self._first_ones(table, same)}")
+            same, later = self._same(table), self._later(table)
+            con.execute(f"CREATE OR REPLACE TABLE first_ones AS {self._first_ones(table, same, later)}")
             broken.append(
                 f"SELECT ordinal, committed_at, '{table.name}' AS \"table\", reason FROM parsed_{table.name} AS p "
                 "WHERE reason IS NOT NULL"
             )
-            if same and table.key:  # what landed before its table was declared as it is now
-                broken[-1] += f" AND NOT EXISTS (SELECT 1 {same})"
+            if table.key:  # what landed before its table was declared as it is now
+                broken[-1] += "".join(f" AND NOT EXISTS (SELECT 1 {known})" for known in (same, later) if known)
             counts = f"SELECT COUNT(*), (SELECT COUNT(*) FROM parsed_{table.name}) FROM first_ones"
             fresh, found = con.execute(counts).fetchall()[0]
             if rows is not None and fresh == found:
@@ -546,8 +547,11 @@ class Landing:
         remembered = [*resume.get("truncates", ()), *([name, tx, lsn] for _, _, name, tx, lsn in truncates)]
         return {**resume, "truncates": remembered[-_REMEMBERED_TRUNCATES:]}
 
-    def _first_ones(self, table: Table, same: str) -> str:
-        """SELECT from `parsed_<table>` the ordinals of what is sound and new, once each. `same` is `_same`."""
+    def _first_ones(self, table: Table, same: str, later: str) -> str:
+        """SELECT from `parsed_<table>` the ordinals of what is sound and new, once each.
+
+        `same` is `_same`, `later` is `_later`.
+        """
         con = self._con
         conditions = ["reason IS NULL"]
         if con.execute("SELECT 1 FROM quarantined LIMIT 1").fetchall():
@@ -571,8 +575,7 @@ class Landing:
             )
             QUALIFY ROW_NUMBER() OVER (PARTITION BY tx_id, lsn, same_op, same_key ORDER BY ordinal) > landed
             """
-        if same:
-            conditions.append(f"NOT EXISTS (SELECT 1 {same})")
+        conditions += [f"NOT EXISTS (SELECT 1 {known})" for known in (same, later) if known]
         return f"""
         SELECT MIN(ordinal) AS ordinal FROM parsed_{table.name} AS p
         WHERE {" AND ".join(conditions)} GROUP BY tx_id, lsn, same_op, same_key
@@ -589,11 +592,33 @@ class Landing:
         )
         if not landed:
             return ""
-        key = ", ".join(f"{k} := CASE WHEN op = 'd' THEN before.{k} ELSE after.{k} END" for k in table.sql_key)
         return f"""
-            FROM (SELECT lsn, tx_id, op, struct_pack({key}) AS key FROM ({landed})) AS l
+            FROM (SELECT lsn, tx_id, op, {_key_of_change(table)} AS key FROM ({landed})) AS l
             WHERE l.lsn = p.lsn AND (l.tx_id IS NULL OR l.tx_id = p.tx_id)
               AND l.op = p.same_op AND l.key = p.same_key
+        """
+
+    def _later(self, table: Table) -> str:
+        """SQL, from its FROM on, for the changes in the log that a snapshot row of `parsed_<table>` AS p is older than.
+
+        A snapshot row that told nothing new has not landed, so it is not known again by itself. If it is sent again
+        after its row has changed, it would undo that. A change is later only if both its place at the source and its
+        commit time are: a standby that was promoted may go on at an earlier place.
+        """
+        [(low,)] = self._con.execute(f"SELECT MIN(lsn) FROM parsed_{table.name} WHERE op = 'r'").fetchall()
+        if low is None or self._writer is None:
+            return ""
+        until = self._writer.watermark.position
+        landed = _rows(
+            self._files(table, low + 1, _LAST_LSN, until),
+            "lsn, committed_at, op, before, after",
+            f"lsn > {low} AND position <= {until}",
+        )
+        if not landed:
+            return ""
+        return f"""
+            FROM (SELECT lsn, committed_at, {_key_of_change(table)} AS key FROM ({landed})) AS l
+            WHERE p.op = 'r' AND l.lsn > p.lsn AND l.committed_at >= p.committed_at AND l.key = p.same_key
         """
 
     def _files(self, table: Table, low: int, high: int, until: int) -> list[Path]:
@@ -616,6 +641,12 @@ def _is_of_one_server(source: str, other: str) -> bool:
     """Whether these are two databases that tables are declared in, of a source that has them in place of schemas."""
     (connector, _, one), (same, _, two) = source.partition(":"), other.partition(":")
     return connector == same and connector in DATABASES_AS_SCHEMAS and {one, two} <= TABLES.schemas_at(connector)
+
+
+def _key_of_change(table: Table) -> str:
+    """SQL for the key of a change of the log, as a struct."""
+    key = ", ".join(f"{k} := CASE WHEN op = 'd' THEN before.{k} ELSE after.{k} END" for k in table.sql_key)
+    return f"struct_pack({key})"
 
 
 def _fingerprints(events: Sequence[str]) -> pa.Table:

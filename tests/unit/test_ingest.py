@@ -465,6 +465,28 @@ def test_a_second_snapshot_lands_only_differences(home):
     assert (rows[3]["before"]["status"], rows[3]["after"]["status"]) == ("created", "paid")
 
 
+def test_a_snapshot_that_told_nothing_new_undoes_nothing_when_it_is_sent_again(home):
+    events = [
+        event("c", None, order(), n=1, tx=1),
+        event("r", None, order(), n=2, tx=2, snapshot="incremental"),
+        event("u", order(), order(quantity=9), n=3, tx=3),
+    ]
+    assert deliver(home, *events).known == 1
+    before = log_rows(home)
+    for again in ([events[1]], events, events[1:]):
+        summary = deliver(home, *again)
+        assert (summary.landed, summary.known) == ({}, len(again))
+    assert log_rows(home) == before
+    assert live(home)[1,]["quantity"] == 9
+
+
+def test_a_snapshot_of_a_promoted_standby_lands_though_its_place_is_an_earlier_one(home):
+    """The old primary's last change, which landed, is not in the standby."""
+    deliver(home, event("c", None, order(), n=1, tx=1), event("u", order(), order(quantity=9), n=3, tx=3))
+    deliver(home, event("r", None, order(), n=5, tx=4, lsn=1002, snapshot="incremental"))
+    assert live(home)[1,]["quantity"] == 2
+
+
 # Transactions
 
 
