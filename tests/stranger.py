@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -109,9 +109,15 @@ class Stranger:
         )
         assert done.returncode == 0, done.stdout + done.stderr
 
-    def rows(self, query: str) -> list[tuple[Any, ...]]:
-        """A query on the warehouse."""
-        with duckdb.connect(self.home / "warehouse.duckdb", read_only=True) as connection:
+    def run_next_night(self) -> datetime:
+        """`run_at` five in the morning of tomorrow, so that all that has landed is folded; returns the cut."""
+        night = datetime.now(UTC).replace(tzinfo=None, hour=5, minute=0, second=0, microsecond=0) + timedelta(days=1)
+        self.run_at(night)
+        return night.replace(hour=0)
+
+    def rows(self, query: str, file: str = "warehouse.duckdb") -> list[tuple[Any, ...]]:
+        """A query on the warehouse, or on another file of the home."""
+        with duckdb.connect(self.home / file, read_only=True) as connection:
             connection.execute(f"SET TimeZone = 'UTC'; SET file_search_path = '{self.home}'")
             return connection.execute(query).fetchall()
 

@@ -34,7 +34,8 @@ class Mirror:
     @property
     def columns(self) -> list[Column]:
         """The columns that are shown, in the order of the declaration."""
-        known = [c for c in self.table.columns if self.planned is None or c.name in self.planned]
+        planned = {name.lower() for name in self.planned or ()}  # SQLMesh writes the names of columns in lower case
+        known = [c for c in self.table.columns if self.planned is None or c.name.lower() in planned]
         return [c for c in known if not c.is_personal or c.name in self.table.key]
 
     def names(self, relation: str = "") -> str:

@@ -7,7 +7,6 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -185,9 +184,7 @@ def test_every_ddl_under_load_a_hole_and_a_failover(ledger: Cluster, tmp_path: P
         expected = {fact: standby.execute(query) for fact, (_, query) in FIGURES.items()}
 
     moved.plan()
-    night = datetime.now(UTC).replace(tzinfo=None, hour=5, minute=0, second=0, microsecond=0) + timedelta(days=1)
-    moved.run_at(night)
-    midnight = night.replace(hour=0)
+    midnight = moved.run_next_night()
     for fact, (grain, _) in FIGURES.items():
         newest = f"SELECT verdict, cut FROM reconcile.{fact}_receipts ORDER BY cut DESC LIMIT 1"
         assert moved.rows(newest) == [("passed", midnight)]

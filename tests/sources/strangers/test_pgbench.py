@@ -11,6 +11,20 @@ from postgres import Cluster, own_cluster
 from stranger import Stranger, program
 
 TRANSACTIONS = 400
+FACT = {
+    "models/rebuild/balances.sql": """/* What the accounts of each branch hold at the cut. */
+MODEL (
+  name rebuild.balances, kind FULL, cron '@daily', start @log_eve(), grain bid,
+  depends_on (rebuild.cut, chain.pgbench_accounts)
+);
+SELECT bid::BIGINT AS bid, COUNT(*)::BIGINT AS accounts, SUM(abalance)::BIGINT AS balance
+FROM source.pgbench_accounts GROUP BY 1
+""",
+    "seeds/contracts.csv": "balances,bank,batch,60,60,3,2,50,hold,pgbench_accounts,aid,,,bid\n",
+    "seeds/contract_measures.csv": (
+        "balances,accounts,sum,count,0,0,Accounts\nbalances,balance,sum,cents,0,0,What they hold\n"
+    ),
+}
 
 
 @pytest.fixture
@@ -39,3 +53,20 @@ def test_a_capture_killed_under_load_is_equal_in_the_end(bench: Cluster, tmp_pat
         load.wait()
     assert "pgbench_history" in said
     assert bench.execute("SELECT count(*) FROM pgbench_history") == [(TRANSACTIONS,)]
+    stranger.write(FACT)
+    stranger.run_next_night()
+    balances = bench.execute("SELECT bid, count(*), sum(abalance) FROM pgbench_accounts GROUP BY bid")
+    for model in ("rebuild", "live", "hourly"):
+        found = f"SELECT bid, SUM(accounts), SUM(balance) FROM {model}.balances GROUP BY bid"
+        assert stranger.rows(found) == balances, model
+    for table, columns in (
+        ("pgbench_accounts", "aid, bid, abalance, filler"),
+        ("pgbench_tellers", "tid, bid, tbalance"),
+        ("pgbench_branches", "bid, bbalance"),
+        ("pgbench_history", "mtime, tid, bid, aid, delta"),
+    ):
+        expected = bench.execute(f"SELECT {columns} FROM {table} ORDER BY {columns}")
+        rows = f"SELECT {columns} FROM source.{table} ORDER BY {columns}"
+        assert stranger.rows(rows) == expected, table
+        if table != "pgbench_history":  # of an append-only table the rows are not published
+            assert stranger.rows(rows, "analytics.duckdb") == expected, table

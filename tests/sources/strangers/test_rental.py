@@ -45,7 +45,8 @@ INSERT INTO staff.visit SELECT now(), '10.0.0.1' FROM generate_series(1, 50);
 """
 SNAPSHOT = 500 * 3 + 50 * 2
 DAY = """
-UPDATE film SET rate = rate + 0.01, features = features || ARRAY['x'], details = details || '{{"seen": {n}}}'
+UPDATE film SET rate = rate + 0.01, features = features || ARRAY['x'], details = details || '{{"seen": {n}}}',
+  rating = (ARRAY['G', 'PG', 'R'])[{n} % 3 + 1]::rating
   WHERE film_id = {n};
 DELETE FROM film_actor WHERE film_id = {n};
 INSERT INTO film_actor VALUES (21, {n}), (22, {n});
@@ -54,6 +55,35 @@ UPDATE staff.clerk SET clerk_id = clerk_id + 1000 WHERE clerk_id = {n};
 INSERT INTO staff.visit VALUES ('2026-01-01', '::1'), ('2026-01-01', '::1');
 """
 DAYS = 60
+_FILM = [
+    *("film_id", "title", "rating", "rate", "details", "code", "year", '"Order"', "is_new", "seen", "opens", "length"),
+]
+FACT = {
+    "models/rebuild/takings.sql": """/* What was paid for the films of each rating, at the cut. */
+MODEL (
+  name rebuild.takings, kind FULL, cron '@daily', start @log_eve(), grain rating,
+  depends_on (rebuild.cut, chain.payment, chain.film)
+);
+SELECT film.rating::TEXT AS rating, COUNT(*)::BIGINT AS payments, SUM(payment.amount)::DECIMAL(38, 2) AS amount
+FROM source.payment AS payment JOIN source.film AS film ON film.film_id = payment.film_id
+GROUP BY film.rating
+""",
+    "seeds/contracts.csv": "takings,rental,batch,60,60,3,2,50,hold,payment,paid_on payment_id,film,,rating\n",
+    "seeds/contract_measures.csv": (
+        "takings,payments,sum,count,0,0,Payments\ntakings,amount,sum,eur(2),0,0,What was paid\n"
+    ),
+}
+# Of each table what the source shows, and the log's rows beside it.
+ROWS = {
+    "film": (
+        [*_FILM, "array_to_json(features)", "encode(cover, 'hex')"],
+        [*_FILM, "features", "lower(hex(cover))"],
+    ),
+    "film_actor": (["actor_id", "film_id", "noted_at AT TIME ZONE 'UTC'"], ["actor_id", "film_id", "noted_at"]),
+    "payment": (["payment_id", "paid_on", "film_id", "amount"],) * 2,
+    "staff.clerk": (["clerk_id", "concat(name)", "salary::numeric"], ["clerk_id", "name", "salary"]),
+    "staff.visit": (["noted_at AT TIME ZONE 'UTC'", "concat(ip)"], ["noted_at", "ip"]),
+}
 
 
 @pytest.fixture
@@ -83,6 +113,24 @@ def test_a_capture_killed_under_load_is_equal_in_the_end(rental: Cluster, tmp_pa
     with stranger.capturing():
         said = stranger.verify()
         rental.execute("TRUNCATE film_actor, staff.visit")
+        rental.execute("INSERT INTO film_actor SELECT n % 7, n FROM generate_series(100, 140) AS n")
+        rental.execute("INSERT INTO staff.visit VALUES ('2026-01-02', '10.0.0.2'), ('2026-01-02', '10.0.0.2')")
         again = stranger.verify()
     for table in ("film", "film_actor", "payment", "clerk", "visit"):
         assert table in said and table in again
+    stranger.write(FACT)
+    stranger.run_next_night()
+    takings = rental.execute(
+        "SELECT rating::text, count(*), sum(amount) FROM payment JOIN film USING (film_id) GROUP BY 1 ORDER BY 1"
+    )
+    for model in ("rebuild", "live", "hourly"):
+        found = f"SELECT rating, SUM(payments), SUM(amount) FROM {model}.takings GROUP BY rating ORDER BY rating"
+        assert stranger.rows(found) == takings, model
+    for table, (in_the_source, in_the_log) in ROWS.items():
+        columns = ", ".join(f"CAST({value} AS text)" for value in in_the_source)
+        expected = rental.execute(f"SELECT {columns} FROM {table} ORDER BY {columns}")
+        columns = ", ".join(f"CAST({value} AS text)" for value in in_the_log)
+        rows = f"SELECT {columns} FROM source.{table.removeprefix('staff.')} ORDER BY {columns}"
+        assert expected and stranger.rows(rows) == expected, table
+        if table != "staff.visit":  # of an append-only table the rows are not published
+            assert stranger.rows(rows, "analytics.duckdb") == expected, table
