@@ -17,6 +17,7 @@ from typing import Any
 
 from lockstep.changelog import Watermark
 from lockstep.durable import durable_replace
+from lockstep.errors import LockstepError
 
 FILE = "partitions.json"
 
@@ -42,16 +43,22 @@ Partitions = Mapping[str, Mapping[str, Partition]]  # by table and OID
 
 
 def noted(home: Path) -> dict[str, dict[str, Partition] | None]:
-    """What was noted last; nothing by an older version."""
+    """What was noted last; nothing by an older version. Raises LockstepError if it cannot be read."""
     try:
         text = (home / FILE).read_text(encoding="utf-8")
     except FileNotFoundError:
         return {}
-    raw: dict[str, Any] = json.loads(text)
-    return {
-        table: None if found is None else {oid: Partition(**facts) for oid, facts in found.items()}
-        for table, found in raw.items()
-    }
+    try:
+        raw: dict[str, Any] = json.loads(text)
+        return {
+            table: None if found is None else {oid: Partition(**facts) for oid, facts in found.items()}
+            for table, found in raw.items()
+        }
+    except (AttributeError, TypeError, ValueError):
+        raise LockstepError(
+            f"{home / FILE} is damaged. Move it away: partitions are compared from then on, and "
+            "`lockstep verify-source` says whether rows came or went with one meanwhile."
+        ) from None
 
 
 def note(home: Path, partitions: Mapping[str, Mapping[str, Partition] | None]) -> None:
