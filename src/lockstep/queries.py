@@ -1,7 +1,7 @@
 """The models' optimized queries, read from SQLMesh's cache by a run only where it asks for one.
 
-Whenever SQLMesh reads the state, it makes sure of each model's entry in this cache and, without workers, reads every one
-of them twice: a third of an hourly run. But a run asks only the models that it computes, for the types of their
+Whenever SQLMesh reads the state, it makes sure of each model's entry in this cache and, without workers, reads every
+one of them twice: a third of an hourly run. But a run asks only the models that it computes, for the types of their
 columns, and without the cache it renders each of them once more for that: a quarter of a nightly run.
 """
 
