@@ -122,8 +122,9 @@ def quoted(name: str) -> str:
 
 
 def literal(text: str) -> str:
-    """A text as an SQL literal."""
-    return "'{}'".format(text.replace("'", "''"))
+    """A text as an SQL literal, or as an expression if it has a NUL: DuckDB ends a statement at one."""
+    parts = ["'{}'".format(part.replace("'", "''")) for part in text.split("\0")]
+    return parts[0] if len(parts) == 1 else f"({' || chr(0) || '.join(parts)})"
 
 
 @functools.cache

@@ -76,3 +76,13 @@ def test_a_table_declared_in_two_schemas_is_refused(tmp_path):
     path.write_text(f"CREATE TABLE public.orders {ORDERS} CREATE TABLE archive.orders {ORDERS}")
     with pytest.raises(LockstepError, match="would both be named orders in the log"):
         declared(path)
+
+
+def test_a_schema_with_a_nul_in_its_name_is_another_one(home):
+    summary = deliver(
+        home,
+        event("c", None, order(1), n=1),
+        event("c", None, order(2), n=2, schema="pub\0lic"),
+        event("c", None, order(3), n=3),
+    )
+    assert (summary.landed, summary.quarantined) == ({"orders": 2}, 1)
