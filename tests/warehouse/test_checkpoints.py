@@ -127,21 +127,22 @@ def test_none_is_taken_while_a_chain_is_broken(replay: Replay, home: Path) -> No
     assert cuts(home, "products")[-1] == datetime(2026, 6, 4)
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "lose"])
-def test_a_damaged_one_is_dropped_and_the_one_before_is_used(replay: Replay, home: Path, damage: str) -> None:
-    [newest] = [c for c in checkpoints.kept(home) if c.source_table == "orders"][-1:]
-    path = home / newest.path
-    content = bytearray(path.read_bytes())
+def test_damaged_ones_are_dropped_and_those_before_are_used(replay: Replay, home: Path) -> None:
+    """One has a bit flipped, one is cut off, and one is lost."""
+    newest = {c.source_table: home / c.path for c in checkpoints.kept(home) if c.sha256}
+    content = bytearray(newest["orders"].read_bytes())
     content[len(content) // 2] ^= 1
-    path.write_bytes(content if damage == "flip" else content[:-9])
-    if damage == "lose":
-        path.unlink()
+    newest["orders"].write_bytes(content)
+    newest["shipments"].write_bytes(newest["shipments"].read_bytes()[:-9])
+    newest["products"].unlink()
     replay.shop.change(3, status="paid")
     replay.run_next_day()  # compares every figure
-    assert rows(home, "SELECT checked_from FROM chain.orders") == [{"checked_from": datetime(2026, 6, 2)}]
-    assert cuts(home) == [datetime(2026, 6, day) for day in (1, 2, 4)]
-    moved = list((home / "debris").glob("checkpoint-*/changelog/_checkpoints/orders/*/rows.parquet"))
-    assert len(moved) == (damage != "lose")
+    for table in ("orders", "shipments", "products"):
+        assert rows(home, f"SELECT checked_from FROM chain.{table}") == [{"checked_from": datetime(2026, 6, 2)}]
+        assert cuts(home, table) == [datetime(2026, 6, day) for day in (1, 2, 4)]
+    assert cuts(home, "routes") == [datetime(2026, 6, day) for day in (2, 3, 4)]
+    moved = (home / "debris").glob("checkpoint-*/changelog/_checkpoints/*/*/rows.parquet")
+    assert sorted(path.parts[-3] for path in moved) == ["orders", "shipments"]
 
 
 def test_log_check_finds_a_damaged_one(home: Path) -> None:
