@@ -2,7 +2,7 @@
 
 Whenever SQLMesh reads the state, it makes sure of each model's entry in this cache and, without workers, reads every
 one of them twice: a third of an hourly run. But a run asks only the models that it computes, for the types of their
-columns, and without the cache it renders each of them once more for that: a quarter of a nightly run.
+columns, and without the cache it renders each of them once more for that: a tenth of a nightly run.
 """
 
 from __future__ import annotations
