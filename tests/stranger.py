@@ -110,7 +110,7 @@ class Stranger:
         assert done.returncode == 0, done.stdout + done.stderr
 
     def run_next_night(self) -> datetime:
-        """`run_at` five in the morning of tomorrow, so that all that has landed is folded; returns the cut."""
+        """Run as of five o'clock tomorrow morning, when everything that has landed is folded; returns the cut."""
         night = datetime.now(UTC).replace(tzinfo=None, hour=5, minute=0, second=0, microsecond=0) + timedelta(days=1)
         self.run_at(night)
         return night.replace(hour=0)

@@ -319,7 +319,7 @@ class Landing:
         self._undeclared.enter_context(TABLES.without(columns))
 
     def _take_up(self, writer: Writer) -> None:
-        """Let the columns join that the log's `extra` has, of tables of which nothing is open in quarantine.
+        """Let each waiting column join if an image in the log has it in `extra`, and no event of its table is open.
 
         An event in quarantine that landed afterwards would have the column before it joined.
         """
@@ -354,14 +354,15 @@ class Landing:
         con = self._con
         broken = []
         for table, rows in tables.items():
-            same, later = self._same(table), self._later(table)
-            con.execute(f"CREATE OR REPLACE TABLE first_ones AS {self._first_ones(table, same, later)}")
+            same = self._same(table)
+            is_new = [f"NOT EXISTS (SELECT 1 {known})" for known in (same, self._later(table)) if known]
+            con.execute(f"CREATE OR REPLACE TABLE first_ones AS {self._first_ones(table, same, is_new)}")
+            # What has landed may be unsound by now: its table was declared otherwise then.
+            is_broken = ["reason IS NOT NULL", *(is_new if table.key else ())]
             broken.append(
                 f"SELECT ordinal, committed_at, '{table.name}' AS \"table\", reason FROM parsed_{table.name} AS p "
-                "WHERE reason IS NOT NULL"
+                f"WHERE {' AND '.join(is_broken)}"
             )
-            if table.key:  # what landed before its table was declared as it is now
-                broken[-1] += "".join(f" AND NOT EXISTS (SELECT 1 {known})" for known in (same, later) if known)
             counts = f"SELECT COUNT(*), (SELECT COUNT(*) FROM parsed_{table.name}) FROM first_ones"
             fresh, found = con.execute(counts).fetchall()[0]
             if rows is not None and fresh == found:
@@ -547,10 +548,10 @@ class Landing:
         remembered = [*resume.get("truncates", ()), *([name, tx, lsn] for _, _, name, tx, lsn in truncates)]
         return {**resume, "truncates": remembered[-_REMEMBERED_TRUNCATES:]}
 
-    def _first_ones(self, table: Table, same: str, later: str) -> str:
+    def _first_ones(self, table: Table, same: str, is_new: Sequence[str]) -> str:
         """SELECT from `parsed_<table>` the ordinals of what is sound and new, once each.
 
-        `same` is `_same`, `later` is `_later`.
+        `same` is `_same`; `is_new` are the conditions by which a row of a table with a key is new.
         """
         con = self._con
         conditions = ["reason IS NULL"]
@@ -575,10 +576,9 @@ class Landing:
             )
             QUALIFY ROW_NUMBER() OVER (PARTITION BY tx_id, lsn, same_op, same_key ORDER BY ordinal) > landed
             """
-        conditions += [f"NOT EXISTS (SELECT 1 {known})" for known in (same, later) if known]
         return f"""
         SELECT MIN(ordinal) AS ordinal FROM parsed_{table.name} AS p
-        WHERE {" AND ".join(conditions)} GROUP BY tx_id, lsn, same_op, same_key
+        WHERE {" AND ".join([*conditions, *is_new])} GROUP BY tx_id, lsn, same_op, same_key
         """
 
     def _same(self, table: Table) -> str:

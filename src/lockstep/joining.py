@@ -110,7 +110,7 @@ class Joined:
 def from_extra(
     con: duckdb.DuckDBPyConnection, log: ChangeLog, table: Table, names: Sequence[str], counts: Joined
 ) -> Iterator[pa.Table]:
-    """The changes by which the rows of a table get the values of columns that their `extra` tells exactly."""
+    """The changes that give rows the values of new columns, wherever a row's `extra` tells the value exactly."""
     watermark, connector = log.watermark(), _connector(log)
     part = Part(table, None, connector, {}, Settings.stored(watermark.resume))
     raw = {c.name: _raw(c, connector, "image.extra") for c in table.columns if c.name in names}
@@ -150,9 +150,9 @@ def _raw(column: Column, connector: str, extra: str) -> str:
 
 
 def _exact(part: Part, column: Column, raw: str) -> str:
-    """SQL for a value out of `extra`, null unless it is exactly one of its column's type, whoever wrote it.
+    """SQL for a column's value in `extra`, null unless it can only mean one value of the column's type.
 
-    `extra` has no schema: what a number counts in a time, and what the texts of some types mean, is not known any more.
+    `extra` has no schema: nothing says any more in which unit a number counts a time, or how some texts are encoded.
     """
     kind = column.kind
     is_number = kind.name in (*INTEGERS, *FLOATS) or kind.is_decimal

@@ -1,8 +1,8 @@
 """Partitions of captured tables that lost or gained rows without any event.
 
 A partitioned table is captured by its root. PostgreSQL sends nothing when one partition is truncated, dropped or
-detached, or attached with rows in it. So what the partitions were when all was last in order is kept in a file of the
-data home, and compared with what they are: a table whose partitions tell of such an act is held until it is resynced.
+detached, or attached with rows in it. So a file of the data home keeps the partitions as they were when a look last
+found nothing wrong. A table whose partitions have changed in one of these ways since is held until it is resynced.
 
     <home>/partitions.json   by table: null while it is held for that, or its partitions
 """
@@ -99,15 +99,12 @@ def gaps(
             if oid in was and p.storage != was[oid].storage and p.changed != str(truncated.get(table))
         ]
         why = [
-            f"{', '.join(names)} {what}"
+            f"{', '.join(names)} {'was' if len(names) == 1 else 'were'} {what}"
             for names, what in (
-                (lost, "was dropped or detached"),
-                (again, "was detached and attached again"),
-                (
-                    [n for n in emptied if n not in again],
-                    "was truncated or rewritten (VACUUM FULL, CLUSTER, ALTER TYPE)",
-                ),
-                ([filled[oid] for oid in partitions if oid in filled], "was attached with rows in it"),
+                (lost, "dropped or detached"),
+                (again, "detached and attached again"),
+                ([n for n in emptied if n not in again], "truncated or rewritten (VACUUM FULL, CLUSTER, ALTER TYPE)"),
+                ([filled[oid] for oid in partitions if oid in filled], "attached with rows in it"),
             )
             if names
         ]

@@ -117,7 +117,7 @@ def test_columns_join_at_any_time(home: Path, declare: Callable[[str], None], tm
     source = Source()
     default = rng.choice([None, 7])
     sent = 0
-    unsent: set[int] = set()  # rows of which no event had the column yet
+    unsent: set[int] = set()  # keys of rows that no event has shown with the column yet
     is_added = is_declared = is_joined = False
 
     def change() -> None:

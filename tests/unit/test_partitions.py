@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lockstep.errors import LockstepError
-from lockstep.partitions import Partition, note, noted
+from lockstep.partitions import Partition, gaps, note, noted
 
 PARTITIONS = {"payment": {"16400": Partition('"payment_2025"', "740", "740", "16400", "740")}, "visit": None}
 
@@ -30,3 +30,11 @@ def test_a_damaged_file_is_named_with_the_way_out(tmp_path: Path, damage: str) -
     path.rename(tmp_path / "partitions.json.damaged")  # the way out that was printed
     note(tmp_path, PARTITIONS)
     assert noted(tmp_path) == PARTITIONS
+
+
+def test_several_that_are_gone_are_named_together() -> None:
+    months = {str(n): Partition(f"month_{n}", "740", "740", str(n), "740") for n in (1, 2, 3)}
+    found = gaps({"payment": months, "visit": None}, {"payment": {"3": months["3"]}, "visit": {}}, {}, {})
+    assert found.keys() == {"payment"}
+    assert "month_1, month_2 were dropped or detached" in found["payment"]
+    assert "`lockstep capture ... --resync payment`" in found["payment"]
