@@ -9,6 +9,7 @@ import os
 import sys
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 os.environ.setdefault("SQLMESH__DISABLE_ANONYMIZED_ANALYTICS", "true")  # here and in the processes that tests start
 # The days in the tests are in 2026: none of their commit times may be ahead of the clock, whatever the machine's is.
@@ -25,6 +26,10 @@ from project import loaded_project
 __all__ = ["loaded_project", "shared_home"]  # fixtures
 
 pytest.register_assert_rewrite("replay")
+
+# How long an example takes, or is made, depends on what else the machine does.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 # Where the environment forbids compiled files, each process would compile the project, and pytest every test file.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)

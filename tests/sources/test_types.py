@@ -533,7 +533,6 @@ def verified(server: Cluster, home: Path) -> verify.Verified:
 
 @settings(
     max_examples=2,
-    deadline=None,
     phases=[Phase.explicit, Phase.generate],
     suppress_health_check=list(HealthCheck),
     print_blob=False,

@@ -318,7 +318,7 @@ def test_the_derived_rows_are_those_of_the_query_as_written(database: Database, 
 
 
 @pytest.mark.generated
-@settings(max_examples=4, deadline=None, derandomize="CI" in os.environ, phases=[Phase.explicit, Phase.generate])
+@settings(max_examples=4, derandomize="CI" in os.environ, phases=[Phase.explicit, Phase.generate])
 @given(
     seed=st.integers(0, 10**6), names=st.lists(st.sampled_from(sorted(QUERIES)), min_size=4, max_size=4, unique=True)
 )

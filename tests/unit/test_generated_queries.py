@@ -17,9 +17,7 @@ from hypothesis import strategies as st
 
 from random_log import compare_the_finish, random_log
 
-examples = settings(
-    max_examples=int(os.environ.get("HYPOTHESIS_EXAMPLES", "25")), deadline=None, derandomize="CI" in os.environ
-)
+examples = settings(max_examples=int(os.environ.get("HYPOTHESIS_EXAMPLES", "25")), derandomize="CI" in os.environ)
 
 
 @dataclass(frozen=True)

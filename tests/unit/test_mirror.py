@@ -72,7 +72,7 @@ def relation(changes: list[Row]) -> str:
     return f"SELECT {typed} FROM (SELECT UNNEST('{rows}'::JSON::{each}, recursive := TRUE))"
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(done=steps, at=st.integers(0, 25), published=st.integers(0, 25))
 def test_rows_at_a_cut_and_the_changes_since_are_the_rows(
     tmp_path_factory: Any, done: list[tuple[tuple[str, int], int | None]], at: int, published: int

@@ -301,7 +301,7 @@ ROW, NULLS = (
 
 
 @pytest.mark.generated
-@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), print_blob=False)
+@settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck), print_blob=False)
 @given(
     st.lists(events(), min_size=30, max_size=60),
     st.lists(st.sampled_from(OTHERS), max_size=6),

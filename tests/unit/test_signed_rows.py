@@ -205,7 +205,7 @@ def test_a_finish_over_the_sums_of_changes_is_the_query(log: duckdb.DuckDBPyConn
 
 
 @pytest.mark.generated
-@settings(max_examples=4, deadline=None, derandomize="CI" in os.environ, phases=[Phase.explicit, Phase.generate])
+@settings(max_examples=4, derandomize="CI" in os.environ, phases=[Phase.explicit, Phase.generate])
 @given(
     seed=st.integers(0, 10**6),
     names=st.lists(st.sampled_from(sorted(EVERY)), min_size=3, max_size=3, unique=True),

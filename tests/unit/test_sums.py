@@ -12,7 +12,7 @@ from typing import Any
 
 import duckdb
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lockstep.sums import find_sums
@@ -42,7 +42,6 @@ versions = st.lists(st.tuples(products, st.sampled_from([None, "books", "toys"])
 
 
 @pytest.mark.parametrize("query", [MART, SIMPLE])
-@settings(deadline=None)
 @given(folded=cells, tail=cells, was=versions, now=versions)
 def test_what_is_kept_and_what_changed_add_up(
     query: str, folded: list[Any], tail: list[Any], was: list[Any], now: list[Any]

@@ -44,7 +44,6 @@ RULE_CHANGES_AT = datetime(2026, 6, 1)  # `done` means completed from here on, s
 
 examples = settings(
     max_examples=int(os.environ.get("HYPOTHESIS_EXAMPLES", "4")),
-    deadline=None,
     derandomize="CI" in os.environ,
     database=None if "CI" in os.environ else settings.default.database,
     suppress_health_check=list(HealthCheck),
