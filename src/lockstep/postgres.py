@@ -891,7 +891,8 @@ class _Chunks:
             read_options=pyarrow.csv.ReadOptions(
                 column_names=self._columns, block_size=len(text) + 1, use_threads=False
             ),
-            parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
+            # A row of one column that is NULL is an empty line.
+            parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True, ignore_empty_lines=False),
             # NULL is nothing at all, an empty text is quoted.
             convert_options=pyarrow.csv.ConvertOptions(
                 column_types=dict.fromkeys(self._columns, TEXT),

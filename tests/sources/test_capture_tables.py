@@ -370,6 +370,19 @@ def in_log(home: Path) -> list[tuple[Any, ...]]:
     return sorted(rows.elements())
 
 
+def test_a_row_of_which_every_value_is_null(
+    strangers: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one column, COPY sends it as an empty line."""
+    ddl = "-- append-only\nCREATE TABLE visit (page text);"
+    strangers.execute(f"{ddl} INSERT INTO visit VALUES (NULL), ('/'), (NULL), ('')")
+    declare(monkeypatch, tmp_path, ddl)
+    home = tmp_path / "home"
+    assert capture(strangers, home).snapshot == 4
+    assert [c["after"]["page"] for c in landed(home, "visit")] == [None, "/", None, ""]
+    assert verified(strangers, home).is_equal
+
+
 def test_an_append_only_table_needs_no_key(strangers: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     strangers.execute(HISTORY)
     strangers.execute("INSERT INTO history VALUES (1, 5), (1, 5), (2, 7)")
