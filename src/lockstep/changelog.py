@@ -53,7 +53,7 @@ from lockstep.durable import durable_replace
 from lockstep.errors import LockstepError
 from lockstep.journal import File, Journal, refuse, sealed, unsealed
 from lockstep.lock import Lock, exclusive
-from lockstep.logfiles import NO_HOUR, TAIL, begins_at, hour_name, link_into_tail, unlink_from_tail
+from lockstep.logfiles import NO_HOUR, TAIL, begins_at, ends_before, hour_name, link_into_tail, unlink_from_tail
 from lockstep.moves import ADOPTING, Columns, new_columns, problems
 from lockstep.project import home, project
 from lockstep.schema import DISCARDED, DISCARDED_SCHEMA, SCHEMA_FILE, TABLES, TIMESTAMP, Table, batch_schema, log_schema
@@ -253,7 +253,7 @@ class ChangeLog:
         found = sorted((p for p in first if 0 < first[p] <= limit), key=first.__getitem__)
         # Positions rise with the hours: no file of an hour before this one ends beyond `after`.
         hour = max((p.parent.name for p in found if first[p] <= after), default="")
-        return [p for p in found if p.parent.name >= hour]
+        return [p for p in found if p.parent.name >= hour and not ends_before(p, after + 1)]
 
     def require_readable(self, tables: Iterable[str], since: datetime | None) -> None:
         """Raise LockstepError if a file of these tables, of the hour `since` or later, is cut off or no Parquet file.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
+from lockstep.buckets import hashed, narrowed
 from lockstep.moves import empty_file
 from lockstep.schema import Table
 
@@ -84,6 +85,7 @@ class Differences:
         self._found = f"read_parquet('{quoted(scratch / 'differing.parquet')}')"
         log = _changes([self._schema, *files], f"position <= {position}")
         new = f"(SELECT image FROM read_parquet('{quoted(snapshot)}') WHERE reason IS NULL)"
+        log, new = narrowed(connection, table, log, new, self._broken, scratch)
         query = self._by_key(log, new) if table.key else self._by_count(log, new)
         connection.execute(f"COPY ({query}) TO '{quoted(scratch / 'differing.parquet')}' (FORMAT parquet)")
         if table.key:
@@ -117,22 +119,22 @@ class Differences:
 
         They do if the sum of their hashes is the hash of the latest image. Those of a broken chain count as if not.
         """
-        keys = ", ".join(self._keys)
+        table, keys = self._table, ", ".join(self._keys)
         return f"""
             WITH sums AS (
               SELECT {keys}, MAX(position) AS position, SUM(hash) AS hash,
                 COUNT_IF(position IN ({self._broken})) AS broken
               FROM (
-                SELECT {self._key("after")}, position, {self._hash("after")}::HUGEINT AS hash
+                SELECT {self._key("after")}, position, {hashed("after", table)}::HUGEINT AS hash
                 FROM {log} WHERE after IS NOT NULL
                 UNION ALL
-                SELECT {self._key("before")}, position, -{self._hash("before")}::HUGEINT
+                SELECT {self._key("before")}, position, -{hashed("before", table)}::HUGEINT
                 FROM {log} WHERE before IS NOT NULL
               ) GROUP BY {keys}
             ), latest AS (
               SELECT {", ".join(f"sums.{k}" for k in self._keys)}, changes.after AS image,
                 sums.broken = 0
-                  AND sums.hash = CASE WHEN changes.after IS NULL THEN 0 ELSE {self._hash("changes.after")} END
+                  AND sums.hash = CASE WHEN changes.after IS NULL THEN 0 ELSE {hashed("changes.after", table)} END
                   AS is_balanced
               FROM {log} AS changes JOIN sums ON changes.position = sums.position
             ), present AS (
@@ -207,9 +209,6 @@ class Differences:
     def _declared(self, image: str) -> str:
         """The declared columns of an image: what the source adds to others, in `extra`, comes without a change."""
         return ", ".join(f"{image}.{c.sql}" for c in self._table.columns)
-
-    def _hash(self, image: str) -> str:
-        return f"HASH({self._declared(image)})"
 
     def _same(self, left: str, right: str) -> str:
         return " AND ".join(f"{left}.{k} = {right}.{k}" for k in self._keys)

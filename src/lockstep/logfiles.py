@@ -36,6 +36,12 @@ def begins_at(path: Path) -> int:
     return int(match[1]) if match else sys.maxsize
 
 
+def ends_before(path: Path, position: int) -> bool:
+    """Whether a file's name tells that all its positions are before this one. That of a file that grows does not."""
+    match = _FILE.fullmatch(path.name)
+    return match is not None and match[2] != "" and int(match[2]) < position
+
+
 def span(path: Path) -> tuple[int, int]:
     """First and last position in a Parquet file: by its name, or what its name does not tell by its statistics."""
     match = _FILE.fullmatch(path.name)

@@ -7,15 +7,18 @@ were lost, doubled, altered, swapped. What the source has, and what happens to i
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lockstep import buckets
 from lockstep.kinds import TEXT
 from lockstep.latest import differences
 from lockstep.schema import TABLES, declared, log_schema
@@ -75,18 +78,36 @@ def op_of(before: Image, after: Image) -> str:
     return "c" if before is None else "d" if after is None else "u"
 
 
-def resync(log: Log, position: int, source: list[Image]) -> None:
-    """Land how the source, as it was at a position, differs from the log."""
-    image, scratch = log.table.image, log.directory
-    staged = pa.schema([("image", image), ("reason", TEXT)])
-    rows = pa.table([pa.array([struct(row) for row in source], image), pa.nulls(len(source), TEXT)], staged)
-    pq.write_table(rows, scratch / "staged.parquet")
+def staged(log: Log, rows: Sequence[Mapping[str, Any] | None]) -> Path:
+    """A file with the rows of a source."""
+    path, image = log.directory / "staged.parquet", log.table.image
+    schema = pa.schema([("image", image), ("reason", TEXT)])
+    pq.write_table(pa.table([pa.array(rows, image), pa.nulls(len(rows), TEXT)], schema), path)
+    return path
+
+
+def resync(log: Log, position: int, source: list[Image], is_narrowed: bool) -> None:
+    """Land how the source, as it was at a position, differs from the log.
+
+    If `is_narrowed`, only the keys of buckets that differ are compared, and several keys are in one; otherwise all.
+    """
+    file = staged(log, [struct(row) for row in source])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(buckets, "_BUCKETS", 2)
+        patch.setattr(buckets, "_FEW", 2 if is_narrowed else -1)
+        patch.setattr(buckets, "_MOST_CHANGES", 100 if is_narrowed else -1)
+        found = landed_by(log, position, file)
+    log.land(found)
+
+
+def landed_by(log: Log, position: int, file: Path, broken: Sequence[int] = ()) -> list[tuple[str, Image, Image]]:
+    """What a resync lands whose source has the rows of a file, where the chain is broken at some positions."""
     found: list[tuple[str, Image, Image]] = []
-    with differences(log.table, log.files, position, scratch / "staged.parquet", scratch) as differing:
+    with differences(log.table, log.files, position, file, log.directory, broken) as differing:
         for chunk in differing.changes(log.files, position, len(log.changes)):
             before, after = ([row and (row["position"], row["before"]) for row in side.to_pylist()] for side in chunk)
             found += [("r", *pair) for pair in zip(before, after, strict=True)]
-    log.land(found)
+    return found
 
 
 def signed(changes: list[tuple[str, Image, Image]]) -> Counter[Image]:
@@ -112,12 +133,13 @@ def follow_on(rows: dict[int, Image], wanted: list[tuple[int, Image]]) -> list[C
 AFTERWARDS = st.lists(st.sampled_from(KEYS).flatmap(lambda key: st.tuples(st.just(key), images(key))), max_size=4)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80)
 @given(
     landed=any_changes(),
     source=st.tuples(*(images(key) for key in KEYS)),
     since=AFTERWARDS,
     later=AFTERWARDS,
+    is_narrowed=st.booleans(),
 )
 def test_after_a_resync_the_log_says_what_the_source_says(
     tmp_path_factory: pytest.TempPathFactory,
@@ -125,6 +147,7 @@ def test_after_a_resync_the_log_says_what_the_source_says(
     source: tuple[Image, ...],
     since: list[tuple[int, Image]],
     later: list[tuple[int, Image]],
+    is_narrowed: bool,
 ) -> None:
     log = Log(tmp_path_factory.mktemp("log"), "keyed")
     log.land([(op_of(*change), *change) for change in landed])
@@ -132,7 +155,7 @@ def test_after_a_resync_the_log_says_what_the_source_says(
     there = list(rows.values())
     log.land([(op_of(*change), *change) for change in follow_on(rows, since)])
     before = len(log.changes)
-    resync(log, len(landed), there)
+    resync(log, len(landed), there, is_narrowed)
     log.land([(op_of(*change), *change) for change in follow_on(rows, later)])
 
     truth = {image for image in rows.values() if image}
@@ -146,15 +169,57 @@ def test_after_a_resync_the_log_says_what_the_source_says(
     assert signed(log.changes) == Counter(truth)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50)
 @given(
-    landed=any_changes(), source=st.lists(st.tuples(st.sampled_from(KEYS), st.sampled_from([None, 0, 1])), max_size=8)
+    landed=any_changes(),
+    source=st.lists(st.tuples(st.sampled_from(KEYS), st.sampled_from([None, 0, 1])), max_size=8),
+    is_narrowed=st.booleans(),
 )
 def test_rows_without_a_key_are_counted(
-    tmp_path_factory: pytest.TempPathFactory, landed: list[Change], source: list[Image]
+    tmp_path_factory: pytest.TempPathFactory, landed: list[Change], source: list[Image], is_narrowed: bool
 ) -> None:
     log = Log(tmp_path_factory.mktemp("log"), "keyless")
     log.land([(op_of(*change), *change) for change in landed])
     log.land([("c", None, (1, 1))])
-    resync(log, len(landed), source)
+    resync(log, len(landed), source, is_narrowed)
     assert signed(log.changes) == Counter([*source, (1, 1)])
+
+
+@pytest.mark.parametrize("table", ["keyed", "keyless"])
+def test_a_column_that_is_not_declared_counts(tmp_path: Path, table: str) -> None:
+    log = Log(tmp_path, table)
+    log.land([("c", None, (key, 0)) for key in KEYS])
+    rows = [{"position": key, "before": 0, "extra": '{"note":"new"}' if key == 2 else None} for key in KEYS]
+    found = landed_by(log, len(KEYS), staged(log, rows))
+    assert sorted(map(str, found)) == sorted(
+        map(str, [("r", (2, 0), (2, 0))] if table == "keyed" else [("r", (2, 0), None), ("r", None, (2, 0))])
+    )
+
+
+def test_keys_whose_chain_is_broken_are_mended(tmp_path: Path) -> None:
+    log = Log(tmp_path, "keyed")
+    log.land(
+        [("c", None, (1, 0)), ("u", (1, 1), (1, 0)), ("u", (1, 0), (1, 1)), ("u", (1, 0), (1, 0)), ("c", None, (2, 0))]
+    )
+    file = staged(log, [struct((1, 0)), struct((2, 0))])
+    assert landed_by(log, len(log.changes), file) == [], "its images add up to the row that it has last"
+    assert landed_by(log, len(log.changes), file, [2]) == [("r", (1, 0), (1, 0))]
+
+
+@pytest.mark.parametrize("table", ["keyed", "keyless"])
+def test_what_is_the_same_is_not_compared_row_by_row(tmp_path: Path, table: str) -> None:
+    log = Log(tmp_path, table)
+    log.land([("c", None, (1, 0)), ("c", None, (2, 0)), ("c", None, (3, 0))])
+    log.land([("u", (1, 0), (1, 1)), ("d", (2, 0), None), ("u", (1, 1), (1, None))])
+    file = staged(log, [struct((1, None)), struct((3, 0))])
+    assert landed_by(log, len(log.changes), file) == []
+    with duckdb.connect() as connection:
+        sides = f"(FROM read_parquet({[str(path) for path in log.files]}))", f"(FROM read_parquet('{file}'))"
+        for rows in buckets.narrowed(connection, log.table, *sides, "NULL", tmp_path):
+            assert connection.execute(f"SELECT COUNT(*) FROM {rows}").fetchall() == [(0,)]
+
+
+def test_an_image_that_is_not_the_latest_is_not_the_row(tmp_path: Path) -> None:
+    log = Log(tmp_path, "keyed")
+    log.land([("c", None, (1, 0)), ("u", (1, 0), (1, 1))])
+    assert landed_by(log, 2, staged(log, [struct((1, 0))])) == [("r", (1, 1), (1, 0))]
