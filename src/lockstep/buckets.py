@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lockstep.schema import Table, literal
+from lockstep.texts import FLOATS
 
 if TYPE_CHECKING:
     import duckdb
@@ -25,13 +26,19 @@ _FEW = _BUCKETS // 4  # above this, to write the rows of these buckets costs mor
 _MOST_CHANGES = 250_000  # with an image before: what is grouped for them has to fit into memory
 
 
+def signs(image: str, table: Table) -> list[str]:
+    """SQL for texts that tell images apart of which one has -0.0 and the other 0.0: to DuckDB these are one value."""
+    return [f"({image}).{c.sql}::TEXT" for c in table.columns if c.kind.name in FLOATS]
+
+
 def hashed(image: str, table: Table) -> str:
     """SQL for the hash of an image's declared columns: 64 bits.
 
     It is hashed twice, as the first result combines those of the columns by XOR: sums of such numbers can be equal
     where two rows have exchanged a value.
     """
-    return f"HASH(HASH({', '.join(f'({image}).{c.sql}::{c.kind.duckdb}' for c in table.columns)}))"
+    values = [f"({image}).{c.sql}::{c.kind.duckdb}" for c in table.columns]
+    return f"HASH(HASH({', '.join(values + signs(image, table))}))"
 
 
 def narrowed(

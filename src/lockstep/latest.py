@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from lockstep.buckets import hashed, narrowed
+from lockstep.buckets import hashed, narrowed, signs
 from lockstep.moves import empty_file
 from lockstep.schema import Table
 
@@ -111,7 +111,7 @@ class Differences:
         weights = f"{_signed(log)} UNION ALL SELECT image, -1 FROM {new}"
         return f"""
             SELECT CASE WHEN weight > 0 THEN image END AS before, CASE WHEN weight < 0 THEN image END AS after
-            FROM ({_counted(weights)}), UNNEST(RANGE(ABS(weight)))
+            FROM ({_counted(weights, self._table)}), UNNEST(RANGE(ABS(weight)))
         """
 
     def _by_key(self, log: str, new: str) -> str:
@@ -120,6 +120,7 @@ class Differences:
         They do if the sum of their hashes is the hash of the latest image. Those of a broken chain count as if not.
         """
         table, keys = self._table, ", ".join(self._keys)
+        whole = [f"ROW({', '.join([image, *signs(image, table)])})" for image in ("latest.image", "present.image")]
         return f"""
             WITH sums AS (
               SELECT {keys}, MAX(position) AS position, SUM(hash) AS hash,
@@ -143,7 +144,7 @@ class Differences:
             SELECT {", ".join(f"COALESCE(latest.{k}, present.{k}) AS {k}" for k in self._keys)},
               latest.image AS before, present.image AS after, COALESCE(latest.is_balanced, TRUE) AS is_balanced
             FROM latest FULL JOIN present ON {self._same("latest", "present")}
-            WHERE latest.image IS DISTINCT FROM present.image OR NOT COALESCE(latest.is_balanced, TRUE)
+            WHERE {whole[0]} IS DISTINCT FROM {whole[1]} OR NOT COALESCE(latest.is_balanced, TRUE)
         """
 
     def _add_up_unbalanced(self, log: str) -> None:
@@ -208,7 +209,7 @@ class Differences:
 
     def _declared(self, image: str) -> str:
         """The declared columns of an image: what the source adds to others, in `extra`, comes without a change."""
-        return ", ".join(f"{image}.{c.sql}" for c in self._table.columns)
+        return ", ".join([f"{image}.{c.sql}" for c in self._table.columns] + signs(image, self._table))
 
     def _same(self, left: str, right: str) -> str:
         return " AND ".join(f"{left}.{k} = {right}.{k}" for k in self._keys)
@@ -217,7 +218,7 @@ class Differences:
 def _live(table: Table, files: Sequence[Path], position: int) -> str:
     changes = _changes(files, f"position <= {position}")
     if not table.key:
-        return f"SELECT image FROM ({_counted(_signed(changes))}), UNNEST(RANGE(weight))"
+        return f"SELECT image FROM ({_counted(_signed(changes), table)}), UNNEST(RANGE(weight))"
     keys = ", ".join(f"COALESCE(after.{k}, before.{k})" for k in table.sql_key)
     # By position and not by an aggregate over the images: a hash table of numbers stays small, one of images does not.
     return f"""
@@ -240,9 +241,10 @@ def _signed(changes: str) -> str:
     """
 
 
-def _counted(weights: str) -> str:
+def _counted(weights: str, table: Table) -> str:
     """SELECT image, weight: each image once, with the sum of its weights where that is not zero."""
-    return f"SELECT image, SUM(weight)::BIGINT AS weight FROM ({weights}) GROUP BY image HAVING SUM(weight) <> 0"
+    groups = ", ".join(["image", *signs("image", table)])
+    return f"SELECT image, SUM(weight)::BIGINT AS weight FROM ({weights}) GROUP BY {groups} HAVING SUM(weight) <> 0"
 
 
 def _chunks(connection: duckdb.DuckDBPyConnection, query: str) -> Iterator[pa.RecordBatch]:

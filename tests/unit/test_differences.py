@@ -26,17 +26,19 @@ from lockstep.schema import TABLES, declared, log_schema
 pytestmark = pytest.mark.generated
 
 KEYS = (1, 2, 3)
-Image = tuple[int, int | None] | None  # key and value
+Image = tuple[int, float | None] | None  # key and value
 Change = tuple[Image, Image]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def tables(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A table with a key that is called as the log's own columns are, and one without a key."""
+    """Tables with a key that is called as the log's own columns are, and without a key; of integers and of floats."""
     path = tmp_path_factory.mktemp("declared") / "source_schema.sql"
     path.write_text(
         "CREATE TABLE keyed (position bigint PRIMARY KEY, before integer);\n"
         "-- append-only\nCREATE TABLE keyless (position bigint NOT NULL, before integer);\n"
+        "CREATE TABLE gauge (position bigint PRIMARY KEY, before double precision);\n"
+        "-- append-only\nCREATE TABLE gauging (position bigint NOT NULL, before double precision);\n"
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TABLES, "_found", declared(path))
@@ -70,7 +72,7 @@ class Log:
         self.changes += changes
 
 
-def struct(image: Image) -> dict[str, int | None] | None:
+def struct(image: Image) -> dict[str, float | None] | None:
     return {"position": image[0], "before": image[1]} if image else None
 
 
@@ -223,3 +225,13 @@ def test_an_image_that_is_not_the_latest_is_not_the_row(tmp_path: Path) -> None:
     log = Log(tmp_path, "keyed")
     log.land([("c", None, (1, 0)), ("u", (1, 0), (1, 1))])
     assert landed_by(log, 2, staged(log, [struct((1, 0))])) == [("r", (1, 1), (1, 0))]
+
+
+@pytest.mark.parametrize("table", ["gauge", "gauging"])
+def test_a_zero_has_a_sign(tmp_path: Path, table: str) -> None:
+    log = Log(tmp_path, table)
+    log.land([("c", None, (1, 0.0)), ("c", None, (2, 0.0))])
+    found = landed_by(log, 2, staged(log, [struct((1, 0.0)), struct((2, -0.0))]))
+    assert sorted(map(str, found)) == sorted(
+        map(str, [("r", (2, 0.0), (2, -0.0))] if table == "gauge" else [("r", (2, 0.0), None), ("r", None, (2, -0.0))])
+    )
