@@ -73,8 +73,11 @@ WITH cuts AS (
 )
 SELECT
   *
-FROM cells
+FROM (
+  SELECT
+    *,
+    @are_within_tolerance(@merges, rebuild_, live_) AS is_within_tolerance
+  FROM cells
+) AS compared
 WHERE
-  NOT (
-    @are_within_tolerance(@merges, rebuild_, live_)
-  )
+  NOT is_within_tolerance

@@ -173,7 +173,10 @@ def _columns(table):
 
 
 def _measure(m):
-    return f"measure('{m.name}', '{m.merge}', '{m.type}', {m.tolerance_absolute}, {m.tolerance_relative})"
+    tolerances = [m.tolerance_absolute, m.tolerance_relative]
+    if m.tolerance_cells < 1 or m.tolerance_median is not None:
+        tolerances += [m.tolerance_cells, *([m.tolerance_median] if m.tolerance_median is not None else [])]
+    return f"measure('{m.name}', '{m.merge}', '{m.type}', {', '.join(map(str, tolerances))})"
 
 
 @macro()

@@ -1,7 +1,8 @@
 """How measures merge, as the contracts declare it, and how far two merged values lie apart.
 
-@measures is a blueprint's list of `measure(name, merge, type, tolerance_absolute, tolerance_relative)`. The rebuild
-never uses @merged: it aggregates latest images in SQL of its own.
+@measures is a blueprint's list of `measure(name, merge, type, tolerance_absolute, tolerance_relative)`, and
+`tolerance_cells` and `tolerance_median` after these where the contract has them. The rebuild never uses @merged: it
+aggregates latest images in SQL of its own.
 """
 
 from __future__ import annotations
@@ -73,8 +74,16 @@ def are_identical(evaluator, measures, one, other):
 
 @macro()
 def are_within_tolerance(evaluator, measures, one, other):
-    """Whether two sides of a cell are so near that the contract allows it; `one` is what a relative tolerance is of."""
-    return " AND ".join(_within(m, one.name, other.name) for m in _measures("are_within_tolerance", measures))
+    """Whether two sides of a cell are so near that the contract allows it; `one` is what a relative tolerance is of.
+
+    How many cells differ, and how far at the median, is asked of all rows of the query, by windows: select it, and
+    filter in a query around. If they are too many or too far apart, no difference is allowed.
+    """
+    return " AND ".join(
+        f"({_same(m, one.name, other.name)} OR "
+        f"({' AND '.join([_near(m, one.name, other.name), *_few(m, one.name, other.name, ' OVER ()')])}))"
+        for m in _measures("are_within_tolerance", measures)
+    )
 
 
 @macro()
@@ -87,12 +96,14 @@ def evidence(evaluator, measures):
     one, other = "rebuild_", "increments_"
     entries = []
     for m in _measures("evidence", measures):
-        beyond = f"COUNT(CASE WHEN NOT ({_within(m, one, other)}) THEN 1 END)"
+        differing = f"COUNT(CASE WHEN NOT {_same(m, one, other)} THEN 1 END)"
+        far = f"COUNT(CASE WHEN NOT ({_same(m, one, other)} OR {_near(m, one, other)}) THEN 1 END)"
+        few = _few(m, one, other)
+        beyond = f"CASE WHEN {' AND '.join(few)} THEN {far} ELSE {differing} END" if few else far
         apart = _apart(m, one, other)
         share = f"CASE WHEN {one}{m.name} <> 0 THEN {apart} / {_size(m, one)} END" if m.is_number else "NULL"
         entries.append(
-            f"{{'measure': '{m.name}', 'cells': COUNT(*), 'cells_differing': "
-            f"COUNT(CASE WHEN {one}{m.name} IS DISTINCT FROM {other}{m.name} THEN 1 END), 'cells_beyond': {beyond}, "
+            f"{{'measure': '{m.name}', 'cells': COUNT(*), 'cells_differing': {differing}, 'cells_beyond': {beyond}, "
             f"'worst_absolute': COALESCE(MAX({apart}), 0), 'worst_relative': COALESCE(MAX({share}), 0), "
             f"'is_within_tolerance': {beyond} = 0}}"
         )
@@ -100,9 +111,20 @@ def evidence(evaluator, measures):
 
 
 class _Measure:
-    def __init__(self, name, merge, type, tolerance_absolute="0", tolerance_relative="0"):
+    def __init__(
+        self,
+        name,
+        merge,
+        type,
+        tolerance_absolute="0",
+        tolerance_relative="0",
+        tolerance_cells="1",
+        tolerance_median=None,
+    ):
         self.name, self.merge, self.type = name, merge, type.upper()
         self.absolute, self.relative = float(tolerance_absolute), float(tolerance_relative)
+        self.cells = float(tolerance_cells)
+        self.median = None if tolerance_median is None else float(tolerance_median)
         self.is_decimal = self.type.startswith("DECIMAL")
         self.is_number = self.type in ("BIGINT", "DOUBLE") or self.is_decimal
 
@@ -160,12 +182,28 @@ def _size(m, one):
     return f"CAST(ABS({one}{m.name}) AS DOUBLE)" if m.is_decimal else f"ABS({one}{m.name})"
 
 
-def _within(m, one, other):
-    same = f"{one}{m.name} IS NOT DISTINCT FROM {other}{m.name}"
+def _same(m, one, other):
+    return f"({one}{m.name} IS NOT DISTINCT FROM {other}{m.name})"
+
+
+def _few(m, one, other, over=""):
+    """Conditions: no more cells differ than the contract allows, and at the median not by more."""
+    conditions = []
+    if m.cells < 1:
+        differing = f"COUNT(CASE WHEN NOT {_same(m, one, other)} THEN 1 END){over}"
+        conditions.append(f"{differing} <= GREATEST(1, CAST({m.cells!r} AS DOUBLE) * COUNT(*){over})")
+    if m.median is not None:
+        apart = f"CASE WHEN NOT {_same(m, one, other)} THEN CAST({_apart(m, one, other)} AS DOUBLE) END"
+        conditions.append(f"COALESCE(MEDIAN({apart}){over}, 0) <= {m.median!r}")
+    return conditions
+
+
+def _near(m, one, other):
+    """Whether two different sides of a cell lie no farther apart than the contract allows."""
     apart = _apart(m, one, other)
     allowed = []
     if m.absolute:
         allowed.append(f"COALESCE({apart} <= {m.absolute!r}, FALSE)")
     if m.relative:
         allowed.append(f"COALESCE({apart} <= {m.relative!r} * {_size(m, one)}, FALSE)")
-    return f"({' OR '.join([same, *allowed])})"
+    return f"({' OR '.join(allowed) or 'FALSE'})"

@@ -12,5 +12,7 @@ SELECT
   unit::TEXT AS unit, /* Unit */
   tolerance_absolute::DOUBLE AS tolerance_absolute, /* Allowed distance, in the unit (seconds for a timestamp) */
   tolerance_relative::DOUBLE AS tolerance_relative, /* Allowed distance as a share of the rebuild's value */
+  tolerance_median::DOUBLE AS tolerance_median, /* Allowed distance at the median of the cells that differ, in the unit; NULL: as far as the worst may */
+  COALESCE(tolerance_cells, 1)::DOUBLE AS tolerance_cells, /* Share of the cells that may differ at all; one always may */
   description::TEXT AS description /* What it measures */
 FROM seeds.contract_measures

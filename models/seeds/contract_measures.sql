@@ -11,6 +11,8 @@ MODEL (
     unit TEXT,
     tolerance_absolute DOUBLE,
     tolerance_relative DOUBLE,
+    tolerance_median DOUBLE,
+    tolerance_cells DOUBLE,
     description TEXT
   ),
   grain (domain, measure),

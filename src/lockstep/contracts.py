@@ -66,9 +66,11 @@ class Measure:
     """A measure of a domain.
 
     `merge`: `sum` (signed arithmetic, always exact), `finish` (computed from sums when it is read), `latest`, `max` or
-    `min` (over an append-only source), or `batch` (the rebuild's only). The two paths may lie `tolerance_absolute`
-    apart, in the measure's unit (seconds for a timestamp), or `tolerance_relative` of the rebuild's value: whichever
-    allows more.
+    `min` (over an append-only source), or `batch` (the rebuild's only).
+
+    The two paths of a cell may lie `tolerance_absolute` apart, in the measure's unit (seconds for a timestamp), or
+    `tolerance_relative` of the rebuild's value: whichever allows more. `tolerance_cells` is the share of all cells that
+    may differ at all; one always may. The median distance of those that differ may be `tolerance_median`, in the unit.
     """
 
     name: str
@@ -77,6 +79,8 @@ class Measure:
     tolerance_absolute: float
     tolerance_relative: float
     description: str
+    tolerance_cells: float = 1
+    tolerance_median: float | None = None
 
     @property
     def type(self) -> str:
@@ -146,7 +150,9 @@ CONTRACT_COLUMNS = (
     "source_table source_key joined_tables reads_domains grain"
 )
 PROMOTION_COLUMNS = "domain mode changed_at position evidence"
-MEASURE_COLUMNS = "domain measure merge unit tolerance_absolute tolerance_relative description"
+MEASURE_COLUMNS = (
+    "domain measure merge unit tolerance_absolute tolerance_relative tolerance_median tolerance_cells description"
+)
 
 
 @functools.cache
@@ -267,12 +273,16 @@ def _measures(path: Path) -> list[tuple[Measure, _Row]]:
             exact = row.number(tolerance) == 0
             row.check(tolerance, exact or merge not in ("sum", "batch"), f"0, as it merges by {merge}")
             row.check(tolerance, exact or is_measurable, f"0, as its unit is {unit}")
-        share = row.number("tolerance_relative")
-        row.check("tolerance_relative", share == 0 or unit != "timestamp", "0 for a timestamp")
+        absolute, relative = row.number("tolerance_absolute"), row.number("tolerance_relative")
+        row.check("tolerance_relative", relative == 0 or unit != "timestamp", "0 for a timestamp")
+        for tolerance in ("tolerance_median", "tolerance_cells"):
+            row.check(tolerance, not row[tolerance] or absolute + relative > 0, "nothing, as no cell may differ")
+        median = row.number("tolerance_median") if row["tolerance_median"] else None
+        cells = row.number("tolerance_cells") if row["tolerance_cells"] else 1
+        row.check("tolerance_cells", cells <= 1, "a share of the cells, from 0 to 1")
         twice = any(m.name == name and at["domain"] == row["domain"] for m, at in measures)
         row.check("measure", not twice, "each measure of a domain once")
-        tolerances = row.number("tolerance_absolute"), row.number("tolerance_relative")
-        measures.append((Measure(name, merge, unit, *tolerances, row["description"]), row))
+        measures.append((Measure(name, merge, unit, absolute, relative, row["description"], cells, median), row))
     return measures
 
 
@@ -317,7 +327,10 @@ def _rows(path: Path, columns: str) -> Iterator[_Row]:
         reader = csv.DictReader(file)
         missing = set(columns.split()) - set(reader.fieldnames or ())
         if missing:
-            raise LockstepError(f"{path} lacks the columns {', '.join(sorted(missing))}.")
+            raise LockstepError(
+                f"{path} lacks the columns {', '.join(sorted(missing))}. Name them in its first line, with a field for "
+                "each in every row: docs/contracts.md says what they hold, and which may be empty."
+            )
         for fields in reader:
             place = f"{path}, line {reader.line_num}"
             if None in fields.values() or None in fields:

@@ -55,8 +55,9 @@ MEANING = {
     "models/diffs, or remove that file, and the increments are derived from models/rebuild",
     NOT_APPEND_ONLY: "the source took a row back, and increments cannot: stop it, or give the measures a merge by sum; "
     "a change that must stay needs a log that begins after it",
-    LATE_BEYOND: "only the rebuild takes the row, it came too late for the increments, and they lie farther apart than "
-    "the contract allows: the next timely row heals it, and live is served again after the cuts of passes_to_return",
+    LATE_BEYOND: "only the rebuild takes the row, it came too late for the increments, and they lie farther apart, or "
+    "more cells do, than the contract allows: the next timely row heals it, and live is served again after the cuts "
+    "of passes_to_return",
     LATE_TOLERATED: "only the rebuild takes the row, it came too late for the increments; the contract allows for it",
 }
 
@@ -374,15 +375,15 @@ class _Diagnosis:
             for side, is_one in (("one", "is_one"), ("other", "NOT is_one"))
         )
         differs = " OR ".join(
-            f"one_{m.name} IS DISTINCT FROM other_{m.name}" + (f" AND NOT {_is_near(m)}" if tolerant else "")
+            f"one_{m.name} IS DISTINCT FROM other_{m.name}" + (f" AND NOT {_is_near(m, by)}" if tolerant else "")
             for m in measures
         )
-        return f"""SELECT * FROM (
+        return f"""SELECT * FROM (SELECT *, {differs} AS differs FROM (
             SELECT {cell}, {merged} FROM (
                 SELECT {cell}, {state}, TRUE AS is_one FROM ({one})
                 UNION ALL SELECT {cell}, {state}, FALSE AS is_one FROM ({other})
             ) GROUP BY {cell}
-        ) WHERE {differs}"""
+        )) WHERE differs"""
 
     def stale_hours(self) -> list[Finding]:
         """Folded hours whose increments are not what the log gives for them today."""
@@ -518,18 +519,28 @@ def _merge(measure: Measure, condition: str) -> str:
     return f"{measure.merge.upper()}({name}) FILTER ({condition})"
 
 
-def _is_near(measure: Measure) -> str:
-    """Whether two sides of a cell lie as near as the contract allows; `one_` is what a relative tolerance is of."""
+def _is_near(measure: Measure, by: Sequence[str]) -> str:
+    """Whether two sides of a cell lie as near as the contract allows; `one_` is what a relative tolerance is of.
+
+    How many cells may differ, and how far at the median, is asked of all cells with the same values in `by`.
+    """
     one, other = f"one_{measure.name}", f"other_{measure.name}"
-    size = f"ABS({one})"
+    size = f"CAST(ABS({one}) AS DOUBLE)"  # a product of DECIMALs may have more digits than fit
+    apart = f"TRY(ABS({one} - {other}))"
     if measure.type == "TIMESTAMP":
-        return f"COALESCE(ABS(EPOCH({one}) - EPOCH({other})) <= {measure.tolerance_absolute}, FALSE)"
+        size, apart = "0", f"ABS(EPOCH({one}) - EPOCH({other}))"
     if measure.type == "TEXT":
         return "FALSE"
-    if measure.type.startswith("DECIMAL"):  # a product of DECIMALs may have more digits than fit
-        size = f"CAST({size} AS DOUBLE)"
     allowed = f"GREATEST({measure.tolerance_absolute}, {measure.tolerance_relative} * {size})"
-    return f"COALESCE(TRY(ABS({one} - {other})) <= {allowed}, FALSE)"
+    conditions = [f"COALESCE({apart} <= {allowed}, FALSE)"]
+    over, differs = f"OVER (PARTITION BY {_list(by)})", f"{one} IS DISTINCT FROM {other}"
+    if measure.tolerance_cells < 1:
+        most = f"GREATEST(1, CAST({measure.tolerance_cells} AS DOUBLE) * COUNT(*) {over})"
+        conditions.append(f"COUNT(CASE WHEN {differs} THEN 1 END) {over} <= {most}")
+    if measure.tolerance_median is not None:
+        median = f"MEDIAN(CASE WHEN {differs} THEN CAST({apart} AS DOUBLE) END) {over}"
+        conditions.append(f"COALESCE({median}, 0) <= {measure.tolerance_median}")
+    return f"({' AND '.join(conditions)})"
 
 
 def _differences(row: Row, contract: Contract) -> str:

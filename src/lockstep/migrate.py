@@ -6,11 +6,13 @@ takes effect with the next `sqlmesh plan`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
+
+import duckdb
 
 from lockstep import warehouse
 from lockstep.changelog import ALL_TABLES, ChangeLog, Watermark
@@ -48,10 +50,16 @@ class Fit:
     reason: str
 
 
-def check(contract: Contract, contracts: dict[str, Contract]) -> Fit:
-    """Hold a contract against the rule for what goes where."""
+def check(contract: Contract, contracts: dict[str, Contract], unlimited: Sequence[str] = ()) -> Fit:
+    """Hold a contract against the rule for what goes where. `unlimited` are its measures whose tolerance allows all."""
     path = "live" if contract.horizon_minutes < LIVE_HORIZON_MINUTES else "batch"
     verdict, reason = _verdict(contract, path, contracts)
+    if unlimited:
+        verdict = UNFIT
+        reason = (
+            f"nothing could exceed the tolerance of {', '.join(unlimited)}: it allows more than any two published "
+            "values lie apart, in every cell; allow less, or limit by tolerance_cells how many cells may differ"
+        )
     return Fit(
         contract.domain,
         contract.mode,
@@ -62,6 +70,38 @@ def check(contract: Contract, contracts: dict[str, Contract]) -> Fit:
         verdict,
         reason,
     )
+
+
+def unlimited(home: Path, contract: Contract) -> list[str]:
+    """The measures whose tolerance nothing could exceed, judging by the published figures; none if there are none.
+
+    Every cell may differ, and any of the published values may take the place of any other.
+    """
+    measures = [
+        m
+        for m in contract.merged
+        if m.tolerance_cells == 1 and m.tolerance_absolute + m.tolerance_relative > 0 and m.type != "TEXT"
+    ]
+    path = home / "analytics.duckdb"
+    if not measures or not path.exists():
+        return []
+    columns = []
+    for m in measures:
+        value = f"EPOCH({m.name})" if m.type == "TIMESTAMP" else f"CAST({m.name} AS DOUBLE)"
+        farthest = f"GREATEST({value} - MIN({value}) OVER (), MAX({value}) OVER () - {value})"
+        allowed = f"GREATEST({m.tolerance_absolute!r}, {m.tolerance_relative!r} * ABS({value}))"
+        if m.tolerance_median is not None:
+            allowed = f"LEAST({allowed}, {m.tolerance_median!r})"
+        columns += [f"{farthest} AS farthest_{m.name}", f"{allowed} AS allowed_{m.name}"]
+    limits = (f"BOOL_AND(allowed_{m.name} >= farthest_{m.name}) AND MAX(farthest_{m.name}) > 0" for m in measures)
+    query = f"SELECT {', '.join(limits)} FROM (SELECT {', '.join(columns)} FROM mart.{contract.domain})"
+    with duckdb.connect(str(path), read_only=True, config={"file_search_path": str(home)}) as connection:
+        try:
+            found = connection.execute(query).fetchone()
+        except (duckdb.CatalogException, duckdb.BinderException):  # the domain, or a measure, is not published yet
+            return []
+    assert found is not None
+    return [m.name for m, nothing_exceeds in zip(measures, found, strict=True) if nothing_exceeds]
 
 
 def _verdict(contract: Contract, path: str, contracts: dict[str, Contract]) -> tuple[str, str]:
@@ -208,6 +248,8 @@ def _worst(contract: Contract, receipts: list[Row]) -> list[Row]:
                 "worst_relative": max((e["worst_relative"] for e in entries), default=0.0),
                 "tolerance_absolute": measure.tolerance_absolute,
                 "tolerance_relative": measure.tolerance_relative,
+                "tolerance_median": measure.tolerance_median,
+                "tolerance_cells": measure.tolerance_cells,
             }
         )
     return rows
@@ -263,7 +305,7 @@ def promotion(home: Path, contract: Contract, contracts: dict[str, Contract]) ->
     if contract.mode != "batch" or ChangeLog(home).exists():
         found = evidence(home, [contract])[contract.domain]
     against = []
-    fit = check(contract, contracts)
+    fit = check(contract, contracts, unlimited(home, contract))
     if target and fit.path == "batch":
         against.append(
             f"nobody acts on it within 4 h (but within {_span(fit.horizon_minutes * 60)}): the daily rebuild is enough"

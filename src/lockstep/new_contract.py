@@ -78,6 +78,8 @@ def propose(fact: str, owner: str, mode: str, horizon_minutes: int, freshness_se
             "unit": unit,
             "tolerance_absolute": "0",
             "tolerance_relative": "0",
+            "tolerance_median": "",
+            "tolerance_cells": "",
             "description": figures.comments.get(name) or name.replace("_", " ").capitalize(),
         }
         for name, unit in figures.units.items()

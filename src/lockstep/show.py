@@ -240,11 +240,13 @@ def _quoted(value: str | None) -> str:
 
 
 def _apart(receipt: Row) -> str:
-    """The measures that lie beyond their tolerance, and how far in the worst cell."""
+    """The measures that lie beyond their tolerance, in how many cells, and how far in the worst."""
     beyond = [m for m in receipt["measures"] if not m["is_within_tolerance"]]
     if not beyond:
         return "within tolerance"
-    return ", ".join(f"{m['measure']} by up to {m['worst_absolute']:g}" for m in beyond)
+    return ", ".join(
+        f"{m['measure']} in {m['cells_differing']:,} of {m['cells']:,} by up to {m['worst_absolute']:g}" for m in beyond
+    )
 
 
 def _short(fingerprint: str) -> str:
@@ -596,7 +598,8 @@ def _evidence(e: Evidence, required: int, freshness: int) -> None:
             apart = f"{w['worst_absolute']:g} {w['unit']} ({w['worst_relative']:.2%})" if w["cells_differing"] else "0"
             allowed = [f"{w['tolerance_absolute']:g}"] if w["tolerance_absolute"] else []
             allowed += [f"{w['tolerance_relative']:.2%}"] if w["tolerance_relative"] else []
-            worst.add_row(w["measure"], f"{w['cells_differing']:,}", apart, " or ".join(allowed) or "0")
+            share = f", in {w['tolerance_cells']:.2%} of the cells" if w["tolerance_cells"] < 1 else ""
+            worst.add_row(w["measure"], f"{w['cells_differing']:,}", apart, (" or ".join(allowed) or "0") + share)
         console.print(worst)
     console.print(f"live figures    {_freshness(e.live_age_seconds, freshness)}")
 

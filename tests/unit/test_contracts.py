@@ -31,6 +31,8 @@ MEASURES = {
     "tolerance_is_no_number": ("line 3", ["tolerance_absolute", "'some'", "a number that is not negative"]),
     "tolerance_below_zero": ("line 3", ["tolerance_absolute", "'-1'", "a number that is not negative"]),
     "tolerance_without_end": ("line 3", ["tolerance_relative", "'inf'", "a number that is not negative"]),
+    "share_of_more_than_all_cells": ("line 3", ["tolerance_cells", "'5'", "from 0 to 1"]),
+    "median_where_none_may_differ": ("line 3", ["tolerance_median", "'5'", "no cell may differ"]),
     "measure_twice": ("line 3", ["measure", "'orders'", "once"]),
     "measure_with_too_few_fields": ("line 2", ["fields"]),
     "measures_without_merge": ("", ["lacks the columns merge"]),

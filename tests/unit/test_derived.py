@@ -88,7 +88,7 @@ def test_what_a_finish_cannot_be_is_refused_with_its_line(project: Path) -> None
 def test_a_finish_beside_increments_by_hand_is_refused(project: Path) -> None:
     path = project / "seeds" / "contract_measures.csv"
     others = [line for line in path.read_text().splitlines() if not line.startswith("orders,")]
-    path.write_text("\n".join([*others, "orders,most,finish,count,0,0,Most"]) + "\n")
+    path.write_text("\n".join([*others, "orders,most,finish,count,0,0,,,Most"]) + "\n")
     contracts.load.cache_clear()
     (project / "models" / "diffs" / "orders.sql").write_text("/* By hand. */")
     with pytest.raises(LockstepError, match="Remove the file, so that all of orders is derived"):

@@ -101,7 +101,8 @@ def test_a_contract_may_be_of_such_a_table(home, tmp_path):
     contract += "on_bad_event,source_table,source_key,joined_tables,reads_domains,grain\n"
     contract += "visits,web,batch,60,60,3,2,50,hold,visits,,,,page\n"
     (tmp_path / "contracts.csv").write_text(contract)
-    measure = "domain,measure,merge,unit,tolerance_absolute,tolerance_relative,description\n"
-    (tmp_path / "contract_measures.csv").write_text(measure + "visits,spent,sum,eur(2),0,0,Spent\n")
+    measure = "domain,measure,merge,unit,tolerance_absolute,tolerance_relative,tolerance_median,tolerance_cells,"
+    measure += "description\n"
+    (tmp_path / "contract_measures.csv").write_text(measure + "visits,spent,sum,eur(2),0,0,,,Spent\n")
     loaded = load(tmp_path)["visits"]
     assert (loaded.source_key, loaded.merged[0].type) == ((), "DECIMAL(38, 2)")

@@ -217,7 +217,7 @@ def test_each_domain_gives_lists_of_the_contract(evaluator):
     assert positions["grain"] == "(driver_id)"
     assert positions["measure_names"] == "(latitude, longitude, speed_kmh, recorded_at)"
     assert positions["state"] == "(latest_at, latest_position, latitude, longitude, speed_kmh, recorded_at)"
-    assert "MEASURE('recorded_at', 'latest', 'TIMESTAMP', 172800.0, 0.0)" in positions["measures"]
+    assert "MEASURE('recorded_at', 'latest', 'TIMESTAMP', 172800.0, 0.0, 0.05)" in positions["measures"]
 
 
 # Merging: rows (latest_at, latest_position, cents, speed, seen_at), of which each macro takes what it needs.
@@ -299,6 +299,33 @@ def test_sides_are_identical_where_every_measure_is_null_included(evaluator):
 def test_two_values_are_within_tolerance_as_far_as_either_bound_allows(evaluator, rebuilt, increments, within):
     row = f"(1, 1, {rebuilt}::DOUBLE, {increments}::DOUBLE)"
     assert sides(evaluator, f"@are_within_tolerance(({SUM}, {LATEST}), r_, i_)", row) == [within]
+
+
+FEW = "measure('speed', 'latest', 'DOUBLE', 10, 0, 0.5, 4)"
+
+
+@pytest.mark.parametrize(
+    ("apart", "within"),
+    [
+        ([0, 0, 1, 2], [True, True, True, True]),
+        ([0, 1, 1, 1], [True, False, False, False]),  # three of four cells differ
+        ([0, 0, "NULL", 1], [True, True, False, True]),
+        ([0, 1, 1, "NULL"], [True, False, False, False]),  # one is missing, and so differs
+        ([0, 0, 1, 7], [True, True, True, True]),  # 4 apart at the median
+        ([0, 0, 2, 7], [True, True, False, False]),
+        ([4], [True]),  # one cell may always differ
+        ([5], [False]),
+        ([0, 0, 0, 11], [True, True, True, False]),
+    ],
+)
+def test_differences_are_within_tolerance_while_few_cells_differ_and_little_at_the_median(evaluator, apart, within):
+    rows = [f"({i}, 20.0, 20.0 + {x})" for i, x in enumerate(apart)]
+    columns = "cell, rebuild_speed, increments_speed"
+    query = f"@are_within_tolerance(({FEW}), rebuild_, increments_)"
+    assert sides(evaluator, query, *rows, columns=columns) == within
+    [(name, cells, differing, beyond, *_, is_within)] = evidence(evaluator, f"({FEW})", columns, *rows)
+    assert (name, cells, differing) == ("speed", len(apart), len([x for x in apart if x != 0]))
+    assert (beyond, is_within) == (within.count(False), all(within))
 
 
 def test_a_sum_is_within_tolerance_only_where_it_is_the_same(evaluator):

@@ -62,12 +62,12 @@ def test_the_contract_is_what_the_query_says(project: Path) -> None:
             "finish,shop,shadow,60,60,3,2,50,hold,orders,order_id,customers,,region",
         ],
         "contract_measures": [
-            'sums,orders,sum,count,0,0,"Orders, all"',
-            "sums,revenue_cents,sum,cents,0,0,Revenue cents",
-            "sums,halves,sum,amount(1),0,0,Halves",
-            "finish,last_at,finish,timestamp,0,0,The last",
-            "finish,average,finish,ratio,0,0,Average",
-            "finish,status,finish,text,0,0,Status",
+            'sums,orders,sum,count,0,0,,,"Orders, all"',
+            "sums,revenue_cents,sum,cents,0,0,,,Revenue cents",
+            "sums,halves,sum,amount(1),0,0,,,Halves",
+            "finish,last_at,finish,timestamp,0,0,,,The last",
+            "finish,average,finish,ratio,0,0,,,Average",
+            "finish,status,finish,text,0,0,,,Status",
         ],
     }
     assert [c.is_finished for c in load(project / "seeds").values()] == [False, True]

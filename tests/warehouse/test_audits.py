@@ -301,3 +301,39 @@ def test_live_equals_rebuild_at_its_cut_lets_other_models_have_other_figures(mod
     )
     models.table("hourly.orders")
     assert models.audit("verified.orders", "live_equals_rebuild_at_its_cut") == []
+
+
+POSITION = {"latitude": 57.7, "longitude": 12.0, "speed_kmh": 25.0, "recorded_at": at(8), "latest_at": at(8)}
+
+
+@pytest.mark.parametrize(
+    ("drivers", "fault", "named"),
+    [
+        pytest.param(0, {}, 0, id="none"),
+        pytest.param(2, {"latitude": 57.9, "recorded_at": at(9), "speed_kmh": 60.0}, 0, id="late-pings-of-a-few"),
+        pytest.param(3, {"latitude": 57.9}, 3, id="late-pings-of-too-many"),
+        pytest.param(2, {"longitude": 12.31}, 2, id="too-far-at-the-median"),
+        pytest.param(40, {"latitude": 58.7}, 40, id="latitude-plus-1"),
+        pytest.param(40, {"speed_kmh": 40.0}, 40, id="speed-times-1.6"),
+        pytest.param(40, {"recorded_at": at(9)}, 40, id="no-ping-since"),
+        pytest.param(40, None, 40, id="no-ping-at-all"),
+    ],
+)
+def test_tolerances_of_positions_cover_late_pings_of_a_few_drivers_and_no_fault_in_all(models, drivers, fault, named):
+    """Of 40 drivers so many are elsewhere by the increments than by the rebuild, or in them not at all."""
+
+    def rows(changed, **columns):
+        given = [POSITION | {"driver_id": n, "latest_position": n} | columns for n in range(1, 41)]
+        return [r | (changed or {}) if r["driver_id"] <= drivers else r for r in given if changed is not None]
+
+    models.table("rebuild.cut", {"domain": "vehicle_positions", "cut": MIDNIGHT[2]})
+    models.table("rebuild.vehicle_positions", *rows({}))
+    models.table("reconcile.vehicle_positions_added_up", *rows(fault))
+    models.view("reconcile.vehicle_positions_cells")
+    assert len(models.audit("reconcile.vehicle_positions_receipts", "rebuild_equals_increments")) == named
+
+    generations = [*rows(fault, cut=MIDNIGHT[1]), *rows({}, cut=MIDNIGHT[2])]
+    other = {"cut": MIDNIGHT[1], **POSITION, "driver_id": 41}, {"cut": MIDNIGHT[2], **POSITION, "driver_id": 41}
+    models.table("verified.vehicle_positions", *generations, *other)
+    models.table("hourly.vehicle_positions")
+    assert len(models.audit("verified.vehicle_positions", "live_equals_rebuild_at_its_cut")) == named

@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
 from click.testing import CliRunner
 
@@ -105,6 +106,32 @@ def test_check_exits_with_1_only_where_something_does_not_fit(seeds: Path) -> No
     code, output = run("contract", "check")
     assert code == 1
     assert "line 4: mode is 'alive'" in output
+
+
+WIDE = "degrees,0.5,0,0.3,0.05", "degrees,0.5,0,,"
+
+
+def test_check_names_a_tolerance_that_nothing_could_exceed(seeds: Path, tmp_path: Path) -> None:
+    """Judged by the published figures: all of them lie within 0.4 degrees here, and then farther apart."""
+    path = seeds / "contract_measures.csv"
+    (tmp_path / "home").mkdir()
+    with duckdb.connect(str(tmp_path / "home" / "analytics.duckdb")) as published:
+        published.execute("CREATE SCHEMA mart")
+        published.execute(
+            "CREATE TABLE mart.vehicle_positions AS SELECT driver_id, 57.5 + driver_id * 0.1 AS latitude, "
+            "12.0 + driver_id AS longitude, 0.0 AS speed_kmh, TIMESTAMP '2026-03-01' AS recorded_at "
+            "FROM range(5) AS drivers(driver_id)"
+        )
+    assert run("contract", "check")[0] == 0  # no more than a few drivers may be elsewhere
+    path.write_text(path.read_text().replace(*WIDE))
+    contracts.load.cache_clear()
+    code, output = run("contract", "check", "--json")
+    [fit] = [f for f in json.loads(output) if f["domain"] == "vehicle_positions"]
+    assert (code, fit["verdict"]) == (1, migrate.UNFIT)
+    assert fit["reason"].startswith("nothing could exceed the tolerance of latitude: ")
+    path.write_text(path.read_text().replace("degrees,0.5,0,,", "degrees,0.5,0,0.3,"))
+    contracts.load.cache_clear()
+    assert run("contract", "check")[0] == 0
 
 
 AWKWARD = (

@@ -64,18 +64,18 @@ CONTRACTS = [
     "shares,sales,live,60,60,3,2,50,hold,orders,order_id,customers,,region",
 ]
 MEASURES = [
-    "baskets,orders,sum,count,0,0,Orders",
-    "baskets,average_cents,finish,ratio,0,0,Amount of an order",
-    "baskets,buyers,finish,count,0,0,Customers with an order",
-    "baskets,largest_cents,finish,cents,0,0,The largest order",
-    "baskets,per_buyer,finish,ratio,0,0,Amount of a customer",
-    "sizes,average_quantity,finish,ratio,0,0,Units of an order",
-    "sizes,smallest_cents,finish,cents,0,0,The smallest order",
-    "sizes,many,finish,count,0,0,Units of orders of more than one",
-    "buyers,customers,finish,count,0,0,Customers with so many orders",
-    "buyers,most_cents,finish,cents,0,0,What the best of them spent",
-    "buyers,place,finish,count,0,0,Their place by that",
-    "shares,orders_per_customer,finish,ratio,0,0,Orders for each hundred customers",
+    "baskets,orders,sum,count,0,0,,,Orders",
+    "baskets,average_cents,finish,ratio,0,0,,,Amount of an order",
+    "baskets,buyers,finish,count,0,0,,,Customers with an order",
+    "baskets,largest_cents,finish,cents,0,0,,,The largest order",
+    "baskets,per_buyer,finish,ratio,0,0,,,Amount of a customer",
+    "sizes,average_quantity,finish,ratio,0,0,,,Units of an order",
+    "sizes,smallest_cents,finish,cents,0,0,,,The smallest order",
+    "sizes,many,finish,count,0,0,,,Units of orders of more than one",
+    "buyers,customers,finish,count,0,0,,,Customers with so many orders",
+    "buyers,most_cents,finish,cents,0,0,,,What the best of them spent",
+    "buyers,place,finish,count,0,0,,,Their place by that",
+    "shares,orders_per_customer,finish,ratio,0,0,,,Orders for each hundred customers",
 ]
 Figures = list[tuple[Any, ...]]
 

@@ -94,12 +94,12 @@ CONTRACTS = [
     "list_value,sales,live,60,60,3,2,50,hold,orders,order_id,customers products shipments,,category home_region",
 ]
 MEASURES = [
-    "offers,orders,sum,count,0,0,Orders",
-    "offers,units,sum,count,0,0,Units",
-    "home_orders,orders,sum,count,0,0,Orders",
-    "home_orders,revenue_cents,sum,cents,0,0,Amount",
-    "list_value,orders,sum,count,0,0,Orders",
-    "list_value,list_cents,sum,cents,0,0,Amount",
+    "offers,orders,sum,count,0,0,,,Orders",
+    "offers,units,sum,count,0,0,,,Units",
+    "home_orders,orders,sum,count,0,0,,,Orders",
+    "home_orders,revenue_cents,sum,cents,0,0,,,Amount",
+    "list_value,orders,sum,count,0,0,,,Orders",
+    "list_value,list_cents,sum,cents,0,0,,,Amount",
 ]
 FACTS = {"home_orders": "home_region, region, orders, revenue_cents AS cents"}
 FACTS["offers"] = "region, status, orders, units AS cents"

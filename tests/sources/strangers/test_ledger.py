@@ -73,7 +73,7 @@ FACTS = {
         "payers,sales,batch,60,60,3,2,50,hold,payment,payment_id,account,,name\n"
     ),
     "seeds/contract_measures.csv": "".join(
-        f"{fact},payments,sum,count,0,0,Payments\n{fact},amount,sum,eur(2),0,0,Amount\n"
+        f"{fact},payments,sum,count,0,0,,,Payments\n{fact},amount,sum,eur(2),0,0,,,Amount\n"
         for fact in ("payments", "payers")
     ),
 }

@@ -70,7 +70,7 @@ GROUP BY film.rating
 """,
     "seeds/contracts.csv": "takings,rental,batch,60,60,3,2,50,hold,payment,paid_on payment_id,film,,rating\n",
     "seeds/contract_measures.csv": (
-        "takings,payments,sum,count,0,0,Payments\ntakings,amount,sum,eur(2),0,0,What was paid\n"
+        "takings,payments,sum,count,0,0,,,Payments\ntakings,amount,sum,eur(2),0,0,,,What was paid\n"
     ),
 }
 # Of each table what the source shows, and the log's rows beside it.

@@ -65,9 +65,9 @@ SELECT
 FROM rebuild.latest_pricing GROUP BY ALL
 """
 CONTRACT = "pricing,sales,batch,60,60,3,2,50,hold,lineitem,l_orderkey l_linenumber,,,l_returnflag l_linestatus\n"
-MEASURES = """pricing,items,sum,count,0,0,Line items
-pricing,quantity,sum,eur(2),0,0,Quantity
-pricing,charge,sum,eur(6),0,0,Price with discount and tax
+MEASURES = """pricing,items,sum,count,0,0,,,Line items
+pricing,quantity,sum,eur(2),0,0,,,Quantity
+pricing,charge,sum,eur(6),0,0,,,Price with discount and tax
 """
 
 
