@@ -10,13 +10,12 @@ from lockstep.init import init
 ROOT = Path(__file__).parents[1]
 PARTS = ("audits", "linter", "macros", "materializations", "models", "seeds", "signals")
 
-# A domain whose figures are sums, and one in which the last row counts.
+# A fact whose figures are sums, and one of last rows.
 DOMAINS = ("orders", "vehicle_positions")
 _OWN = (
     "macros/rules.py",
     "seeds/order_status_rules.csv",
-    "models/diffs/vehicle_positions.sql",
-    *(f"models/rebuild/{prefix}{domain}.sql" for domain in DOMAINS for prefix in ("", "latest_")),
+    *(f"models/rebuild/{name}.sql" for name in (*DOMAINS, "latest_orders")),
     "models/dims/order_status_rules.sql",
     "models/seeds/order_status_rules.sql",
 )

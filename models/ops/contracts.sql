@@ -20,5 +20,6 @@ SELECT
   source_key::TEXT AS source_key, /* Its key */
   COALESCE(joined_tables, '')::TEXT AS joined_tables, /* Other tables that the numbers need */
   COALESCE(reads_domains, '')::TEXT AS reads_domains, /* Domains whose figures its mart joins */
-  grain::TEXT AS grain /* Columns of a cell */
+  grain::TEXT AS grain, /* Columns of a cell */
+  COALESCE(live_where, '')::TEXT AS live_where /* Condition on the rows that the live path takes; the rebuild takes all */
 FROM seeds.contracts

@@ -18,7 +18,8 @@ MODEL (
     source_key TEXT,
     joined_tables TEXT,
     reads_domains TEXT,
-    grain TEXT
+    grain TEXT,
+    live_where TEXT
   ),
   grain domain,
   description 'One row per domain: what it promises, and what is served (batch, shadow or live). ops.contracts explains the columns'

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from lockstep.errors import LockstepError
 from lockstep.kinds import MOST_DIGITS
-from lockstep.names import GENERATED
+from lockstep.names import GENERATED, LAST_BY
 from lockstep.project import project
 from lockstep.schema import TABLES
 
@@ -55,7 +55,7 @@ def type_of(unit: str) -> str | None:
 # What the stamped models call columns of their own.
 _RESERVED = frozenset(
     (
-        *("added_up", "as_of", "class", "copies", "cut", "diff", "latest_at", "latest_position"),
+        *("added_up", "as_of", "class", "copies", "cut", "diff", *LAST_BY),
         *("log_hour", "logged_at", "position", "rebuilt", "served_from"),
     )
 )
@@ -97,6 +97,7 @@ class Contract:
     ahead of the last receipt's cut while live is served. `sources`: the change log tables its numbers need, the first
     of them the one whose changes, by `source_key`, explain a divergence. `reads`: the domains whose figures its mart
     joins. `grain`: the columns of a cell. `is_promoted`: the last entry in `promotions.csv` says that it went live.
+    `live_where`: a condition on the rows that increments take, in SQL; the rebuild takes all. Empty: they do too.
     """
 
     domain: str
@@ -115,6 +116,7 @@ class Contract:
     grain: tuple[str, ...]
     all_measures: tuple[Measure, ...]
     is_promoted: bool = False
+    live_where: str = ""
 
     @property
     def mode_in_effect(self) -> str:
@@ -141,13 +143,13 @@ class Contract:
 
         `latest` measures need to know of when they are: `latest_at`, and of equal times the `latest_position`.
         """
-        order = ("latest_at", "latest_position") if self.measures("latest") else ()
+        order = LAST_BY if self.measures("latest") else ()
         return (*order, *(m.name for m in self.merged))
 
 
 CONTRACT_COLUMNS = (
     "domain owner mode horizon_minutes freshness_seconds shadow_days passes_to_return receipt_hours on_bad_event "
-    "source_table source_key joined_tables reads_domains grain"
+    "source_table source_key joined_tables reads_domains grain live_where"
 )
 PROMOTION_COLUMNS = "domain mode changed_at position evidence"
 MEASURE_COLUMNS = (
@@ -189,6 +191,9 @@ def load(seeds: Path | None = None) -> dict[str, Contract]:
         names = {m.name for m in own}
         row.check("grain", not names & set(grain), "names that no measure has")
         row.check("grain", not _RESERVED & set(grain), f"none of {', '.join(sorted(_RESERVED))}")
+        tolerant = all(m.tolerance_absolute + m.tolerance_relative > 0 for m in own if m.merge != "batch")
+        row.check("live_where", not row["live_where"] or tolerant, "nothing, as a measure has no tolerance")
+        row.check("live_where", not row["live_where"] or not is_finished, "nothing, as its measures merge by finish")
         contracts[domain] = Contract(
             domain,
             row["owner"],
@@ -206,6 +211,7 @@ def load(seeds: Path | None = None) -> dict[str, Contract]:
             grain,
             own,
             promotions.get(domain) == "live",
+            row["live_where"],
         )
         lines.append(row)
     for _, row in measures:

@@ -1,8 +1,8 @@
 """Domains whose increments are derived from their one query, `models/rebuild/<domain>.sql`.
 
-A domain with a file of its own in `models/diffs` is not derived, nor one with measures that depend on an order. Where
-all measures are sums the increments are those of the domain's own cells. Else they are those of the cells that its
-query is compiled to, and the figures come out of the finish, a query over these cells.
+A domain with a file of its own in `models/diffs` is not derived. Where measures are sums and extremes, or those of the
+last row of a group, the increments are those of the domain's own cells. Else they are those of the cells that its query
+is compiled to, and the figures come out of the finish, a query over these cells.
 """
 
 from __future__ import annotations
@@ -15,17 +15,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sqlglot import exp
+from sqlglot import exp, parse_one
+from sqlglot.errors import SqlglotError
 
 from lockstep.contracts import Contract, Measure, load, type_of
 from lockstep.derive import Catalog, Core, Derivation, Refused, SignedRows, Table, as_core, derive, require_rows
 from lockstep.derive.catalog import Types, table_of
 from lockstep.errors import LockstepError
-from lockstep.names import EXTRA
+from lockstep.names import EXTRA, GENERATED_COLUMNS
 from lockstep.project import digest, project
 from lockstep.schema import TABLES
 
 ALL_CELLS = "__cells"  # the table that the sets of a finish read: it is replaced by the domain's cells
+_DERIVED = ({"sum", "max", "min"}, {"finish"}, {"latest"})  # how the measures of one fact may merge
 _TIMES = ("start_", "end_", "execution_", "latest_")  # SQLMesh's variables for the interval that it computes
 _VALID = ("valid_from_at", "valid_to_at")  # with the first in its grain, a static table has one row for any time
 
@@ -34,8 +36,13 @@ def derived_domains() -> list[Contract]:
     """The contracts of the domains whose increments are derived. Raises LockstepError if one cannot but must be."""
     found = [contract for contract in load().values() if is_derived(contract)]
     for contract in load().values():
+        domain = contract.domain
+        if contract.live_where and contract not in found:
+            raise LockstepError(
+                f"models/diffs/{domain}.sql is written by hand, and knows nothing of the live_where in its contract. "
+                "Write the condition into the file and clear live_where, or remove the file."
+            )
         if contract.is_finished and contract not in found:
-            domain = contract.domain
             raise LockstepError(
                 f"models/diffs/{domain}.sql is written by hand, but {domain} has measures that merge by finish, and "
                 f"the cells that these are computed from are derived. Remove the file, so that all of {domain} is "
@@ -52,7 +59,7 @@ def is_derived(contract: Contract) -> bool:
     return (
         not (models / "diffs" / f"{contract.domain}.sql").exists()
         and (models / "rebuild" / f"{contract.domain}.sql").exists()
-        and all(m.merge in ("sum", "finish") for m in contract.merged)
+        and any({m.merge for m in contract.merged} <= kind for kind in _DERIVED)
     )
 
 
@@ -95,8 +102,10 @@ def rows_of(contract: Contract) -> SignedRows:
     place = project(), digest_of_models(), tuple(TABLES.values()), contract.domain
     if contract.is_finished:
         rows = _finished(*place)[2]
+    elif contract.measures("latest"):
+        rows = _last_of(*place, contract.grain, contract.live_where)
     else:
-        rows = _rows_of(*place, tuple((m.name, m.type) for m in contract.merged))
+        rows = _rows_of(*place, tuple((m.name, m.type, m.merge) for m in contract.merged), contract.live_where)
     if missing := [table for table in rows.tables if table not in contract.sources]:
         raise LockstepError(
             f"models/rebuild/{contract.domain}.sql reads source.{missing[0]}, which its contract does not name. Add "
@@ -155,12 +164,28 @@ def digest_of_models() -> str:
 
 @functools.lru_cache(maxsize=64)  # many models of a domain are stamped from one
 def _rows_of(
-    root: Path, _models: str, _tables: tuple[object, ...], domain: str, measures: tuple[tuple[str, str], ...]
+    root: Path,
+    _models: str,
+    _tables: tuple[object, ...],
+    domain: str,
+    measures: tuple[tuple[str, str, str], ...],
+    live_where: str,
 ) -> SignedRows:
     path = root / "models" / "rebuild" / f"{domain}.sql"
     with _naming(path, root, f"Or write models/diffs/{domain}.sql by hand."):
-        query = _over_tables(_query(path))
-        return SignedRows(query, _catalog(query), dict(measures))
+        query = _over_tables(_query(path, live_where))
+        extremes = {name: merge.upper() for name, _, merge in measures if merge != "sum"}
+        return SignedRows(query, _catalog(query), {name: kind for name, kind, _ in measures}, extremes)
+
+
+@functools.lru_cache(maxsize=64)
+def _last_of(
+    root: Path, _models: str, _tables: tuple[object, ...], domain: str, grain: tuple[str, ...], live_where: str
+) -> SignedRows:
+    path = root / "models" / "rebuild" / f"{domain}.sql"
+    with _naming(path, root, f"Or write models/diffs/{domain}.sql by hand."):
+        query = _over_tables(_query(path, live_where))
+        return SignedRows.of_last(query, _catalog(query, of_changes=True), grain)
 
 
 _Finished = tuple[Derivation, list[Core], SignedRows]
@@ -236,13 +261,21 @@ def _view(name: str) -> exp.Query | None:
     return None if all(not n.startswith("source.") and _view(n) is None for n in read) else query
 
 
-def _catalog(query: exp.Query) -> Catalog:
-    """The tables of the log, and what else the query reads, which never changes."""
+def _catalog(query: exp.Query, *, of_changes: bool = False) -> Catalog:
+    """The tables of the log, and what else the query reads, which never changes.
+
+    `of_changes`: those that are append-only have what `source` says of the change that added a row.
+    """
+    added = dict(zip(GENERATED_COLUMNS, ("BIGINT", "TIMESTAMP", "TEXT"), strict=True)) if of_changes else {}
     catalog = {
         f"source.{table.name}": Table(
-            {**{c.name: c.kind.duckdb for c in table.columns}, EXTRA: "TEXT"},
+            {
+                **{c.name: c.kind.duckdb for c in table.columns},
+                EXTRA: "TEXT",
+                **(added if table.is_append_only else {}),
+            },
             table.key,
-            frozenset(c.name for c in table.columns if not c.nullable),
+            frozenset([*(c.name for c in table.columns if not c.nullable), *added]),
             is_append_only=table.is_append_only,
         )
         for table in TABLES.values()
@@ -258,11 +291,14 @@ def _catalog(query: exp.Query) -> Catalog:
     return catalog
 
 
-def _query(path: Path) -> exp.Query:
-    """The query of a model with its macros expanded. Raises Refused if it depends on when it runs."""
+def _query(path: Path, where: str = "") -> exp.Query:
+    """The query of a model, on the rows that meet `where`, with macros expanded.
+
+    Raises Refused if it depends on when it runs.
+    """
     from sqlmesh.core.dialect import MacroVar
 
-    model = _load(path)
+    model = _load(path, where)
     for variable in model.query.find_all(MacroVar):
         if variable.name.lower().startswith(_TIMES):
             raise Refused(f"@{variable.name}", variable, "What a row counts as cannot depend on when it is computed.")
@@ -279,16 +315,27 @@ def _is_view(path: Path) -> bool:
     return kinds in ([], ["VIEW"])  # a model is a view unless it says otherwise
 
 
-def _load(path: Path) -> Any:
-    """A model of the project as it is written, with its macros."""
+def _load(path: Path, where: str = "") -> Any:
+    """A model of the project as it is written, with its macros; `where` is one more condition on the rows it reads."""
     from sqlmesh.core.model import load_sql_based_model
 
     parsed = _parsed(path)
-    head = parsed[0]  # its signals are not in the registry either, and say nothing about the query
-    head.set("expressions", [p for p in head.expressions if p.name.lower() != "signals"])
+    if where:
+        parsed = [_where(part, where) if isinstance(part, exp.Query) else part for part in parsed]
+    head = parsed[0]  # signals and audits of the project are not in the registry either, and say nothing of the query
+    head.set("expressions", [p for p in head.expressions if p.name.lower() not in ("signals", "audits")])
     return load_sql_based_model(
         parsed, path=path, module_path=project(), dialect="duckdb", macros=_macros(), default_catalog=None
     )
+
+
+def _where(query: exp.Query, condition: str) -> exp.Query:
+    try:
+        if not isinstance(query, exp.Select):
+            raise Refused("The contract's live_where, of a UNION", query, "Put the UNION into a view, and read that.")
+        return query.where(exp.paren(parse_one(condition, dialect="duckdb")))
+    except SqlglotError:
+        raise Refused(f"The contract's live_where, {condition}", None, "Write one condition in SQL.") from None
 
 
 def _parsed(path: Path) -> Any:

@@ -437,10 +437,13 @@ class _Diagnosis:
         if not self._row:
             return []
         columns = _list(dict.fromkeys((*self._row, *self._contract.grain, *self._contract.state)))
-        latest = f"SELECT {columns} FROM {self._latest}"
+        latest, increments = f"SELECT {columns} FROM {self._latest}", f"SELECT {columns} FROM {self._diffs} AS diffs"
         if not self._are_sums:
             latest += f" WHERE latest_position IN (SELECT latest_position FROM {self._diffs})"
-        apart = self._apart(self._row, f"SELECT {columns} FROM {self._diffs} WHERE logged_at < ?", latest)
+        if not self._are_sums and self._row == self._contract.grain:  # cells: those whose row was left out are late
+            same_cell = " AND ".join(f"diffs.{g} IS NOT DISTINCT FROM taken.{g}" for g in self._row)
+            increments += f" SEMI JOIN ({latest}) AS taken ON {same_cell}"
+        apart = self._apart(self._row, f"{increments} WHERE logged_at < ?", latest)
         found = self._rows(f"{apart} ORDER BY {_list(self._row)} LIMIT {2 * self._limit}", self.cut)
         findings = []
         for values in dict.fromkeys(tuple(r[c] for c in self._row) for r in found):
@@ -460,22 +463,23 @@ class _Diagnosis:
         grain = self._contract.grain
         same_cell = " AND ".join(f"cells.{g} IS NOT DISTINCT FROM latest.{g}" for g in grain)
         found = self._rows(
-            f"""SELECT cells.class, {_list(f"latest.{c}" for c in dict.fromkeys((*self._row, *grain)))}, latest_position
+            f"""SELECT cells.class, {_list(f"latest.{c}" for c in grain)}, latest_position
             FROM {self._cells} AS cells JOIN {self._latest} AS latest ON {same_cell}
             WHERE class <> 'identical'
             QUALIFY ROW_NUMBER() OVER (
                 PARTITION BY {_list(f"cells.{g}" for g in grain)} ORDER BY latest_at DESC, latest_position DESC
             ) = 1 AND latest_position NOT IN (SELECT latest_position FROM {self._diffs})
-            ORDER BY class = 'tolerated', {_list(f"latest.{c}" for c in self._row)} LIMIT {self._limit}"""
+            ORDER BY class = 'tolerated', {_list(f"latest.{g}" for g in grain)} LIMIT {self._limit}"""
         )
         findings = []
+        names = self._contract.source_key
         for late in found:
             [event] = self._events("position = ?", late["latest_position"])
-            values = tuple(late[c] for c in self._row)
+            values = tuple(event["after"].get(name) for name in names)
             kind = LATE_TOLERATED if late["class"] == "tolerated" else LATE_BEYOND
             cell = _named(grain, [late[g] for g in grain])
-            where = f"{_named(self._row, values)} of {cell}, committed at {event['committed_at']}"
-            findings.append(Finding(kind, where, _plain(values), [event]))
+            where = f"{_named(names, values) or 'a row'} of {cell}, committed at {event['committed_at']}"
+            findings.append(Finding(kind, where, _plain(values) if values else None, [event]))
         return findings
 
     @property

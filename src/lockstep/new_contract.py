@@ -69,6 +69,7 @@ def propose(fact: str, owner: str, mode: str, horizon_minutes: int, freshness_se
         "joined_tables": " ".join(joined),
         "reads_domains": "",
         "grain": " ".join(figures.grain),
+        "live_where": "",
     }
     measures = [
         {

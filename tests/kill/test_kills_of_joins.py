@@ -35,7 +35,7 @@ SELECT
 FROM source.orders AS orders LEFT JOIN source.customers AS customers ON customers.customer_id = orders.customer_id
 GROUP BY ALL
 """
-CONTRACT = "home_orders,sales,live,60,60,3,2,50,hold,orders,order_id,customers,,home_region region"
+CONTRACT = "home_orders,sales,live,60,60,3,2,50,hold,orders,order_id,customers,,home_region region,"
 MEASURES = ["home_orders,orders,sum,count,0,0,,,Orders", "home_orders,revenue_cents,sum,cents,0,0,,,Amount"]
 COLUMNS = "home_region, region, orders, revenue_cents"
 

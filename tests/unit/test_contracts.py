@@ -40,6 +40,8 @@ MEASURES = {
     "measure_of_unknown_domain": ("line 4", ["domain", "'parcels'", "contracts.csv"]),
 }
 CONTRACTS = {
+    "condition_beside_a_finish": ("line 2", ["live_where", "'quantity > 0'", "merge by finish"]),
+    "condition_without_a_tolerance": ("line 2", ["live_where", "'quantity > 0'", "has no tolerance"]),
     "contracts_missing": ("", ["missing", "restore"]),
     "contracts_without_grain": ("", ["lacks the columns grain"]),
     "contract_with_too_many_fields": ("line 2", ["fields"]),

@@ -10,8 +10,9 @@ import pytest
 
 from lockstep import contracts
 from lockstep.contracts import Contract
-from lockstep.derived import derived_domains, finish_of, rows_of
+from lockstep.derived import derived_domains, finish_of, is_derived, rows_of
 from lockstep.errors import LockstepError
+from lockstep.loader import import_macros
 from projects import project_of_two_domains
 
 ROWS = """/* Orders. */
@@ -37,12 +38,85 @@ def diffs(project: Path, rows: str) -> str:
     return rows_of(contracts.load()["orders"]).all().sql("duckdb")
 
 
-def test_domains_of_sums_are_derived_that_have_no_file_of_their_own(project: Path) -> None:
-    assert [c.domain for c in derived_domains()] == ["orders"]
-    (project / "models" / "diffs" / "vehicle_positions.sql").unlink()
-    assert [c.domain for c in derived_domains()] == ["orders"], "the last row that counts is no sum"
+def test_domains_of_sums_and_of_last_rows_are_derived_that_have_no_file_of_their_own(project: Path) -> None:
+    assert [c.domain for c in derived_domains()] == ["vehicle_positions", "orders"]
     (project / "models" / "diffs" / "orders.sql").write_text("/* By hand. */")
-    assert derived_domains() == []
+    assert [c.domain for c in derived_domains()] == ["vehicle_positions"]
+
+
+def test_a_condition_of_the_live_path_that_a_file_by_hand_would_not_know_is_refused(project: Path) -> None:
+    (project / "models" / "diffs" / "vehicle_positions.sql").write_text("/* By hand. */")
+    with pytest.raises(LockstepError, match="written by hand, and knows nothing of the live_where"):
+        derived_domains()
+
+
+POSITIONS = """/* Positions. */
+MODEL (name rebuild.vehicle_positions, kind FULL, grain driver_id);
+SELECT
+  driver_id::BIGINT AS driver_id, {at} AS latest_at, {position} AS latest_position, latitude, longitude, speed_kmh,
+  recorded_at
+FROM {source} AS pings
+QUALIFY ROW_NUMBER() OVER (PARTITION BY {key} ORDER BY {order}) = {number}
+"""
+WRITTEN = {
+    "at": "LEAST(recorded_at, _committed_at)::TIMESTAMP",
+    "position": "_position::BIGINT",
+    "source": "source.gps_pings",
+    "key": "driver_id",
+    "order": "latest_at DESC, latest_position DESC",
+    "number": "1",
+}
+
+
+def last(project: Path, **parts: str) -> str:
+    import_macros()
+    path = project / "models" / "rebuild" / "vehicle_positions.sql"
+    path.write_text(POSITIONS.format(**{**WRITTEN, **parts}))
+    return rows_of(contracts.load()["vehicle_positions"]).all().sql("duckdb")
+
+
+def test_the_last_row_of_a_group_is_derived_with_the_condition_of_the_live_path(project: Path) -> None:
+    found = last(project)
+    assert 'FROM changes."gps_pings"' in found and "ROW_NUMBER" not in found
+    assert "\"_op\" = 'r'" in found and "INTERVAL '3' MINUTE" in found
+    assert last(project, order="LEAST(recorded_at, _committed_at) DESC, _position DESC") == found
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        ({"key": "ping_id"}, "Another choice of rows"),
+        ({"key": "driver_id, ping_id"}, "Another choice of rows"),
+        ({"order": "latest_at, latest_position DESC"}, "Another choice of rows"),
+        ({"order": "latest_at DESC"}, "Another choice of rows"),
+        ({"order": "latest_at DESC NULLS FIRST, latest_position DESC"}, "Another choice of rows"),
+        ({"order": "recorded_at DESC, latest_position DESC"}, "Another choice of rows"),  # not by what is merged by
+        ({"number": "2"}, "Another choice of rows"),
+        ({"position": "ping_id::BIGINT"}, "latest_position is not the row's _position"),
+        ({"position": "-_position"}, "latest_position is not the row's _position"),
+        ({"at": "NULLIF(recorded_at, _committed_at)"}, "latest_at may be NULL"),
+        ({"at": "extra::TIMESTAMP"}, "latest_at is cast from VARCHAR"),
+        ({"source": "(SELECT o.*, _position, _committed_at FROM source.orders AS o)"}, "_position"),
+    ],
+)
+def test_what_is_not_the_last_row_of_a_group_is_refused(project: Path, parts: dict[str, str], said: str) -> None:
+    with pytest.raises(LockstepError, match=f"models/rebuild/vehicle_positions.sql: .*{said}"):
+        last(project, **parts)
+
+
+def test_extremes_of_a_table_that_only_grows_are_derived_beside_sums(project: Path) -> None:
+    import_macros()
+    (project / "models" / "rebuild" / "vehicle_positions.sql").write_text(
+        "/* Speeds. */ MODEL (name rebuild.vehicle_positions, kind FULL, grain driver_id); SELECT driver_id, "
+        "COUNT(*) AS pings, MAX(speed_kmh)::DOUBLE AS top_kmh FROM source.gps_pings WHERE speed_kmh < 200 GROUP BY 1"
+    )
+    pings = contracts.Measure("pings", "sum", "count", 0, 0, "")
+    top = contracts.Measure("top_kmh", "max", "km/h", 0, 0, "")
+    contract = replace(contracts.load()["vehicle_positions"], all_measures=(pings, top), live_where="")
+    assert is_derived(contract)
+    assert rows_of(contract).columns == {"driver_id": None, "pings": "BIGINT", "top_kmh": "DOUBLE"}
+    with pytest.raises(LockstepError, match="is no MIN"):
+        rows_of(replace(contract, all_measures=(pings, replace(top, merge="min"))))
 
 
 FINISHED = """/* Orders. */
@@ -94,7 +168,7 @@ def test_a_finish_beside_increments_by_hand_is_refused(project: Path) -> None:
     with pytest.raises(LockstepError, match="Remove the file, so that all of orders is derived"):
         derived_domains()
     (project / "models" / "diffs" / "orders.sql").unlink()
-    assert [c.domain for c in derived_domains()] == ["orders"]
+    assert [c.domain for c in derived_domains()] == ["vehicle_positions", "orders"]
 
 
 def test_views_are_inlined_and_views_over_seeds_joined(project: Path) -> None:

@@ -98,8 +98,8 @@ def test_another_database_says_where_in_its_log_a_row_is(home):
 
 def test_a_contract_may_be_of_such_a_table(home, tmp_path):
     contract = "domain,owner,mode,horizon_minutes,freshness_seconds,shadow_days,passes_to_return,receipt_hours,"
-    contract += "on_bad_event,source_table,source_key,joined_tables,reads_domains,grain\n"
-    contract += "visits,web,batch,60,60,3,2,50,hold,visits,,,,page\n"
+    contract += "on_bad_event,source_table,source_key,joined_tables,reads_domains,grain,live_where\n"
+    contract += "visits,web,batch,60,60,3,2,50,hold,visits,,,,page,\n"
     (tmp_path / "contracts.csv").write_text(contract)
     measure = "domain,measure,merge,unit,tolerance_absolute,tolerance_relative,tolerance_median,tolerance_cells,"
     measure += "description\n"

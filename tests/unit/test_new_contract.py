@@ -58,8 +58,8 @@ def test_the_contract_is_what_the_query_says(project: Path) -> None:
     assert json.loads(done.stdout)["because"] == 'line 4: MAX("orders"."ordered_at") is no sum'
     assert rows(project) == {
         "contracts": [
-            "sums,shop,batch,60,30,3,2,50,hold,orders,order_id,,,region customer_id",
-            "finish,shop,shadow,60,60,3,2,50,hold,orders,order_id,customers,,region",
+            "sums,shop,batch,60,30,3,2,50,hold,orders,order_id,,,region customer_id,",
+            "finish,shop,shadow,60,60,3,2,50,hold,orders,order_id,customers,,region,",
         ],
         "contract_measures": [
             'sums,orders,sum,count,0,0,,,"Orders, all"',

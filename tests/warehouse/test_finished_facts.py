@@ -58,10 +58,10 @@ MODELS = {
     for fact, query in QUERIES.items()
 }
 CONTRACTS = [
-    "baskets,sales,live,60,60,3,2,50,hold,orders,order_id,customers,,home_region",
-    "sizes,sales,live,60,60,3,2,50,hold,orders,order_id,,,region status",
-    "buyers,sales,live,60,60,3,2,50,hold,orders,order_id,,,orders",
-    "shares,sales,live,60,60,3,2,50,hold,orders,order_id,customers,,region",
+    "baskets,sales,live,60,60,3,2,50,hold,orders,order_id,customers,,home_region,",
+    "sizes,sales,live,60,60,3,2,50,hold,orders,order_id,,,region status,",
+    "buyers,sales,live,60,60,3,2,50,hold,orders,order_id,,,orders,",
+    "shares,sales,live,60,60,3,2,50,hold,orders,order_id,customers,,region,",
 ]
 MEASURES = [
     "baskets,orders,sum,count,0,0,,,Orders",

@@ -89,9 +89,9 @@ FROM source.orders AS orders CROSS JOIN source.drivers AS drivers GROUP BY 1, 2
 """,
 }
 CONTRACTS = [
-    "offers,sales,live,60,60,3,2,50,hold,orders,order_id,drivers,,region status",
-    "home_orders,sales,live,60,60,3,2,50,hold,orders,order_id,customers,,home_region region",
-    "list_value,sales,live,60,60,3,2,50,hold,orders,order_id,customers products shipments,,category home_region",
+    "offers,sales,live,60,60,3,2,50,hold,orders,order_id,drivers,,region status,",
+    "home_orders,sales,live,60,60,3,2,50,hold,orders,order_id,customers,,home_region region,",
+    "list_value,sales,live,60,60,3,2,50,hold,orders,order_id,customers products shipments,,category home_region,",
 ]
 MEASURES = [
     "offers,orders,sum,count,0,0,,,Orders",

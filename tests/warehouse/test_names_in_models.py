@@ -26,7 +26,7 @@ SOURCES = {
 }
 
 SEEDS = {
-    "contracts": "lines,shop,batch,60,60,3,2,50,hold,order,Order Id,t_2_words,,position\n",
+    "contracts": "lines,shop,batch,60,60,3,2,50,hold,order,Order Id,t_2_words,,position,\n",
     "contract_measures": "lines,lines,sum,count,0,0,,,Lines\n",
 }
 

@@ -14,13 +14,14 @@ of Gupta, Mumick and Subrahmanian, SIGMOD 1993).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from sqlglot import exp
 
 from lockstep.derive.catalog import Catalog, Types, table_of
 from lockstep.derive.cores import ROWS, Core
+from lockstep.derive.last import require_last, rows_of_last
 from lockstep.derive.normal import normal
 from lockstep.derive.products import Flattener, Product, tried
 from lockstep.derive.refusals import NotLinear, Refused
@@ -52,13 +53,27 @@ class SignedRows:
     The query reads tables of the catalog that change, named `source.<table>`, and static ones. `measures`, names and
     DuckDB types, are multiplied by the weight, so that sums of them over changes are sums over rows. Casts become
     TRY_CAST: old images that cannot be cast would stop their hour for ever. Raises Refused, with what to write instead.
+
+    `extremes` maps measures to MAX or MIN. They are not multiplied, and are NULL in a deleted row: the extreme of a
+    union is the extreme of the extremes of its parts, over insertions and not over deletions (Palpanas et al., VLDB
+    2002). So the one table that changes must be append-only.
     """
 
-    def __init__(self, query: exp.Query, catalog: Catalog, measures: Mapping[str, str]) -> None:
+    _is_insert_only = False  # whether only inserted rows count
+    _extremes: Mapping[str, str] = {}
+
+    def __init__(
+        self,
+        query: exp.Query,
+        catalog: Catalog,
+        measures: Mapping[str, str],
+        extremes: Mapping[str, str] | None = None,
+    ) -> None:
         if query.is_star:
             raise Refused("*", query, "Name the columns.")
         types = Types(catalog)
-        grouped = ungrouped(query)
+        self._extremes = extremes or {}
+        grouped = ungrouped(query, self._extremes)
         if query.args.get("group"):
             written = query.sql("duckdb")
             types.of_query(written, has_lines=False)  # or else DuckDB says what is wrong with it
@@ -77,11 +92,38 @@ class SignedRows:
         try:
             self._products = Flattener(catalog, types).query(normal(query, catalog, types), "")
         except NotLinear as e:
-            raise Refused(re.sub(rf" AS {PREFIX}t\d+|\b{PREFIX}t\d+\.", "", str(e)), None, _LINEAR) from None
+            raise Refused(_shown(str(e)), None, _LINEAR) from None
         self._require_moving()
         self._require_a_count()
         for product in self._products:
             self._require_exact(product, types, grouped.casts)
+            if self._extremes:
+                self._require_insert_only(product)
+
+    @classmethod
+    def of_last(cls, query: exp.Query, catalog: Catalog, grain: Sequence[str]) -> SignedRows:
+        """The rows of which a query keeps the last of each group. None of them is ever deleted.
+
+        The tables of `catalog` that are append-only have `GENERATED_COLUMNS`. Raises Refused.
+        """
+        types = Types(catalog)
+        types.of_query(query.sql("duckdb"), has_lines=False)
+        rows = rows_of_last(query, grain, types)
+        require_rows(rows, of_changes=True)
+        found = cls.__new__(cls)
+        found._query = rows
+        found._columns = [(s.alias_or_name, s.comments or []) for s in rows.selects]
+        found._catalog = catalog
+        found._measures = {}
+        found._is_insert_only = True
+        try:
+            found._products = Flattener(catalog, types).query(normal(rows, catalog, types), "")
+        except NotLinear as e:
+            raise Refused(_shown(str(e)), None, _LINEAR) from None
+        found._require_moving()
+        for product in found._products:
+            require_last(product, catalog, types)
+        return found
 
     @classmethod
     def of_cells(cls, cores: Sequence[Core], catalog: Catalog) -> SignedRows:
@@ -151,14 +193,15 @@ class SignedRows:
         for number, product in enumerate(self._products):
             apart.setdefault(tuple(found[number] for found in constant), []).append(product)
         for products in apart.values():
-            if not any(all(_is_a_count(p.columns.get(("", m))) for p in products) for m in self._measures):
+            sums = [m for m in self._measures if m not in self._extremes]
+            if not any(all(_is_a_count(p.columns.get(("", m))) for p in products) for m in sums):
                 raise Refused(
                     "No measure counts the rows", self._query, "Add COUNT(*): cells whose sums are 0 would be lost."
                 )
 
     def _require_exact(self, product: Product, types: Types, casts: Mapping[str, Sequence[str]]) -> None:
         """Refuse a measure that its type or a cast of the sum rounds: rows are added up as they are."""
-        names = [name.lower() for name in self._names if name.lower() in self._measures]
+        names = [n.lower() for n in self._names if n.lower() in self._measures and n.lower() not in self._extremes]
         kinds = types.of(product.all_tables(), [product.columns["", name] for name in names])
         for name, kind in zip(names, kinds, strict=True):
             for to in (self._measures[name], *casts.get(name, ())):
@@ -168,6 +211,16 @@ class SignedRows:
                         product.columns["", name],
                         "Cast what is added up, or give the measure another unit in seeds/contract_measures.csv.",
                     )
+
+    def _require_insert_only(self, product: Product) -> None:
+        """Refuse extremes of rows that can be deleted."""
+        moving = [name for _, name in self._moving(product)]
+        named = f"{' and '.join(sorted(set(self._extremes.values())))} merged by the hour"
+        for name in moving:
+            if not self._catalog[name].is_append_only:
+                raise Refused(f"{named}, of {name}, whose rows can be deleted", None, _DELETED)
+        if len(moving) != 1 or product.sign < 0:
+            raise Refused(f"{named}, of a join", None, _DELETED)
 
     @property
     def is_join(self) -> bool:
@@ -184,9 +237,33 @@ class SignedRows:
 
         Of a join these are all pairs of changes that ever fitted each other; `new` gives the latest of them for less.
         """
+        relation = self._inserted if self._is_insert_only else None
         return self._rows(
-            _part(product, self._names, [(alias, table, (SIGNED,)) for alias, table in self._moving(product)])
+            _part(product, self._names, [(alias, table, (SIGNED,)) for alias, table in self._moving(product)], relation)
             for product in self._products
+        )
+
+    def _inserted(self, table: str, _: Sequence[str], columns: Sequence[str]) -> exp.Query:
+        """The inserted rows of an append-only table, over `changes.<table>`: half of its signed rows, for less.
+
+        Whether a change has an image is asked of a column that no image has NULL, so that a scan need not read all.
+        """
+        known = self._catalog[table]
+        after = exp.column("after")
+        filled = [c for c in known.columns if not known.is_nullable(c) and c not in GENERATED_COLUMNS][:1]
+        image = _field(after, filled[0]) if filled else after
+        values = [
+            (exp.column(name.removeprefix("_")) if name in GENERATED_COLUMNS else _field(after, name)).as_(
+                name, quoted=True
+            )
+            for name in columns
+        ]
+        carried = [exp.column(name.removeprefix(PREFIX)).as_(name) for name in (_POSITION, _LOGGED_AT)]
+        changes = exp.table_(exp.to_identifier(_name(table), quoted=True), db="changes")
+        return (
+            exp.select(*values, *carried, exp.Literal.number(1).as_(_WEIGHT))
+            .from_(changes)
+            .where(image.is_(exp.null()).not_())
         )
 
     def new(self) -> exp.Select:
@@ -219,11 +296,14 @@ class SignedRows:
         for name, comments in self._columns:
             value: exp.Expr = exp.column(exp.to_identifier(name, quoted=True))
             kind = self._measures.get(name.lower())
-            if kind:
+            if kind and name.lower() in self._extremes:
+                comes = exp.If(this=exp.column(_WEIGHT).eq(1), true=exp.cast(value, kind, dialect="duckdb"))
+                value = exp.cast(exp.Case(ifs=[comes]), kind, dialect="duckdb")
+            elif kind:
                 signed = exp.Mul(this=exp.column(_WEIGHT), expression=exp.cast(value, kind, dialect="duckdb"))
                 value = exp.cast(signed, kind, dialect="duckdb")
             column = value.as_(name, quoted=True)
-            said = [f"{c.strip()}, signed" if kind else c for c in comments]
+            said = [f"{c.strip()}, signed" if kind and name.lower() not in self._extremes else c for c in comments]
             column.add_comments(said)
             found = found.select(column, copy=False)
         first, *others = parts
@@ -249,13 +329,23 @@ def _said(expression: exp.Expr) -> str:
     return re.sub(rf"\b{PREFIX}t\d+\.", "", expression.sql("duckdb"))
 
 
+_DELETED = "Declare the one table that changes append-only, or let the measures merge by finish."
 _LINEAR = (
     "A row must depend on rows that it names: JOIN tables ON columns; LEFT JOIN, IN and EXISTS by the whole key of the "
     "other. Group in the fact's own query."
 )
 
 
-def _part(product: Product, names: Sequence[str], factors: Sequence[_Factor]) -> exp.Select:
+def _field(image: exp.Expr, name: str) -> exp.Expr:
+    return exp.func("STRUCT_EXTRACT", image.copy(), exp.Literal.string(name), dialect="duckdb")
+
+
+def _part(
+    product: Product,
+    names: Sequence[str],
+    factors: Sequence[_Factor],
+    relation_of: Callable[[str, Sequence[str], Sequence[str]], exp.Query] | None = None,
+) -> exp.Select:
     """The signed rows of a product over these relations of the tables that change."""
     product = product.tried()
     values = [tried(product.columns["", name.lower()]) for name in names]
@@ -271,7 +361,7 @@ def _part(product: Product, names: Sequence[str], factors: Sequence[_Factor]) ->
     relations: dict[str, exp.Expr] = {a: table_of(name).as_(a, table=True) for a, name in product.tables}
     for alias, table, schemas in factors:
         columns = [column for of, column in sorted(read) if of == alias]
-        relations[alias] = _relation(table, schemas, columns).subquery(alias)
+        relations[alias] = (relation_of or _relation)(table, schemas, columns).subquery(alias)
     query = exp.select(
         *(value.as_(name, quoted=True) for name, value in zip(names, values, strict=True)),
         *(carried[name].as_(name) for name in _CARRIED),
@@ -338,12 +428,20 @@ def _carried(column: str, name: str, description: str) -> exp.Expr:
     return found
 
 
+def _shown(text: str) -> str:
+    """A text without generated aliases."""
+    return re.sub(rf" AS {PREFIX}t\d+|\b{PREFIX}t\d+\.", "", text)
+
+
 def _name(table: str) -> str:
     return table.partition(".")[2]
 
 
-def require_rows(query: exp.Query) -> None:
-    """Refuse by name, and with its line, what makes a row depend on all the others: in a query, or a view in it."""
+def require_rows(query: exp.Query, *, of_changes: bool = False) -> None:
+    """Refuse by name, and with its line, what makes a row depend on all the others: in a query, or a view in it.
+
+    `of_changes`: whether it may read columns of the change that added a row. It may if rows are never deleted.
+    """
     for node in query.walk():
         if isinstance(node, exp.Select):
             for clause in _GROUPED:
@@ -355,7 +453,7 @@ def require_rows(query: exp.Query) -> None:
                     )
         elif isinstance(node, exp.SetOperation) and (type(node) is not exp.Union or node.args.get("distinct")):
             raise Refused(f"{node.key.upper()} of rows that change", node, "Only UNION ALL adds up.")
-        elif isinstance(node, exp.Column) and node.name.lower() in GENERATED_COLUMNS:
+        elif isinstance(node, exp.Column) and node.name.lower() in GENERATED_COLUMNS and not of_changes:
             raise Refused(
                 f"{node.name}, which is of the change and not of the row", node, "What takes the row away has another."
             )

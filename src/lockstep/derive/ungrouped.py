@@ -22,6 +22,7 @@ class Ungrouped:
     """What a grouped query adds up.
 
     `rows` has a row per row of its source, under its names. `casts`: by name, the types that its sums are cast to.
+    Of a MAX or MIN a row has its own value, with the casts: they keep the order, so they can be applied first.
     `by_number` is the query itself, grouped by the numbers of its keys.
     """
 
@@ -30,15 +31,20 @@ class Ungrouped:
     by_number: exp.Query
 
 
-def ungrouped(query: exp.Query) -> Ungrouped:
-    """Take a grouped query apart; one without GROUP BY stays as it is. Raises Refused."""
+def ungrouped(query: exp.Query, extremes: Mapping[str, str]) -> Ungrouped:
+    """Take a grouped query apart; one without GROUP BY stays as it is. Raises Refused.
+
+    `extremes` maps the names of some measures to MAX or MIN. All others must be sums.
+    """
     if not isinstance(query, exp.Select) or not query.args.get("group"):
         return Ungrouped(query, {}, query)
     rows, by_number = query.copy(), query.copy()
     keys, casts = [], {}
     for number, item in enumerate(list(rows.selects), start=1):
         value = item.unalias()
-        if any(own(value, exp.AggFunc)):
+        if item.alias_or_name.lower() in extremes:
+            _own_value(value, extremes[item.alias_or_name.lower()])
+        elif any(own(value, exp.AggFunc)):
             casts[item.alias_or_name.lower()] = [c.to.sql("duckdb") for c in _casts(value)]
             value.replace(_summand(value))
         else:
@@ -48,6 +54,21 @@ def ungrouped(query: exp.Query) -> Ungrouped:
         by_number.args["group"].set("expressions", [exp.Literal.number(number) for number in numbers])
     rows.set("group", None)
     return Ungrouped(rows, casts, by_number)
+
+
+def _own_value(value: exp.Expr, extreme: str) -> None:
+    """Replace an extreme, below its casts, by the value of a row."""
+    holder = value
+    while isinstance(holder, exp.Paren | exp.Cast):
+        holder = holder.this
+    condition = holder.expression.this if isinstance(holder, exp.Filter) else None
+    found = holder.this if isinstance(holder, exp.Filter) else holder
+    if type(found) is not {"MAX": exp.Max, "MIN": exp.Min}[extreme] or isinstance(found.this, exp.Distinct):
+        raise Refused(
+            f"{value.sql('duckdb')[:60]} is no {extreme}", value, f"Write {extreme}(e), cast to the measure's type."
+        )
+    own_value = found.this.copy()
+    holder.replace(_when(condition, own_value, exp.null()) if condition else own_value)
 
 
 def _casts(value: exp.Expr) -> Iterator[exp.Cast]:

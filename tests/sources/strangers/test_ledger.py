@@ -69,8 +69,8 @@ FACTS = {
     "models/rebuild/latest_payers.sql": LATEST_OF_NAMES,
     "models/rebuild/payers.sql": REBUILD_OF_NAMES,
     "seeds/contracts.csv": (
-        "payments,sales,batch,60,60,3,2,50,hold,payment,payment_id,,,method\n"
-        "payers,sales,batch,60,60,3,2,50,hold,payment,payment_id,account,,name\n"
+        "payments,sales,batch,60,60,3,2,50,hold,payment,payment_id,,,method,\n"
+        "payers,sales,batch,60,60,3,2,50,hold,payment,payment_id,account,,name,\n"
     ),
     "seeds/contract_measures.csv": "".join(
         f"{fact},payments,sum,count,0,0,,,Payments\n{fact},amount,sum,eur(2),0,0,,,Amount\n"

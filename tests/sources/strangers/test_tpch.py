@@ -64,7 +64,7 @@ SELECT
   SUM(quantity)::DECIMAL(38, 2) AS quantity, SUM(charge)::DECIMAL(38, 6) AS charge
 FROM rebuild.latest_pricing GROUP BY ALL
 """
-CONTRACT = "pricing,sales,batch,60,60,3,2,50,hold,lineitem,l_orderkey l_linenumber,,,l_returnflag l_linestatus\n"
+CONTRACT = "pricing,sales,batch,60,60,3,2,50,hold,lineitem,l_orderkey l_linenumber,,,l_returnflag l_linestatus,\n"
 MEASURES = """pricing,items,sum,count,0,0,,,Line items
 pricing,quantity,sum,eur(2),0,0,,,Quantity
 pricing,charge,sum,eur(6),0,0,,,Price with discount and tax
