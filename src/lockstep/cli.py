@@ -263,7 +263,8 @@ def publish(as_json: bool) -> None:
 
     Needed by itself after the data home has moved, or to have a changed contract take effect before the next run.
 
-    Exit code 0 if it is published; 1 if not, with the reason: then the file that was there stays.
+    Exit code 0 if all is published. 1 if not, with the reason: if it is about some marts, all others are published, and
+    ops.refused in the file has them; else the file that was there stays.
 
     \b
     Examples:
@@ -278,6 +279,8 @@ def publish(as_json: bool) -> None:
         show.json(result.as_row())
     else:
         show.published(result)
+    if result.refused:
+        raise SystemExit(1)
 
 
 @cli.command()

@@ -71,6 +71,7 @@ def run(home: Path, at: datetime | None = None, verbose: bool = False) -> Run:
                 try:
                     published = publish.write(home)  # also after a failure: analysts get the last verified figures
                     published = _prove_what_is_live(home, failures) or published
+                    failures += [f"publish: {why}" for why in published.refused.values()]
                 except LockstepError as e:
                     failures.append(f"publish: {e}")
             notes += [f"Held: {reason}." for reason in ChangeLog(home).open_gaps()]  # publishing may have held a table

@@ -1,8 +1,8 @@
 """Publishing: what analysts read, as a file of its own that nobody ever writes to again.
 
 `<home>/analytics.duckdb` is built beside the one before it and moved into its place, so any number of readers at any
-time never meet a lock. It is made of what the warehouse's own views say: their SQL is taken from the warehouse's
-catalog, and only the relations in it are replaced by published ones. A mart whose figures are served live is a view:
+time never meet a lock. It is made of what the warehouse's own views say: of their syntax trees, in which only what they
+read is replaced by what is published. A mart whose figures are served live is a view:
 
     cells up to the published cut (a table)  +  the tail of the change log from there (Parquet, read when queried)
 
@@ -40,7 +40,7 @@ from lockstep.errors import LockstepError
 from lockstep.lock import exclusive
 from lockstep.mirror import Mirror
 from lockstep.names import GENERATED
-from lockstep.publication import Builder
+from lockstep.published.publication import Builder
 from lockstep.schema import TABLES
 from lockstep.warehouse import Row, text
 
@@ -50,7 +50,10 @@ KEEP = timedelta(hours=1)  # how long a superseded publication stays even if nob
 
 @dataclass(frozen=True)
 class Published:
-    """One publication. `seconds` is what it took, `size` its bytes; `marts` are the rows of `about`."""
+    """One publication. `seconds` is what it took, `size` its bytes; `marts` are the rows of `about`.
+
+    `refused` says of marts that cannot be published why, and what to write instead.
+    """
 
     path: Path
     number: int
@@ -59,6 +62,7 @@ class Published:
     position: int
     needed_hour: datetime
     marts: list[Row]
+    refused: dict[str, str]
 
     def as_row(self) -> Row:
         return {**asdict(self), "path": str(self.path), "seconds": round(self.seconds, 2)}
@@ -97,6 +101,8 @@ def write(home: Path) -> Published:
         log.require_readable(TABLES, builder.needed_hour)
         log.link_tail(builder.needed_hour)
         builder.build()
+        connection.execute("COMMIT")
+        builder.check()
     with partial.open("rb") as file:
         os.fsync(file.fileno())
     partial.rename(path)
@@ -108,7 +114,8 @@ def write(home: Path) -> Published:
     fsync_directory(home)
     _remove_superseded(directory)
     seconds, size = time.monotonic() - started, path.stat().st_size
-    return Published(latest, number, seconds, size, watermark.position, builder.needed_hour, builder.about)
+    told = builder.needed_hour, builder.about, builder.refused
+    return Published(latest, number, seconds, size, watermark.position, *told)
 
 
 def oldest_needed_hour(home: Path) -> datetime | None:
@@ -164,7 +171,6 @@ def _building(home: Path, path: Path) -> Iterator[DuckDBPyConnection]:
         connection.execute(f"ATTACH {text(home / 'warehouse.duckdb')} AS warehouse (READ_ONLY)")
         connection.execute("BEGIN")
         yield connection
-        connection.execute("COMMIT")
         connection.execute("CHECKPOINT")
     except duckdb.Error as e:
         raise LockstepError(f"Publishing failed, the file before stays in place: {e}") from None

@@ -83,6 +83,8 @@ def published(p: Published, briefly: bool = False) -> None:
             as_of = "when queried" if m["is_live"] and m["served_from"] == "live" else _seconds(m["as_of"])
             table.add_row(m["mart"], m["domain"] or "-", m["served_from"], as_of, m["reason"])
         console.print(table)
+        for mart, why in p.refused.items():
+            console.print(Text(f"NOT PUBLISHED  {mart}: {why}", style="red"))
     console.print(f"Published {p.path} in {p.seconds:.1f} s: {p.size / 1e6:,.1f} MB.")
 
 

@@ -36,6 +36,7 @@ from lockstep.cli import cli
 from lockstep.contracts import load
 from lockstep.errors import LockstepError
 from lockstep.lock import exclusive
+from lockstep.published import about
 from lockstep.schema import TABLES
 from shop import Shop, land
 
@@ -526,7 +527,7 @@ def test_a_failed_publication_leaves_the_file_and_no_debris(home: Path, monkeypa
         raise duckdb.IOException("disk full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(publish.Builder, "_describe", fail)
+        patch.setattr(about, "describe", fail)
         with pytest.raises(LockstepError, match=r"stays in place: .*disk full"):
             publish.publish(home)
         patch.setattr(operate, "_sqlmesh", lambda *_: [])
