@@ -33,14 +33,14 @@ from duckdb import DuckDBPyConnection
 
 from lockstep import jsonlines, warehouse
 from lockstep.breaks import hold_what_breaks
-from lockstep.changelog import ChangeLog
+from lockstep.changelog import ChangeLog, Watermark
 from lockstep.contracts import load
 from lockstep.durable import fsync_directory
 from lockstep.errors import LockstepError
 from lockstep.lock import exclusive
 from lockstep.mirror import Mirror
 from lockstep.names import GENERATED
-from lockstep.published.publication import Builder
+from lockstep.published.publication import Builder, FailedMartError
 from lockstep.schema import TABLES
 from lockstep.warehouse import Row, text
 
@@ -96,13 +96,9 @@ def write(home: Path) -> Published:
     number = max(_numbers(directory), default=0) + 1
     path = directory / f"{number}.duckdb"
     partial = directory / f"{number}.partial"
-    with _building(home, partial) as connection:
-        builder = Builder(connection, home, watermark)
-        log.require_readable(TABLES, builder.needed_hour)
-        log.link_tail(builder.needed_hour)
-        builder.build()
-        connection.execute("COMMIT")
-        builder.check()
+    refused: dict[str, str] = {}
+    while (builder := _built(home, partial, watermark, refused)) is None:
+        partial.unlink()
     with partial.open("rb") as file:
         os.fsync(file.fileno())
     partial.rename(path)
@@ -116,6 +112,23 @@ def write(home: Path) -> Published:
     seconds, size = time.monotonic() - started, path.stat().st_size
     told = builder.needed_hour, builder.about, builder.refused
     return Published(latest, number, seconds, size, watermark.position, *told)
+
+
+def _built(home: Path, path: Path, watermark: Watermark, refused: dict[str, str]) -> Builder | None:
+    """Build the file without the marts that are refused; None if one more has to be."""
+    log = ChangeLog(home)
+    try:
+        with _building(home, path) as connection:
+            builder = Builder(connection, home, watermark, refused)
+            log.require_readable(TABLES, builder.needed_hour)
+            log.link_tail(builder.needed_hour)
+            builder.build()
+            connection.execute("COMMIT")
+            builder.check()
+    except FailedMartError as e:
+        refused[e.mart] = str(e)
+        return None
+    return builder
 
 
 def oldest_needed_hour(home: Path) -> datetime | None:

@@ -206,6 +206,11 @@ REFUSED = {
         "without a dot",
     ),
     "a_macro": ("SELECT macro_of_the_warehouse(o.orders) AS n FROM {mart.orders} AS o", "macro_of_the_warehouse"),
+    "text_for_a_number": (
+        "SELECT o.region::INT AS region, SUM(o.orders)::BIGINT AS orders FROM {mart.orders} AS o "
+        "GROUP BY o.region::INT HAVING SUM(o.orders) <> 0",
+        "text_for_a_number cannot be published: .*INT32",
+    ),
     "a_refused_mart": ("SELECT x.n FROM {mart.an_exponent} AS x", "mart.an_exponent cannot be published"),
 }
 

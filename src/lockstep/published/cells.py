@@ -197,8 +197,9 @@ class Cells:
     def _columns_read(self, model: Model, name: str) -> list[str]:
         """The columns of another model that one may look at, without those that signed rows carry."""
         readings = [r for r in self.models.readings(model) if self.models.name(model, r) == name]
+        found = [sql.mentioned(reading) for reading in readings]
         columns = [c for c in self.models[name].columns if not c.startswith(GENERATED)]
-        return [c for c in columns if any(sql.mentions(reading, {c.lower()}) for reading in readings)]
+        return [c for c in columns if any(names is None or c.lower() in names for names in found)]
 
     def mirror(self, table: str) -> None:
         """`source.<table>`: the rows of a source table up to the last change of it that is visible."""

@@ -35,6 +35,7 @@ class Log:
     watermark: Watermark
     home: Path
     readers: dict[str, list[Reading]] = field(default_factory=dict)  # by table, who reads all of it
+    _needed: dict[str, tuple[str, str]] = field(default_factory=dict)
 
     @property
     def identity(self) -> str:
@@ -190,7 +191,7 @@ class Log:
         if name in self.file.stored:
             return spelled
         cut = self.cuts.of_table[table]
-        columns, condition = needs(TABLES[table], self.readers.get(table, []))
+        columns, condition = self._needs(table)
         definition = f"{self.identity}: {columns} {condition}"
         since = self.file.until(name, definition)
         since = since if since and since <= cut else None
@@ -202,9 +203,14 @@ class Log:
         self.file.stored[name] = Stored(definition, {cut: None})
         return spelled
 
+    def _needs(self, table: str) -> tuple[str, str]:
+        if table not in self._needed:
+            self._needed[table] = needs(TABLES[table], self.readers.get(table, []))
+        return self._needed[table]
+
     def whole(self, table: str, shared: Shared) -> Tree:
         """What stands for `changes.<table>`, with the columns that its readers look at."""
-        columns, _ = needs(TABLES[table], self.readers.get(table, []))
+        columns, _ = self._needs(table)
         both = f"SELECT * FROM {self.sealed(table)} UNION ALL SELECT {columns} FROM tail AS changes"
         return sql.subquery(sql.fill(both, tail=self.tail(table, shared)))
 

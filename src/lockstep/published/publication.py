@@ -35,14 +35,28 @@ from lockstep.published.views import Views
 from lockstep.schema import TABLES
 from lockstep.warehouse import Row, text
 
-# A query that DuckDB refuses before it runs, which leaves the transaction as it was.
+# What DuckDB raises before a query runs, which leaves the transaction as it was; and what rows may make of a query.
+_FAILED = (duckdb.ConversionException, duckdb.InvalidInputException, duckdb.OutOfRangeException)
 _REFUSED = (duckdb.BinderException, duckdb.CatalogException, duckdb.ParserException, duckdb.NotImplementedException)
 
 
-class Builder:
-    """Builds one publication in an open transaction, in a file that is empty or a copy of the one before."""
+class FailedMartError(Exception):
+    """A mart whose query failed on its rows. That ends the transaction: the file is built again without it."""
 
-    def __init__(self, connection: DuckDBPyConnection, home: Path, watermark: Watermark) -> None:
+    def __init__(self, mart: str, error: duckdb.Error) -> None:
+        super().__init__(_cannot(mart, error))
+        self.mart = mart
+
+
+class Builder:
+    """Builds one publication in an open transaction, in a file that is empty or a copy of the one before.
+
+    `refused` has the marts that are not published, each with the reason; more are added. Raises FailedMartError.
+    """
+
+    def __init__(
+        self, connection: DuckDBPyConnection, home: Path, watermark: Watermark, refused: dict[str, str]
+    ) -> None:
         self._home = home
         self._watermark = watermark
         self._models = models = Models.load(connection)
@@ -62,11 +76,11 @@ class Builder:
         parts = (file, models, cuts, log, self._cells, self._serving, contracts)
         self._views, self._time_travel = Views(*parts), TimeTravel(*parts)
         self.about: list[Row] = []
-        self.refused: dict[str, str] = {}  # why a mart is not published
+        self.refused = refused
         self.needed_hour = cuts.least
 
     def build(self) -> None:
-        marts = [name for name in sorted(self._models) if name.startswith("mart.")]
+        marts = [name for name in sorted(self._models) if name.startswith("mart.") and name not in self.refused]
         live = [f"live.{c.domain}" for c in self._contracts.values() if c.mode_in_effect != "batch"]
         marts = self._prove([*marts, *live], marts)
         self._log.create_views()
@@ -109,7 +123,7 @@ class Builder:
             except duckdb.Error as e:
                 self._take_out(mart)
                 self.about.remove(row)
-                self.refused[mart.name] = f"{mart.name} cannot be published: {str(e).splitlines()[0]}"
+                self.refused[mart.name] = _cannot(mart.name, e)
                 self._file.run(f"DELETE FROM about WHERE mart = {text(mart.name)}")
                 self._file.run(f"INSERT INTO ops.refused VALUES ({text(mart.name)}, {text(self.refused[mart.name])})")
 
@@ -154,7 +168,9 @@ class Builder:
         except UnpublishableError as e:
             self.refused[mart.name] = str(e)
         except _REFUSED as e:
-            self.refused[mart.name] = f"{mart.name} cannot be published: {str(e).splitlines()[0]}"
+            self.refused[mart.name] = _cannot(mart.name, e)
+        except _FAILED as e:
+            raise FailedMartError(mart.name, e) from None
         if mart.name in self.refused:
             self._take_out(mart)
 
@@ -178,3 +194,7 @@ class Builder:
             if wrong and name not in self.refused:
                 self.refused[name] = f"{name} would have {', '.join(wrong)} in another type: cast each to its type."
                 self._take_out(mart)
+
+
+def _cannot(mart: str, error: duckdb.Error) -> str:
+    return f"{mart} cannot be published: {str(error).splitlines()[0]}"

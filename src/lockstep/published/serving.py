@@ -59,8 +59,9 @@ class Serving:
         domains = self.asked(reading)
         if not domains:
             return sql.subquery(self.models[NAME].empty())
-        needs_held = sql.mentions(reading, {"held", "reason"})
-        needs_as_of = needs_held or sql.mentions(reading, {"as_of"})
+        columns = sql.mentioned(reading)
+        needs_held = columns is None or bool(columns & {"held", "reason"})
+        needs_as_of = needs_held or columns is None or "as_of" in columns
         lives.append(needs_as_of and self.is_live(domains))
         if not needs_as_of:
             return sql.item(f"({self._rows(domains)})")

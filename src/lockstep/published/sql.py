@@ -95,24 +95,26 @@ def mapped(tree: Any, change: Callable[[Tree], Tree | None]) -> Any:
         other = change(tree)
         if other is not None:
             return other
-        made = {key: mapped(part, change) if isinstance(part, (dict, list)) else part for key, part in tree.items()}
-        return made if any(made[key] is not tree[key] for key in tree) else tree
-    if isinstance(tree, list):
-        parts = [mapped(part, change) if isinstance(part, (dict, list)) else part for part in tree]
-        return parts if any(a is not b for a, b in zip(parts, tree, strict=True)) else tree
-    return tree
+    made = tree
+    for key, part in tree.items() if isinstance(tree, dict) else enumerate(tree):
+        if isinstance(part, (dict, list)):
+            new = mapped(part, change)
+            if new is not part:
+                if made is tree:
+                    made = tree.copy()
+                made[key] = new
+    return made
 
 
 def walk(tree: Any) -> Iterator[Tree]:
-    """All nodes of a tree."""
-    if isinstance(tree, dict):
-        yield tree
-        for part in tree.values():
-            if isinstance(part, (dict, list)):
-                yield from walk(part)
-    elif isinstance(tree, list):
-        for part in tree:
-            yield from walk(part)
+    """All nodes of a tree, in no order."""
+    waiting = [tree]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, dict):
+            yield part
+            part = part.values()
+        waiting += [p for p in part if isinstance(p, (dict, list))]
 
 
 # -- What a query reads
@@ -258,17 +260,16 @@ def is_column(expression: Tree, alias: str, column: str) -> bool:
     return names in ([column.lower()], [alias.lower(), column.lower()])
 
 
-def mentions(reading: Reading, columns: set[str]) -> bool:
-    """Whether the SELECT may look at one of these columns of what it reads."""
+def mentioned(reading: Reading) -> set[str] | None:
+    """The columns, in lower case, that the SELECT may look at of what it reads; None if these may be all."""
+    found: set[str] = set()
     for node in walk(reading.select):
-        if node.get("class") in ("STAR", "FUNCTION") and node.get("type") == "STAR":
-            return True
         names = [str(name).lower() for name in node.get("column_names", ())]
-        if columns & set(names) or names == [reading.alias.lower()]:
-            return True
-        if node.get("ref_type") == "NATURAL" or columns & {str(name).lower() for name in node.get("using_columns", ())}:
-            return True
-    return False
+        if node.get("type") == "STAR" or node.get("ref_type") == "NATURAL" or names == [reading.alias.lower()]:
+            return None
+        found.update(names)
+        found.update(str(name).lower() for name in node.get("using_columns") or ())
+    return found
 
 
 def is_plain(select: Tree) -> bool:
