@@ -76,6 +76,15 @@ PUBLISHED = {
         """,
     "lateral": """
         SELECT o.region, twice.n FROM {mart.orders} AS o, LATERAL (SELECT o.orders * 2 AS n) AS twice""",
+    "lateral_over_live_figures": """
+        SELECT d.region, d.status, o.orders FROM {mart.delivery_status} AS d
+        CROSS JOIN LATERAL (SELECT SUM(m.orders) AS orders FROM {mart.orders} AS m WHERE m.region = d.region) AS o
+        WHERE d.region IN (SELECT m.region FROM {mart.orders} AS m)""",
+    "correlated_with_the_log": """
+        SELECT o.region,
+          (SELECT COUNT(*) FROM {changes.orders} AS c WHERE STRUCT_EXTRACT(c.after, 'region') = o.region) AS n,
+          (SELECT MAX(p.category) FROM {dims.products} AS p WHERE p.product_id = o.product_id) AS category
+        FROM {mart.orders} AS o""",
     "struct_access": """
         SELECT s.o.region AS region, s.o['orders'] AS orders, struct_extract(s.o, 'units') AS units
         FROM (SELECT {{'region': o.region, 'orders': o.orders, 'units': o.units}} AS o FROM {mart.orders} AS o) AS s""",
@@ -225,6 +234,7 @@ def home(two_days: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
         patch.setenv("LOCKSTEP_HOME", str(home))
         with warehouse.writer(home) as connection:
             connection.execute("CREATE TABLE main.nobody AS SELECT 1 AS x")
+            connection.execute("CREATE VIEW main.no_model AS SELECT 1 AS x")
             connection.execute("CREATE MACRO macro_of_the_warehouse(n) AS n + 1")
         for name, query in {**PUBLISHED, **{n: query for n, (query, _) in REFUSED.items()}}.items():
             add_mart(home, name, query)

@@ -98,10 +98,8 @@ class Models:
         ).fetchall():
             columns.setdefault((schema, table), {})[column] = (kind, comment)
         for schema, view, text, comment in views:
-            if "__" in schema:
-                continue
-            place = sql.readings(sql.parse(_query(text)))[0].relation
-            if place[1].startswith("sqlmesh__"):
+            place = None if "__" in schema else _shown(text)
+            if place:
                 name = f"{schema}.{view}"
                 models._names[place] = name
                 relation = ".".join(map(quoted, place))
@@ -275,6 +273,15 @@ def _query(create_view: str) -> str:
         if depth == 0 and token.upper() == "AS":
             return create_view[end:].strip().removesuffix(";")
     raise LockstepError(f"The warehouse has a view that publishing cannot read: {create_view[:200]}")
+
+
+def _shown(create_view: str) -> tuple[str, str, str] | None:
+    """The physical name of the model that a view shows, as SQLMesh makes one for each; None of anybody else's view."""
+    try:
+        found = sql.readings(sql.parse(_query(create_view)))
+    except sql.NotSqlError:
+        return None
+    return found[0].relation if len(found) == 1 and found[0].relation[1].startswith("sqlmesh__") else None
 
 
 def _canonical(plan: Any) -> Any:

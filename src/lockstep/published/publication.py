@@ -36,6 +36,7 @@ from lockstep.schema import TABLES
 from lockstep.warehouse import Row, text
 
 # What DuckDB raises before a query runs, which leaves the transaction as it was; and what rows may make of a query.
+_OTHERWISE = ("changes.", "source.", "state.")  # whatever their queries say, something of its own is published
 _FAILED = (duckdb.ConversionException, duckdb.InvalidInputException, duckdb.OutOfRangeException)
 _REFUSED = (duckdb.BinderException, duckdb.CatalogException, duckdb.ParserException, duckdb.NotImplementedException)
 
@@ -125,6 +126,9 @@ class Builder:
                 self.about.remove(row)
                 self.refused[mart.name] = _cannot(mart.name, e)
                 self._file.run(f"DELETE FROM about WHERE mart = {text(mart.name)}")
+                self._file.run(
+                    f"DELETE FROM ops.proven WHERE digest = {text(mart.digest)}"
+                )  # it is new the next time too
                 self._file.run(f"INSERT INTO ops.refused VALUES ({text(mart.name)}, {text(self.refused[mart.name])})")
 
     def _prove(self, names: Iterable[str], marts: Iterable[str]) -> list[str]:
@@ -137,7 +141,7 @@ class Builder:
         waiting = list(names)
         while waiting:
             name = waiting.pop()
-            if name in reads or name == SERVING or name.startswith(("changes.", "source.")):
+            if name in reads or name == SERVING or name.startswith(_OTHERWISE):
                 continue
             reads[name] = []
             try:

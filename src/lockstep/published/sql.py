@@ -127,7 +127,7 @@ class Reading:
     node: Tree
     select: Tree
     ctes: Mapping[str, Tree]  # by their names in lower case
-    is_in_an_expression: bool  # in a subquery that is no table
+    may_be_correlated: bool  # it stands in a subquery that is asked for each row of what is around it
 
     @property
     def function(self) -> str | None:
@@ -182,7 +182,20 @@ def _readings(tree: Any, select: Tree, ctes: Mapping[str, Tree], is_within: bool
     inner = tree if kind == "SELECT_NODE" else select
     for key, part in tree.items():
         if key != "cte_map" and isinstance(part, (dict, list)):
-            yield from _readings(part, inner, ctes, is_within or tree.get("class") == "SUBQUERY")
+            yield from _readings(part, inner, ctes, is_within or _is_correlated(tree))
+
+
+def _is_correlated(tree: Tree) -> bool:
+    """Whether it is a subquery in an expression, or one behind FROM that names a table which is not in it (LATERAL)."""
+    if tree.get("type") != "SUBQUERY" or "class" in tree:
+        return "class" in tree and tree["class"] == "SUBQUERY"
+    names, tables = set(), set()
+    for node in walk(tree["subquery"]):
+        if len(node.get("column_names", ())) > 1:
+            names.add(str(node["column_names"][0]).lower())
+        elif "class" not in node:
+            tables |= {str(node.get(key) or "").lower() for key in ("alias", "table_name")}
+    return not names <= tables
 
 
 def ctes_of(query: Tree) -> list[str]:

@@ -123,7 +123,7 @@ class Views:
         if read.is_view:
             if schema == "dims":
                 self.make(name)  # for those who look its keys up
-            if reading.is_in_an_expression:  # DuckDB does not correlate what shares something with the query around it
+            if reading.may_be_correlated:  # DuckDB does not correlate what shares something with the query around it
                 own = Shared()
                 return sql.subquery(own.around(self.query(read, lives, own)))
             return sql.subquery(self.query(read, lives, shared))
