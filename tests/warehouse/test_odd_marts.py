@@ -20,6 +20,7 @@ from company import UNTIL, two_days
 from lockstep import changelog, publish, warehouse
 from lockstep.cli import cli
 from lockstep.errors import LockstepError
+from lockstep.published import sql
 from shop import Shop, land
 
 __all__ = ["two_days"]  # a fixture
@@ -257,8 +258,8 @@ def add_mart(home: Path, name: str, query: str) -> None:
             "SELECT schema_name, view_name, sql FROM duckdb_views() WHERE NOT internal"
         ).fetchall()
         physical = {
-            f"{schema}.{view}": sql.split(" FROM ")[-1].strip().rstrip(";")
-            for schema, view, sql in views
+            f"{schema}.{view}": created.split(" FROM ")[-1].strip().rstrip(";")
+            for schema, view, created in views
             if "__" not in schema
         }
         for model, relation in physical.items():
@@ -289,6 +290,20 @@ def test_a_mart_that_cannot_be_published_is_named(home: Path, name: str) -> None
         assert connection.execute("SELECT 1 FROM about WHERE mart = ?", [f"mart.{name}"]).fetchall() == []
     with pytest.raises(LockstepError, match=REFUSED[name][1]):
         raise LockstepError(reason)
+
+
+def test_what_duckdb_cannot_plan_is_refused_by_each_publication(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "home"
+    shutil.copytree(home, copy, symlinks=True)
+    (copy / "analytics.duckdb").unlink()
+    monkeypatch.setenv("LOCKSTEP_HOME", str(copy))
+    monkeypatch.setattr(sql, "_is_correlated", lambda _: False)
+    for _ in range(2):  # the second grows out of the first
+        published = publish.publish(copy)
+        assert "flattening correlated subquery" in published.refused["mart.subqueries"]
+        assert "mart.subqueries" not in {row["mart"] for row in published.marts}
 
 
 def test_nothing_else_is_refused_and_the_command_says_what_is(home: Path) -> None:
