@@ -55,10 +55,10 @@ def derived_sql(fact: str) -> dict[str, str]:
         raise LockstepError(f"The increments of {fact} are written by hand, in models/diffs/{fact}.sql.")
     rows = rows_of(contract)
     name = f"The signed rows of {fact} (diffs.{fact}): minus what each change takes away, plus what it adds"
-    found = {name: rows.all().sql("duckdb", pretty=True)}
+    found = {name: _pretty(rows.all().sql("duckdb"))}
     if rows.is_join:
         new = f"Those since an instant (hourly.{fact}, tail.{fact}): `state` is a table then, `delta` its changes since"
-        found[new] = rows.new().sql("duckdb", pretty=True)
+        found[new] = _pretty(rows.new().sql("duckdb"))
     if contract.is_finished:
         finish = finish_of(contract)
         for name, query in finish.sets.items():
@@ -70,4 +70,6 @@ def derived_sql(fact: str) -> dict[str, str]:
 def _pretty(query: str) -> str:
     from sqlglot import parse_one
 
-    return parse_one(query, dialect="duckdb").sql("duckdb", pretty=True)
+    from lockstep.derive.trying import without_labels
+
+    return without_labels(parse_one(query, dialect="duckdb")).sql("duckdb", pretty=True)

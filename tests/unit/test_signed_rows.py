@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
 
 import duckdb
 import pytest
@@ -16,6 +19,7 @@ from hypothesis import strategies as st
 from sqlglot import exp, parse_one
 
 from lockstep.derive import Refused, SignedRows, Table
+from lockstep.derive.trying import without_labels
 from random_log import CATALOG, TABLES, compare_the_finish, random_log
 
 MEASURES = {"n": "BIGINT", "total": "BIGINT"}
@@ -226,20 +230,132 @@ def test_columns_keep_their_names_and_comments_and_measures_get_their_types() ->
     [_, _, _, key, total, _] = signed_rows(query).all().selects
     assert (key.alias, key.comments) == ("id", [" Key "])
     assert (total.alias, total.comments) == ("total", ["Amount, signed"])
-    assert total.unalias().is_type("BIGINT")
+    assert total.unalias().is_type("INT128")  # sums of BIGINT may be larger than one
 
 
-def test_an_old_image_that_cannot_be_cast_stops_nothing(log: duckdb.DuckDBPyConnection) -> None:
+READINGS = {"value": "TEXT", "number": "BIGINT", "other": "INTEGER", "seen_at": "TIMESTAMP", "share": "DECIMAL(38, 2)"}
+BAD = ("abc", 2**62, -4, datetime(9999, 1, 1), Decimal("9" * 36))
+GOOD = ("16", 3, 4, datetime(2026, 1, 1), Decimal("2.5"))
+FALLIBLE = {
+    "a_cast": ("TRIM(value)::BIGINT::TEXT::BIGINT", "TRUE"),
+    "a_root": ("SQRT(other)::BIGINT", "TRUE"),
+    "a_product": ("number * 8", "TRUE"),
+    "a_difference_in_case": ("CASE WHEN other < 0 THEN -number - number - number ELSE other END", "TRUE"),
+    "texts_and_numbers_that_are_compared": ("number", "value = other + 12"),
+    "texts_among_numbers": ("number", "value IN (15, other + 12)"),
+    "decimals_that_are_compared": ("number", "share < 2.12345678 OR other > 0"),
+    "one_expression_twice": ("CASE WHEN number * 8 > 3 THEN number * 8 END + number * 8", "number * 8 > 1"),
+    "a_root_in_a_condition": ("number", "SQRT(other) > 1"),
+    "a_time_that_is_too_far": ("number", "seen_at + INTERVAL '1' YEAR * (1200000 - other * 300000) > '2020-01-01'"),
+}
+
+
+@pytest.mark.parametrize(("total", "condition"), FALLIBLE.values(), ids=FALLIBLE.keys())
+def test_an_old_image_that_something_cannot_be_computed_of_stops_nothing(
+    log: duckdb.DuckDBPyConnection, total: str, condition: str
+) -> None:
+    """The query as written fails on one row, which is corrected; the sums are those of the row as it is then."""
+    columns = ", ".join(f"{name} {kind}" for name, kind in READINGS.items())
     log.execute(
-        "CREATE TEMP TABLE readings AS SELECT 1 AS __position, TIMESTAMP '2026-01-01' AS __logged_at, "
-        "1 AS __weight, 'abc' AS value"
+        f"CREATE OR REPLACE TABLE signed.readings (__position INT, __logged_at TIMESTAMP, __weight INT, {columns})"
     )
-    query = (
-        signed_rows("SELECT TRIM(value)::BIGINT::TEXT::BIGINT AS total, 1 AS n FROM source.readings")
-        .all()
-        .sql("duckdb")
+    log.execute(f"CREATE OR REPLACE TABLE source.readings ({columns})")
+    images = enumerate([(1, BAD), (-1, BAD), (1, GOOD)])
+    log.executemany(
+        "INSERT INTO signed.readings VALUES (?, '2026-01-01', ?, ?, ?, ?, ?, ?)",
+        [(position, weight, *image) for position, (weight, image) in images],
     )
-    assert log.execute(query.replace('signed."readings"', "readings")).fetchall()[0][3] is None
+    log.execute("INSERT INTO source.readings VALUES (?, ?, ?, ?, ?)", BAD)
+    query = f"SELECT {total} AS total, 1 AS n FROM source.readings WHERE {condition}"
+    with pytest.raises(duckdb.Error):
+        log.execute(query).fetchall()
+    log.execute("DELETE FROM source.readings")
+    log.execute("INSERT INTO source.readings VALUES (?, ?, ?, ?, ?)", GOOD)
+    expected = log.execute(query).fetchall()
+    assert len(expected) == 1
+    rows = SignedRows(parse_one(query, dialect="duckdb"), {"source.readings": Table(READINGS)}, MEASURES)
+    signed = f"SELECT SUM(total) AS total, SUM(n) FROM ({rows.all().sql('duckdb')})"
+    assert log.execute(signed).fetchall() == expected
+    if condition == "TRUE":  # as long as it is not corrected, the sum is no figure
+        too_early = f"SELECT {rows.checked['total']} FROM ({signed} WHERE position = 0)"
+        assert log.execute(too_early).fetchall() == [(False,)]
+
+
+def test_texts_and_numbers_are_joined_by_their_values_and_not_row_by_row(log: duckdb.DuckDBPyConnection) -> None:
+    catalog = {"source.a": Table({"id": "TEXT"}, ("id",)), "source.b": Table({"id": "BIGINT"}, ("id",))}
+    query = "SELECT b.id, 1 AS n FROM source.a JOIN source.b ON a.id = b.id"
+    rows = SignedRows(parse_one(query, dialect="duckdb"), catalog, {"n": "BIGINT"}).all().sql("duckdb")
+    for table, kind, value in (("a", "TEXT", "'x'"), ("b", "BIGINT", "1")):
+        log.execute(
+            f"CREATE OR REPLACE TABLE signed.{table} AS SELECT 1 AS __position, TIMESTAMP '2026-01-01' AS __logged_at, "
+            f"1 AS __weight, {value}::{kind} AS id"
+        )
+    assert log.execute(rows).fetchall() == []
+    [(_, plan)] = log.execute(f"EXPLAIN {rows}").fetchall()
+    assert "HASH_JOIN" in plan
+
+
+def test_people_read_a_query_without_labels() -> None:
+    query = "SELECT amount * 2 AS total, 1 AS n FROM source.orders WHERE amount * 2 > 1"
+    written = signed_rows(query).all()
+    assert "__try_" in written.sql("duckdb")
+    shown = without_labels(written).sql("duckdb")
+    assert "__try_" not in shown
+    assert "TRY(" in shown
+
+
+LARGE = 2**63 - 1
+
+
+def sums_of(log: duckdb.DuckDBPyConnection, kind: str, images: list[tuple[int, Any]], query: str, to: str) -> Any:
+    """The sum of signed rows, as it is kept, and whether it is a figure."""
+    log.execute(
+        f"CREATE OR REPLACE TABLE signed.readings (__position INT, __logged_at TIMESTAMP, __weight INT, v {kind})"
+    )
+    log.executemany("INSERT INTO signed.readings VALUES (1, '2026-01-01', ?, ?)", images)
+    catalog, measures = {"source.readings": Table({"v": kind})}, {"total": to, "n": "BIGINT"}
+    rows = SignedRows(parse_one(query, dialect="duckdb"), catalog, measures)
+    kept = f"SELECT SUM(total)::{rows.columns['total']} AS total FROM ({rows.all().sql('duckdb')})"
+    return log.execute(f"SELECT total, {rows.checked.get('total', 'TRUE')} FROM ({kept})").fetchall()[0]
+
+
+@pytest.mark.parametrize("large", [LARGE, -LARGE - 1])
+def test_sums_of_large_whole_numbers_are_exact(log: duckdb.DuckDBPyConnection, large: int) -> None:
+    query = "SELECT v AS total, 1 AS n FROM source.readings"
+    assert sums_of(log, "BIGINT", [(1, large)] * 3, query, "DECIMAL(38, 0)") == (3 * large, True)
+    assert sums_of(log, "BIGINT", [(1, large)] * 3 + [(-1, large)], query, "DECIMAL(38, 0)") == (2 * large, True)
+
+
+def test_a_count_that_no_bigint_holds_is_no_figure(log: duckdb.DuckDBPyConnection) -> None:
+    query = "SELECT v AS total, 1 AS n FROM source.readings"
+    assert sums_of(log, "BIGINT", [(1, LARGE)] * 2, query, "BIGINT") == (2 * LARGE, False)
+    assert sums_of(log, "BIGINT", [(1, LARGE)] * 2 + [(-1, LARGE)], query, "BIGINT") == (LARGE, True)
+
+
+def test_what_casts_and_literals_keep_small_is_a_count_without_a_check(log: duckdb.DuckDBPyConnection) -> None:
+    for summand in ("v::BIGINT", "1::BIGINT", "(CASE WHEN v > 3 THEN 1 ELSE 0 END)::BIGINT", "COALESCE(v, 0)"):
+        query = f"SELECT {summand} AS total, 1 AS n FROM source.readings"
+        rows = SignedRows(parse_one(query, dialect="duckdb"), {"source.readings": Table({"v": "INTEGER"})}, MEASURES)
+        assert (rows.columns["total"], rows.checked) == ("BIGINT", {})
+
+
+@pytest.mark.parametrize(
+    ("kind", "to"),
+    [("DECIMAL(38, 2)", "DECIMAL(38, 2)"), ("DECIMAL(38, 0)", "DECIMAL(38, 4)"), ("HUGEINT", "DECIMAL(38, 0)")],
+)
+def test_a_number_that_is_too_large_stops_no_sum_and_goes_when_it_is_corrected(
+    log: duckdb.DuckDBPyConnection, kind: str, to: str
+) -> None:
+    query = "SELECT v AS total, 1 AS n FROM source.readings"
+    scale = int(to.rstrip(")").rpartition(",")[2])
+    huge, largest = Decimal(10) ** 35, Decimal(10) ** (27 - scale) - 1
+    for sign in (1, -1):
+        images = [(1, sign * huge)] * 2000 + [(1, sign * largest)] * 2000
+        assert sums_of(log, kind, images, query, to)[1] is False
+        corrected = images + [(-1, sign * huge)] * 2000
+        assert sums_of(log, kind, corrected, query, to) == (2000 * sign * largest, True)
+        images = [(1, huge), (1, -huge)]  # which do not make up for each other
+        assert sums_of(log, kind, images, query, to)[1] is False
 
 
 REFUSED = {

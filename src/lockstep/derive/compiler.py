@@ -5,15 +5,17 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sqlglot import exp
 
 from lockstep.derive.catalog import Catalog, Types, summed, table_of
 from lockstep.derive.cores import ROWS, Core, Measure, Term
 from lockstep.derive.normal import aggregates, name_of, normal, own_columns, sources, subqueries
-from lockstep.derive.products import Flattener, Product, is_row_level, substituted, tried
+from lockstep.derive.products import Flattener, Product, is_row_level, substituted
 from lockstep.derive.refusals import NotLinear, Refused
+from lockstep.derive.sizes import Size, guarded, widest
+from lockstep.derive.trying import tried
 from lockstep.names import GENERATED as PREFIX
 
 _LINEAR = (exp.Sum, exp.Count, exp.Avg)
@@ -266,18 +268,23 @@ class _Cells:
 
     def core(self) -> Core:
         """What was asked for, as a core."""
+        terms, sizes = [], [list[Size]() for _ in self._held]
+        for product in self._products:
+            kinds = product.kinds(self._types)
+            keys = tuple(tried(substituted(e, product.columns), kinds) for e in self._keys)
+            sums = []
+            for measure, (_, summand), of_measure in zip(self._held.values(), self._held, sizes, strict=True):
+                value = substituted(summand, product.columns)
+                if measure.fold == "SUM":
+                    value, size = guarded(value, kinds, measure.scale)
+                    of_measure.append(size)
+                else:
+                    value = tried(value, kinds)
+                sums.append(value)
+            terms.append(Term(product.tried(self._types), keys, tuple(sums)))
+        measures = (replace(m, size=widest(s)) if s else m for m, s in zip(self._held.values(), sizes, strict=True))
         return Core(
-            self.name,
-            tuple(f"{PREFIX}k{i + 1}" for i in range(len(self._keys))),
-            tuple(self._held.values()),
-            tuple(
-                Term(
-                    p.tried(),
-                    _in(p, self._keys),
-                    _in(p, [summand for _, summand in self._held]),
-                )
-                for p in self._products
-            ),
+            self.name, tuple(f"{PREFIX}k{i + 1}" for i in range(len(self._keys))), tuple(measures), tuple(terms)
         )
 
     def repeated(self, columns: Sequence[exp.Expr]) -> exp.Select:
@@ -298,11 +305,6 @@ class _Cells:
                 return self._measure(exp.Case(ifs=[there]), counted)
             self._held[held] = _kept(len(self._held) + 1, summand, kind)
         return self._held[held]
-
-
-def _in(product: Product, expressions: Sequence[exp.Expr]) -> tuple[exp.Expr, ...]:
-    """Expressions in terms of a product's tables."""
-    return tuple(tried(substituted(e, product.columns)) for e in expressions)
 
 
 def _kept(number: int, summand: exp.Expr, kind: str) -> Measure:

@@ -9,6 +9,7 @@ from sqlglot import exp
 
 from lockstep.derive.catalog import Catalog
 from lockstep.derive.products import Product
+from lockstep.derive.sizes import LARGEST, Size
 from lockstep.names import GENERATED as PREFIX
 
 ROWS = f"{PREFIX}n"  # how many rows are in a cell
@@ -30,6 +31,7 @@ class Measure:
     count: str
     scale: int = 0
     is_decimal: bool = False  # in the query as written; else an integer
+    size: Size = LARGEST  # of what is summed
     fold: str = "SUM"
 
 
@@ -134,21 +136,22 @@ class Core:
             if measure.fold != "SUM":
                 columns.append(exp.func(measure.fold, exp.column(measure.name)).as_(measure.name))
                 continue
-            value = exp.cast(exp.column(measure.name), f"DECIMAL(38, {measure.scale})", dialect="duckdb")
+            value = measure.size.summable(exp.column(measure.name), measure.scale)
             signed = exp.Case(
                 ifs=[
                     exp.If(this=exp.column(WEIGHT).eq(1), true=value),
-                    exp.If(this=exp.column(WEIGHT).eq(-1), true=-value.copy()),
+                    exp.If(this=exp.column(WEIGHT).eq(-1), true=exp.Neg(this=exp.paren(value.copy()))),
                 ]
             )
-            columns.append(exp.func("COALESCE", exp.Sum(this=signed), exp.Literal.number(0)).as_(measure.name))
+            total = exp.func("COALESCE", exp.Sum(this=signed), exp.Literal.number(0))
+            columns.append(exp.cast(total, f"DECIMAL(38, {measure.scale})", dialect="duckdb").as_(measure.name))
             emitted.append(exp.column(measure.name))
             if measure.count != ROWS:
                 counted = exp.Case(
                     ifs=[exp.If(this=exp.column(measure.name).is_(exp.Null()).not_(), true=weight.copy())]
                 )
-                total = exp.func("COALESCE", exp.Sum(this=counted), exp.Literal.number(0))
-                columns.append(exp.cast(total, "BIGINT").as_(measure.count))
+                count = exp.func("COALESCE", exp.Sum(this=counted), exp.Literal.number(0))
+                columns.append(exp.cast(count, "BIGINT").as_(measure.count))
                 emitted.append(exp.column(measure.count))
         union: exp.Query = parts[0]
         for part in parts[1:]:

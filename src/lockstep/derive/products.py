@@ -21,6 +21,7 @@ from sqlglot import exp
 from lockstep.derive.catalog import Catalog, Types
 from lockstep.derive.normal import name_of, own
 from lockstep.derive.refusals import NotLinear
+from lockstep.derive.trying import Kinds, condition_tried
 from lockstep.names import GENERATED as PREFIX
 
 Columns = Mapping[tuple[str, str], exp.Expr]  # what a column of an alias is, in terms of the product's tables
@@ -51,11 +52,16 @@ class Product:
             self.looked_up + other.looked_up,
         )
 
-    def tried(self) -> Product:
-        """The product with casts in its conditions as TRY_CAST."""
-        conditions = tuple(tried(c) for c in self.conditions)
-        looked_up = tuple((a, n, tuple(tried(c) for c in on)) for a, n, on in self.looked_up)
+    def tried(self, types: Types) -> Product:
+        """The product with conditions that fail on no row, and are not met where they would."""
+        kinds = self.kinds(types)
+        conditions = tuple(condition_tried(c, kinds) for c in self.conditions)
+        looked_up = tuple((a, n, tuple(condition_tried(c, kinds) for c in on)) for a, n, on in self.looked_up)
         return replace(self, conditions=conditions, looked_up=looked_up)
+
+    def kinds(self, types: Types) -> Kinds:
+        """What gives the types of expressions over its tables."""
+        return lambda expressions: types.of(self.all_tables(), expressions)
 
     def joined(
         self, relations: Mapping[str, exp.Expr], static: Callable[[str], exp.Expr], query: exp.Select
@@ -93,22 +99,6 @@ def substituted(expression: exp.Expr, columns: Columns) -> exp.Expr:
         return found.copy() if is_one else exp.paren(found.copy())
 
     return expression.copy().transform(of)
-
-
-def tried(expression: exp.Expr) -> exp.Expr:
-    """A copy of an expression with each cast of a column as TRY_CAST.
-
-    Increments see images that the query as written no longer does, and one of them that cannot be cast would stop its
-    hour for ever.
-    """
-    holder = exp.Alias(this=expression.copy())
-    for cast in list(holder.find_all(exp.Cast)):
-        inner = cast.this.unnest()
-        if isinstance(inner, exp.Cast) and inner.to == cast.to:
-            cast.replace(inner)  # of what a query or view within had cast already
-        elif type(cast) is exp.Cast and cast.find(exp.Column):
-            cast.replace(exp.TryCast(**cast.args))
-    return holder.unalias()
 
 
 class Flattener:

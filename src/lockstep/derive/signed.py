@@ -23,8 +23,10 @@ from lockstep.derive.catalog import Catalog, Types, table_of
 from lockstep.derive.cores import ROWS, Core
 from lockstep.derive.last import require_last, rows_of_last
 from lockstep.derive.normal import normal
-from lockstep.derive.products import Flattener, Product, tried
+from lockstep.derive.products import Flattener, Product
 from lockstep.derive.refusals import NotLinear, Refused
+from lockstep.derive.sizes import DIGITS, WHOLE, Size, guarded, is_a_figure, is_large, widest
+from lockstep.derive.trying import tried
 from lockstep.derive.ungrouped import ungrouped
 from lockstep.names import GENERATED as PREFIX
 from lockstep.names import GENERATED_COLUMNS
@@ -51,8 +53,10 @@ class SignedRows:
     """The signed rows of a query, or of what a grouped one adds up, each with `position`, `logged_at` and `diff`.
 
     The query reads tables of the catalog that change, named `source.<table>`, and static ones. `measures`, names and
-    DuckDB types, are multiplied by the weight, so that sums of them over changes are sums over rows. Casts become
-    TRY_CAST: old images that cannot be cast would stop their hour for ever. Raises Refused, with what to write instead.
+    DuckDB types, are multiplied by the weight, so that sums of them over changes are sums over rows. No image makes
+    them fail, because it would stop its hour for ever: what cannot be computed is NULL (`derive.trying`), and what is
+    too large to be summed makes its sums too large to be a figure (`derive.sizes`). Raises Refused, with what to write
+    instead.
 
     `extremes` maps measures to MAX or MIN. They are not multiplied, and are NULL in a deleted row: the extreme of a
     union is the extreme of the extremes of its parts, over insertions and not over deletions (Palpanas et al., VLDB
@@ -61,6 +65,7 @@ class SignedRows:
 
     _is_insert_only = False  # whether only inserted rows count
     _extremes: Mapping[str, str] = {}
+    _sizes: Mapping[str, Size] = {}
 
     def __init__(
         self,
@@ -95,10 +100,19 @@ class SignedRows:
             raise Refused(_shown(str(e)), None, _LINEAR) from None
         self._require_moving()
         self._require_a_count()
-        for product in self._products:
+        sizes: list[dict[str, Size]] = []
+        for number, product in enumerate(self._products):
             self._require_exact(product, types, grouped.casts)
             if self._extremes:
                 self._require_insert_only(product)
+            whole, kinds, own = _tried(product, types), product.kinds(types), dict[str, Size]()
+            columns = dict(whole.columns)
+            for name in self._measured:
+                scale = _digits(measures[name]) or 0
+                columns["", name], own[name] = guarded(product.columns["", name], kinds, scale)
+            sizes.append(own)
+            self._products[number] = replace(whole, columns=columns)
+        self._sizes = {name: widest(size[name] for size in sizes) for name in self._measured}
 
     @classmethod
     def of_last(cls, query: exp.Query, catalog: Catalog, grain: Sequence[str]) -> SignedRows:
@@ -121,8 +135,9 @@ class SignedRows:
         except NotLinear as e:
             raise Refused(_shown(str(e)), None, _LINEAR) from None
         found._require_moving()
-        for product in found._products:
+        for number, product in enumerate(found._products):
             require_last(product, catalog, types)
+            found._products[number] = _tried(product, types)
         return found
 
     @classmethod
@@ -136,6 +151,7 @@ class SignedRows:
         found._query = cores[0].full(table_of)
         found._catalog = catalog
         found._measures = kinds = {ROWS: "BIGINT"}
+        found._sizes = sizes = dict[str, Size]()
         parts: list[tuple[Product, dict[tuple[str, str], exp.Expr]]] = []
         found._columns = [(CORE, ["Which of the sets of cells"])]
         measured = [(ROWS, ["Rows"])]
@@ -147,6 +163,7 @@ class SignedRows:
             for n, measure in enumerate(core.measures):
                 assert measure.fold == "SUM"  # extremes of tables that only grow cannot be multiplied
                 kinds[_of_core(number, measure.name)] = f"DECIMAL(38, {measure.scale})"
+                sizes[_of_core(number, measure.name)] = measure.size
                 measured.append((_of_core(number, measure.name), [f"Sum of {_said(first.sums[n])}"]))
                 if measure.count != ROWS:
                     kinds[_of_core(number, measure.count)] = "BIGINT"
@@ -170,8 +187,47 @@ class SignedRows:
 
     @property
     def columns(self) -> dict[str, str | None]:
-        """The columns beside those that are carried, and of measures the types."""
-        return {name: self._measures.get(name.lower()) for name in self._names}
+        """The columns beside those that are carried, and of measures the types that their sums are kept in."""
+        return {name: self._kept(name.lower()) for name in self._names}
+
+    @property
+    def checked(self) -> dict[str, str]:
+        """The measures whose sums may be too large to be figures, each with the condition, in SQL, that one is.
+
+        A count has to fit into a BIGINT. Any other sum has to be of rows that can be summed.
+        """
+        conditions = {
+            name: is_a_figure(name, self._sizes[name.lower()], self._measures[name.lower()])
+            for name in self._names
+            if name.lower() in self._sizes
+        }
+        return {name: condition for name, condition in conditions.items() if condition}
+
+    def is_large(self, name: str) -> str:
+        """The condition, in SQL, that some sum of an hour meets in each cell where a sum of `checked` is no figure."""
+        return is_large(name, self._measures[name.lower()])
+
+    def why_not(self, name: str) -> str:
+        """Why a sum of a measure of `checked` is no figure."""
+        said = name
+        if name.startswith(PREFIX):
+            said = next(comments[0] for column, comments in self._columns if column == name).lower()
+        if self._sizes[name.lower()].can_fail:
+            return f"{said} has a row that it cannot be computed of, or is too large"
+        if self._measures[name.lower()] == "BIGINT":
+            return f"{said} is more than a BIGINT holds"
+        return f"{said} has a row of more than {DIGITS} digits"
+
+    @property
+    def _measured(self) -> list[str]:
+        """The measures that are added up, in lower case."""
+        names = [name.lower() for name in self._names]
+        return [name for name in names if name in self._measures and name not in self._extremes]
+
+    def _kept(self, name: str) -> str | None:
+        """The type that the sums of a measure are kept in: at least as wide as that of its figures."""
+        kind, size = self._measures.get(name), self._sizes.get(name)
+        return WHOLE if kind == "BIGINT" and size and not size.is_counted else kind
 
     def _require_moving(self) -> None:
         if not any(self._moving(product) for product in self._products):
@@ -201,7 +257,7 @@ class SignedRows:
 
     def _require_exact(self, product: Product, types: Types, casts: Mapping[str, Sequence[str]]) -> None:
         """Refuse a measure that its type or a cast of the sum rounds: rows are added up as they are."""
-        names = [n.lower() for n in self._names if n.lower() in self._measures and n.lower() not in self._extremes]
+        names = self._measured
         kinds = types.of(product.all_tables(), [product.columns["", name] for name in names])
         for name, kind in zip(names, kinds, strict=True):
             for to in (self._measures[name], *casts.get(name, ())):
@@ -295,13 +351,12 @@ class SignedRows:
         found = exp.select(*(_carried(column, *of) for column, of in _CARRIED.items()))
         for name, comments in self._columns:
             value: exp.Expr = exp.column(exp.to_identifier(name, quoted=True))
-            kind = self._measures.get(name.lower())
+            kind, size = self._measures.get(name.lower()), self._sizes.get(name.lower())
             if kind and name.lower() in self._extremes:
                 comes = exp.If(this=exp.column(_WEIGHT).eq(1), true=exp.cast(value, kind, dialect="duckdb"))
                 value = exp.cast(exp.Case(ifs=[comes]), kind, dialect="duckdb")
             elif kind:
-                signed = exp.Mul(this=exp.column(_WEIGHT), expression=exp.cast(value, kind, dialect="duckdb"))
-                value = exp.cast(signed, kind, dialect="duckdb")
+                value = _signed(value, kind, size)
             column = value.as_(name, quoted=True)
             said = [f"{c.strip()}, signed" if kind and name.lower() not in self._extremes else c for c in comments]
             column.add_comments(said)
@@ -313,10 +368,29 @@ class SignedRows:
         return found.from_(union.subquery("signed_rows"), copy=False)
 
 
+def _signed(value: exp.Expr, kind: str, size: Size | None) -> exp.Expr:
+    """A row's number times its weight; without a size it is a count."""
+    weight: exp.Expr = exp.column(_WEIGHT)
+    if size is None or (kind == "BIGINT" and size.is_counted):
+        signed = exp.Mul(this=weight, expression=exp.cast(value, "BIGINT", dialect="duckdb"))
+        return exp.cast(signed, "BIGINT", dialect="duckdb")
+    scale = _digits(kind) or 0
+    if size.is_integer and scale == 0:
+        weight, kind = exp.cast(weight, "HUGEINT", dialect="duckdb"), "HUGEINT"
+    elif kind == "BIGINT":
+        kind = WHOLE
+    return exp.cast(exp.Mul(this=weight, expression=size.summable(value, scale)), kind, dialect="duckdb")
+
+
 def as_core(core: Core, number: int, cells: exp.Expr) -> exp.Select:
     """The cells of one core, as its finish reads them, of a relation with those of several (`SignedRows.of_cells`)."""
-    names = [*core.keys, *(name for m in core.measures for name in (m.name, m.count) if name != ROWS)]
+    names = [*core.keys, *(m.count for m in core.measures if m.count != ROWS)]
     columns = [exp.column(_of_core(number, name)).as_(name) for name in names]
+    for measure in core.measures:
+        total: exp.Expr = exp.column(_of_core(number, measure.name))
+        if condition := is_a_figure(total.sql("duckdb"), measure.size, f"DECIMAL(38, {measure.scale})"):
+            total = exp.Case(ifs=[exp.If(this=exp.condition(condition, dialect="duckdb"), true=total)])
+        columns.append(total.as_(measure.name))
     return exp.select(exp.column(ROWS), *columns).from_(cells).where(exp.column(CORE).eq(number))
 
 
@@ -336,6 +410,12 @@ _LINEAR = (
 )
 
 
+def _tried(product: Product, types: Types) -> Product:
+    """The product with columns and conditions that fail on no row."""
+    kinds = product.kinds(types)
+    return replace(product.tried(types), columns={key: tried(e, kinds) for key, e in product.columns.items()})
+
+
 def _field(image: exp.Expr, name: str) -> exp.Expr:
     return exp.func("STRUCT_EXTRACT", image.copy(), exp.Literal.string(name), dialect="duckdb")
 
@@ -347,8 +427,7 @@ def _part(
     relation_of: Callable[[str, Sequence[str], Sequence[str]], exp.Query] | None = None,
 ) -> exp.Select:
     """The signed rows of a product over these relations of the tables that change."""
-    product = product.tried()
-    values = [tried(product.columns["", name.lower()]) for name in names]
+    values = [product.columns["", name.lower()].copy() for name in names]
     conditions = [*product.conditions, *(c for _, _, on in product.looked_up for c in on)]
     read = {(c.table, c.name) for e in (*values, *conditions) for c in e.find_all(exp.Column)}
     weight: exp.Expr = exp.cast(exp.column(_WEIGHT, factors[0][0]), "BIGINT")
