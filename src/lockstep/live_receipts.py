@@ -17,6 +17,7 @@ import json
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
@@ -42,7 +43,7 @@ def reconcile(home: Path, domains: Iterable[str] = (), limit: int = 20) -> list[
 
     A failed receipt does not raise; at most `limit` of its cells are returned. Where the receipts change what is
     served, it is published once more. Takes the lock of the runs. Raises LockstepError if a domain has no live figures,
-    as its contract's mode is batch.
+    as its contract's mode is batch; and, once the receipts of all others are stored, if a query fails as it is written.
     """
     named = list(domains)
     contracts = chosen(named)
@@ -57,21 +58,34 @@ def reconcile(home: Path, domains: Iterable[str] = (), limit: int = 20) -> list[
         for name in named:
             if name not in served:
                 raise LockstepError(f"{name} has not been planned yet. Run `sqlmesh plan` first.")
-        return take(home, [c for c in contracts if c.domain not in batch and c.domain in served], limit)[0]
+        taken = take(home, [c for c in contracts if c.domain not in batch and c.domain in served], limit)
+        if taken.failures:
+            raise LockstepError(". ".join(taken.failures))
+        return taken.results
 
 
-def take(
-    home: Path, contracts: Iterable[Contract], limit: int = 20
-) -> tuple[list[Reconciled], publish.Published | None]:
-    """As `reconcile` of what is published already, for a caller that holds the lock of the runs.
+@dataclass(frozen=True)
+class Taken:
+    """Receipts that were taken, what was published once more, and a sentence for each domain that has none."""
 
-    Returns also what was published once more, if it was.
-    """
-    contracts = list(contracts)
+    results: list[Reconciled]
+    published: publish.Published | None
+    failures: list[str]
+
+
+def take(home: Path, contracts: Iterable[Contract], limit: int = 20) -> Taken:
+    """As `reconcile` of what is published already, for a caller that holds the lock of the runs."""
+    results, failures = list[Reconciled](), list[str]()
     with planned() as models, _both(home) as connection:
         before = _served(connection)
-        shown = {contract: _shown(connection, contract) for contract in contracts}
-        results = [_compared(connection, models, contract, limit, *shown[contract]) for contract in contracts]
+        for contract in contracts:
+            try:
+                shown = _shown(connection, contract)
+                results.append(_compared(connection, models, contract, limit, *shown))
+            except duckdb.DataError as e:
+                failures.append(f"{contract.domain} could not be compared with its query: {' '.join(str(e).split())}")
+                connection.execute("ROLLBACK")
+                connection.execute("BEGIN")
         [(nightly,)] = connection.execute("SELECT MAX(sequence) FROM warehouse.reconcile.receipts").fetchall()
     # As nightly receipts are numbered, and after all of these there are: no clock that is set back changes an order.
     newest = max([nightly or 0, *(r["sequence"] for r in load(home)), time.time_ns() // 1000])
@@ -80,7 +94,7 @@ def take(
     jsonlines.append(ChangeLog(home).live_receipts, [json.loads(json.dumps(r.receipt, default=_iso)) for r in results])
     with warehouse.reader(home) as connection:
         is_changed = before != dict(connection.execute("SELECT domain, served_from FROM ops.serving").fetchall())
-    return results, publish.write(home) if is_changed else None
+    return Taken(results, publish.write(home) if is_changed else None, failures)
 
 
 def load(home: Path) -> list[Row]:

@@ -129,6 +129,9 @@ def _prove_what_the_night_could_not(home: Path, now: datetime) -> list[str]:
             [taken] = reconcile.take(home, [load()[domain]], cut)
         except LockstepError:  # its audits have failed, which SQLMesh has said; or nothing is folded yet
             continue
+        except duckdb.DataError as e:  # the query itself, over the rows as they are
+            failures.append(f"rebuild.{domain}: {_plain(e)}")
+            continue
         if taken.receipt["verdict"] == "failed":
             found = taken.receipt["cells_beyond"]
             failures.append(f"reconcile.{domain}_receipts: audit rebuild_equals_increments found {found} rows")
@@ -164,16 +167,19 @@ def _prove_what_is_live(home: Path, failures: list[str]) -> publish.Published | 
                 )
             if is_due:
                 due.append(contract)
-    results, published = live_receipts.take(home, due) if due else ([], None)
+    if not due:
+        return None
+    taken = live_receipts.take(home, due)
+    failures += [f"live.{failure}" for failure in taken.failures]
     failures += [
         f"live.{r.receipt['domain']}: the live receipt found {r.receipt['cells_beyond']:,} of "
         f"{r.receipt['cells_compared']:,} cells that are not what the query gives at position "
         f"{r.receipt['position']:,}. `lockstep reconcile {r.receipt['domain']} --now` publishes anew from nothing, and "
         "shows them"
-        for r in results
+        for r in taken.results
         if r.receipt["verdict"] == "failed"
     ]
-    return published
+    return taken.published
 
 
 def _sqlmesh(home: Path, plan: bool, at: datetime | None, verbose: bool) -> list[str]:
