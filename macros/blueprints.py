@@ -27,7 +27,8 @@ def each_domain(evaluator, only=None):
     from lockstep.derived import finish_of
     from lockstep.schema import TABLES, literal
 
-    joined = {c.domain: rows for c, rows in _derived() if rows.is_join}
+    derived = {c.domain: rows for c, rows in _derived()}
+    joined = {domain: rows for domain, rows in derived.items() if rows.is_join}
     finishes = {c.domain: finish_of(c) for c, _ in _derived() if c.is_finished}
     of_cells = only is not None and only.name in ("single", "joined", "cells")
     contracts = load() | ({domain: finish.cells for domain, finish in finishes.items()} if of_cells else {})
@@ -69,7 +70,7 @@ def each_domain(evaluator, only=None):
         f"sources := ({', '.join(repr(s) for s in c.sources)}), awaited := ({awaited(c)}), "
         f"grain := ({', '.join(c.grain)}), "
         f"hourly_grain := ({', '.join(('log_hour', *c.grain))}), cut_grain := ({', '.join(('cut', *c.grain))}), "
-        f"measures := ({', '.join(_measure(m) for m in c.merged)}), "
+        f"measures := ({', '.join(_measure(m, derived.get(c.domain)) for m in c.merged)}), "
         f"measure_names := ({', '.join(m.name for m in c.merged)}), state := ({', '.join(c.state)}), "
         f"{finished(c.domain)}{new_rows(c.domain)})"
         for c in contracts.values()
@@ -142,6 +143,17 @@ def needs_of_rebuilds(evaluator):
 
 
 @macro()
+def sums_to_check(evaluator):
+    """The blueprint of ops.too_large: @sums, a query (as text) for the sums that are too large, by domain."""
+    from lockstep.derived import too_large
+    from lockstep.schema import literal
+
+    queries = [too_large(contract.domain, rows) for contract, rows in _derived() if contract.mode != "batch"]
+    nothing = "SELECT NULL::TEXT AS domain, NULL::TEXT AS figure WHERE FALSE"
+    return _blueprints([f"(sums := {literal(' UNION ALL '.join([nothing, *filter(None, queries)]))})"])
+
+
+@macro()
 def finished(evaluator, finish: exp.Expression, sets, cells: exp.Expression):
     """A finish over these cells: `FROM (@finished(@finish, @sets, cells.orders)) AS figures`."""
     from lockstep.derived import ALL_CELLS
@@ -172,11 +184,17 @@ def _columns(table):
     return ", ".join(f"source_column({literal(c.name)}, {literal(c.kind.duckdb)})" for c in table.columns)
 
 
-def _measure(m):
-    tolerances = [m.tolerance_absolute, m.tolerance_relative]
+def _measure(m, rows=None):
+    """The type that its sums are kept in comes before that of its figures, and the condition under which it is one."""
+    from lockstep.schema import literal
+
+    kept = m.type if rows is None or m.merge != "sum" else rows.columns.get(m.name) or m.type
+    is_figure = "TRUE" if rows is None else rows.checked.get(m.name, "TRUE")
+    arguments = [f"'{m.name}'", f"'{m.merge}'", f"'{kept}'", str(m.tolerance_absolute), str(m.tolerance_relative)]
+    arguments += [f"'{m.type}'", literal(is_figure)]
     if m.tolerance_cells < 1 or m.tolerance_median is not None:
-        tolerances += [m.tolerance_cells, *([m.tolerance_median] if m.tolerance_median is not None else [])]
-    return f"measure('{m.name}', '{m.merge}', '{m.type}', {', '.join(map(str, tolerances))})"
+        arguments += [str(t) for t in (m.tolerance_cells, m.tolerance_median) if t is not None]
+    return f"measure({', '.join(arguments)})"
 
 
 @macro()

@@ -58,12 +58,12 @@ SELECT
   COALESCE(customers.region, 'unknown')::TEXT AS region, /* Region as of as_of; unknown if the customer is */
   totals.orders::BIGINT AS orders, /* Orders */
   totals.open_orders::BIGINT AS open_orders, /* Orders that are neither completed nor called off */
-  totals.revenue_cents::BIGINT AS revenue_cents, /* Amount of the orders that were not called off */
+  totals.revenue_cents::DECIMAL(38, 0) AS revenue_cents, /* Amount of the orders that were not called off */
   totals.alert_orders::BIGINT AS alert_orders, /* Orders over 10 000.00 */
   totals.orders_last_hour::BIGINT AS orders_last_hour, /* Orders in the five-minute buckets of the hour before as_of */
-  totals.revenue_last_hour_cents::BIGINT AS revenue_last_hour_cents, /* Their amount, without those called off */
+  totals.revenue_last_hour_cents::DECIMAL(38, 0) AS revenue_last_hour_cents, /* Their amount, without those called off */
   batch.lifetime_orders::BIGINT AS lifetime_orders, /* Orders that were not called off, as of batch_as_of */
-  batch.lifetime_spend_cents::BIGINT AS lifetime_spend_cents, /* Their amount, as of batch_as_of */
+  batch.lifetime_spend_cents::DECIMAL(38, 0) AS lifetime_spend_cents, /* Their amount, as of batch_as_of */
   batch.favourite_category::TEXT AS favourite_category, /* Category with the most of them, as of batch_as_of */
   batch.spend_rank::BIGINT AS spend_rank, /* Rank by their amount, as of batch_as_of */
   batch.days_since_first_order::BIGINT AS days_since_first_order, /* Whole days from the first of them to batch_as_of */

@@ -14,7 +14,7 @@ SELECT
   SUM(CASE WHEN exception_code <> 'none' THEN shipments ELSE 0 END)::BIGINT AS exceptions, /* Shipments with which something went wrong */
   SUM(delivered)::BIGINT AS delivered, /* Delivered shipments */
   SUM(late)::BIGINT AS late, /* Delivered after their window */
-  SUM(minutes_late)::BIGINT AS minutes_late, /* Whole minutes past the window, over the late ones */
+  SUM(minutes_late)::DECIMAL(38, 0) AS minutes_late, /* Whole minutes past the window, over the late ones */
   (
     (
       SUM(delivered) - SUM(late)

@@ -47,7 +47,7 @@ SELECT
   days.status::TEXT AS status, /* created, paid, shipped, completed, cancelled, failed, returned or unknown */
   days.orders::BIGINT AS orders, /* Orders */
   days.units::BIGINT AS units, /* Units ordered */
-  days.revenue_cents::BIGINT AS revenue_cents, /* Amount in cents, whatever the status */
+  days.revenue_cents::DECIMAL(38, 0) AS revenue_cents, /* Amount in cents, whatever the status */
   days.high_value_orders::BIGINT AS high_value_orders, /* Orders over 1 000.00 */
   batch.distinct_customers::BIGINT AS distinct_customers, /* Customers with at least one order, as of batch_as_of */
   batch.median_amount_cents::BIGINT AS median_amount_cents, /* Median amount of an order, as of batch_as_of */

@@ -14,7 +14,7 @@ SELECT
   orders.status::TEXT AS status, /* created, paid, shipped, completed, cancelled, failed, returned or unknown */
   SUM(orders.orders)::BIGINT AS orders, /* Orders */
   SUM(orders.units)::BIGINT AS units, /* Units ordered */
-  SUM(orders.revenue_cents)::BIGINT AS revenue_cents, /* Amount in cents, whatever the status */
+  SUM(orders.revenue_cents)::DECIMAL(38, 0) AS revenue_cents, /* Amount in cents, whatever the status */
   SUM(orders.high_value_orders)::BIGINT AS high_value_orders, /* Orders over 1 000.00 */
   orders.served_from::TEXT AS served_from, /* live or rebuild */
   orders.as_of::TIMESTAMP AS as_of /* The figures include all changes logged up to then */

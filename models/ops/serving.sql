@@ -2,7 +2,7 @@
    live mode is served live only while its last receipt passed, is recent and compared what is in use, nothing has stopped a
    rebuild or an hour since, and every domain it reads is served live as well; after a failed receipt it returns by itself once
    enough cuts have passed. A live receipt stands in for a receipt that had nothing to compare yet, and stops what it has found
-   wrong. Else a domain is served from its last verified rebuild. */
+   wrong. So does a sum that is too large to be a figure. Else a domain is served from its last verified rebuild. */
 MODEL (
   name ops.serving,
   kind VIEW,
@@ -93,6 +93,13 @@ WITH generations AS (
     AND COALESCE(in_use.evidence_digest, '') = COALESCE(live_receipts.evidence_digest, '')
   GROUP BY
     live_receipts.domain
+), too_large AS (
+  SELECT
+    domain,
+    MIN(figure) AS figure
+  FROM ops.too_large
+  GROUP BY
+    domain
 ), bases AS (
   SELECT
     generations.domain,
@@ -173,6 +180,8 @@ WITH generations AS (
       WHEN COALESCE(promotions.mode, '') <> 'live'
       AND COALESCE(evidence.days_passed, 0) < contracts.shadow_days
       THEN 'served as shadow: its mode was set to live without `lockstep promote`, and ' || COALESCE(evidence.days_passed, 0)::TEXT || ' of ' || contracts.shadow_days::TEXT || ' daily cuts have passed'
+      WHEN NOT too_large.figure IS NULL
+      THEN too_large.figure
       WHEN live_evidence.verdict = 'failed'
       THEN 'the live receipt of ' || live_evidence.reconciled_at::TEXT || ' failed'
       WHEN evidence.last_verdict IS NULL
@@ -219,6 +228,8 @@ WITH generations AS (
     ON live_evidence.domain = contracts.domain
   LEFT JOIN promotions
     ON promotions.domain = contracts.domain
+  LEFT JOIN too_large
+    ON too_large.domain = contracts.domain
   LEFT JOIN bases
     ON bases.domain = contracts.domain
   LEFT JOIN verified_cuts

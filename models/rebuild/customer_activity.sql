@@ -18,7 +18,7 @@ SELECT
   @five_minutes(ordered_at)::TIMESTAMP AS ordered_bucket, /* Five minutes in which the orders were placed */
   COUNT(*)::BIGINT AS orders, /* Orders */
   SUM(CASE WHEN status <> 'completed' AND NOT @is_called_off(status) THEN 1 ELSE 0 END)::BIGINT AS open_orders, /* Orders that are neither completed nor called off */
-  SUM(CASE WHEN @is_called_off(status) THEN 0 ELSE revenue_cents END)::BIGINT AS revenue_cents, /* Amount of the orders that were not called off */
+  SUM(CASE WHEN @is_called_off(status) THEN 0 ELSE revenue_cents END)::DECIMAL(38, 0) AS revenue_cents, /* Amount of the orders that were not called off */
   SUM(CASE WHEN @is_alert_value(revenue_cents) THEN 1 ELSE 0 END)::BIGINT AS alert_orders /* Orders over 10 000.00 */
 FROM rebuild.latest_orders
 GROUP BY

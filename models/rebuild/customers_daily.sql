@@ -55,7 +55,7 @@ WITH orders AS (
 SELECT
   customers.customer_id::BIGINT AS customer_id, /* Customer */
   customers.lifetime_orders::BIGINT AS lifetime_orders, /* Orders that were not called off */
-  customers.lifetime_spend_cents::BIGINT AS lifetime_spend_cents, /* Amount of these orders */
+  customers.lifetime_spend_cents::DECIMAL(38, 0) AS lifetime_spend_cents, /* Amount of these orders */
   categories.category::TEXT AS favourite_category, /* Category with the most of these orders; of equals the first by name */
   RANK() OVER (ORDER BY customers.lifetime_spend_cents DESC)::BIGINT AS spend_rank, /* Rank by that amount; equal amounts share one */
   FLOOR(

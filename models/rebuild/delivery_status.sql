@@ -29,7 +29,7 @@ SELECT
       ) // 60000000
       ELSE 0
     END
-  )::BIGINT AS minutes_late /* Whole minutes past the window, over the late shipments */
+  )::DECIMAL(38, 0) AS minutes_late /* Whole minutes past the window, over the late shipments */
 FROM source.shipments
 GROUP BY
   1,

@@ -15,7 +15,7 @@ SELECT
   rebuild_cut.cut::TIMESTAMP AS cut, /* Cut of this generation */
   daily.customer_id::BIGINT AS customer_id, /* Customer */
   daily.lifetime_orders::BIGINT AS lifetime_orders, /* Orders that were not called off */
-  daily.lifetime_spend_cents::BIGINT AS lifetime_spend_cents, /* Amount of these orders */
+  daily.lifetime_spend_cents::DECIMAL(38, 0) AS lifetime_spend_cents, /* Amount of these orders */
   daily.favourite_category::TEXT AS favourite_category, /* Category with the most of these orders */
   daily.spend_rank::BIGINT AS spend_rank, /* Rank by that amount */
   daily.days_since_first_order::BIGINT AS days_since_first_order /* Whole days from the first of these orders to the cut */

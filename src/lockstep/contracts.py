@@ -26,7 +26,7 @@ BAD_EVENTS = ("hold", "skip")
 ROUNDING = 1e-13  # relative difference allowed between two ways to compute a DOUBLE: a few hundred times its last bit
 
 # The unit of a measure decides the type it has in every model. Beside these there are amounts, such as `eur(2)`: exact
-# numbers with so many digits behind the point.
+# numbers with so many digits behind the point. Sums of BIGINTs are wider, but for counts.
 UNITS = {
     "count": "BIGINT",
     "cents": "BIGINT",
@@ -42,6 +42,7 @@ UNITS = {
 _AMOUNT = re.compile(r"[A-Za-z][A-Za-z_/]*\(([0-9]{1,2})\)")
 _MEASURABLE = ("BIGINT", "DOUBLE", "TIMESTAMP", "DECIMAL")  # types with a distance, which a tolerance can limit
 _EXACT = ("BIGINT", "DECIMAL")
+_WHOLE = f"DECIMAL({MOST_DIGITS}, 0)"
 
 
 def type_of(unit: str) -> str | None:
@@ -84,7 +85,8 @@ class Measure:
 
     @property
     def type(self) -> str:
-        return type_of(self.unit) or ""
+        kind = type_of(self.unit) or ""
+        return _WHOLE if self.merge == "sum" and kind == "BIGINT" and self.unit != "count" else kind
 
 
 @dataclass(frozen=True)

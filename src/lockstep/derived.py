@@ -21,10 +21,11 @@ from sqlglot.errors import SqlglotError
 from lockstep.contracts import Contract, Measure, load, type_of
 from lockstep.derive import Catalog, Core, Derivation, Refused, SignedRows, Table, as_core, derive, require_rows
 from lockstep.derive.catalog import Types, table_of
+from lockstep.derive.trying import casts_tried
 from lockstep.errors import LockstepError
 from lockstep.names import EXTRA, GENERATED_COLUMNS
 from lockstep.project import digest, project
-from lockstep.schema import TABLES
+from lockstep.schema import TABLES, literal
 
 ALL_CELLS = "__cells"  # the table that the sets of a finish read: it is replaced by the domain's cells
 _DERIVED = ({"sum", "max", "min"}, {"finish"}, {"latest"})  # how the measures of one fact may merge
@@ -89,7 +90,7 @@ def finish_of(contract: Contract) -> Finish:
     sets = {core.name: core.full(table_of).sql("duckdb") for core in derivation.cores if core not in moving}
     for number, core in enumerate(moving):
         sets[core.name] = as_core(core, number, exp.to_table(ALL_CELLS)).sql("duckdb")
-    return Finish(derivation.finish.sql("duckdb"), sets, cells)
+    return Finish(casts_tried(derivation.finish).sql("duckdb"), sets, cells)
 
 
 def _unit(kind: str) -> str:
@@ -112,6 +113,23 @@ def rows_of(contract: Contract) -> SignedRows:
             f"{' '.join(missing)} to joined_tables of {contract.domain} in seeds/contracts.csv."
         )
     return rows
+
+
+def too_large(domain: str, rows: SignedRows) -> str:
+    """A query for the folded sums of a domain that are too large to be figures, with the cell; empty if none can be.
+
+    Only cells are added up that were large in some hour, which DuckDB finds by the statistics of the table.
+    """
+    grain = [name for name, kind in rows.columns.items() if kind is None]
+    cell = ", ".join(f"'{name} ' || {name}::TEXT" for name in grain)
+    same = " AND ".join(f"hours.{name} IS NOT DISTINCT FROM large.{name}" for name in grain) or "TRUE"
+    return " UNION ALL ".join(
+        f"SELECT '{domain}' AS domain, {literal(f'{rows.why_not(name)}, in the cell of ')} || CONCAT_WS(', ', {cell}) "
+        f"AS figure FROM (SELECT {', '.join(f'hours.{g}' for g in grain)}, SUM(hours.{name}) AS {name} "
+        f"FROM hourly.{domain} AS hours SEMI JOIN (SELECT * FROM hourly.{domain} WHERE {rows.is_large(name)}) AS large "
+        f"ON {same} GROUP BY ALL) AS sums WHERE NOT ({condition})"
+        for name, condition in rows.checked.items()
+    )
 
 
 @dataclass(frozen=True)

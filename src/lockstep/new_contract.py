@@ -111,7 +111,8 @@ def write(added: Added) -> None:
 def _unit(path: Path, name: str, kind: str) -> str:
     """A unit whose measures have the type that a column has."""
     if decimal := re.fullmatch(r"DECIMAL\(38,(\d+)\)", kind):
-        return f"amount({decimal[1]})"
+        measured_in = next((unit for unit in _MEASURED_IN if name.endswith(unit)), None)
+        return measured_in if measured_in and decimal[1] == "0" else f"amount({decimal[1]})"
     if kind == "BIGINT":
         return next((unit for unit in _MEASURED_IN if name.endswith(unit)), "count")
     units = {"DOUBLE": "ratio", "TIMESTAMP": "timestamp", "VARCHAR": "text"}
