@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
+
+from lockstep import derive, derived
 from lockstep.changelog import first_hour
 from lockstep.derived import digest_of_models
 from lockstep.durable import durable_replace
 from lockstep.project import digest, home, project
 from lockstep.schema import SCHEMA_FILE
 
-_DERIVED = ("diffs", "hourly", "live", "state", "tail")  # schemas with models that are stamped with derived queries
+# Schemas with models that are stamped with derived queries, or with what these say of measures.
+_DERIVED = ("cells", "diffs", "hourly", "live", "mart", "reconcile", "state", "tail", "verified")
 
 
 def drop_if_stale() -> None:
@@ -22,7 +27,14 @@ def drop_if_stale() -> None:
     stamped_from = [root / name for name in ("seeds/contracts.csv", "seeds/contract_measures.csv", SCHEMA_FILE)]
     stamped_from += sorted((root / "materializations").glob("*.py"))
     _drop("lockstep.stamp", f"{digest(stamped_from)} {first_hour()}", "*")
-    _drop("derived.stamp", digest_of_models(), *(f"*models__{schema}__each_*" for schema in _DERIVED))
+    entries = (f"*models__{schema}__each_*" for schema in _DERIVED)
+    _drop("derived.stamp", f"{digest_of_models()} {_compiler()}", *entries, "*models__ops__too_large*")
+
+
+def _compiler() -> str:
+    """A digest of what derives queries: a later version may derive others."""
+    files = [Path(derived.__file__), *sorted(Path(derive.__file__).parent.glob("*.py"))]
+    return hashlib.sha256(b"\0".join(path.read_bytes() for path in files)).hexdigest()
 
 
 def _drop(stamp_name: str, made_from: str, *entries: str) -> None:

@@ -180,6 +180,8 @@ def _building(home: Path, path: Path) -> Iterator[DuckDBPyConnection]:
     connection = connection or _open(path)
     try:
         connection.execute("SET TimeZone = 'UTC'")
+        # DuckDB 1.5.5 takes 250 ns to read a DECIMAL(38, s) that is packed, 5 ns to read one that is not.
+        connection.execute("SET disabled_compression_methods = 'bitpacking'")
         connection.execute(f"SET file_search_path = {text(home)}")
         connection.execute(f"ATTACH {text(home / 'warehouse.duckdb')} AS warehouse (READ_ONLY)")
         connection.execute("BEGIN")
