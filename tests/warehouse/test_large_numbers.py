@@ -44,17 +44,17 @@ MODELS = {
     "grain depot_region, depends_on (rebuild.cut, chain.drivers));\n"
     "SELECT depot_region::TEXT AS depot_region, COUNT(*)::BIGINT AS drivers FROM source.drivers GROUP BY 1;\n"
 }
-CONTRACTS = [f"{fact},sales,live,60,60,3,2,50,hold,orders,order_id,,,region" for fact in QUERIES] + [
-    "staff,fleet,live,60,60,3,2,50,hold,drivers,driver_id,,,depot_region"
+CONTRACTS = [f"{fact},sales,live,60,60,3,2,50,hold,orders,order_id,,,region," for fact in QUERIES] + [
+    "staff,fleet,live,60,60,3,2,50,hold,drivers,driver_id,,,depot_region,"
 ]
-MEASURES = [f"{fact},orders,sum,count,0,0,Orders" for fact in QUERIES] + [
-    "takings,revenue_cents,sum,cents,0,0,Amount",
-    "amounts,total,sum,count,0,0,Amount",
-    "grams,total,sum,amount(0),0,0,Amount",
-    "thrice,revenue_cents,sum,cents,0,0,Amount",
-    "average,units,finish,count,0,0,Units",
-    "average,mean,finish,ratio,0,0,Amount of an order",
-    "staff,drivers,sum,count,0,0,Drivers",
+MEASURES = [f"{fact},orders,sum,count,0,0,,,Orders" for fact in QUERIES] + [
+    "takings,revenue_cents,sum,cents,0,0,,,Amount",
+    "amounts,total,sum,count,0,0,,,Amount",
+    "grams,total,sum,amount(0),0,0,,,Amount",
+    "thrice,revenue_cents,sum,cents,0,0,,,Amount",
+    "average,units,finish,count,0,0,,,Units",
+    "average,mean,finish,ratio,0,0,,,Amount of an order",
+    "staff,drivers,sum,count,0,0,,,Drivers",
 ]
 
 

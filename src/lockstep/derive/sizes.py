@@ -55,7 +55,7 @@ class Size:
         if not self.may_be_too_large(scale):
             return exp.cast(value.copy(), to, dialect="duckdb")
         wide = exp.TryCast(**exp.cast(value.copy(), kind, dialect="duckdb").args)
-        most = "9" * (DIGITS - scale)
+        most = f"{'9' * (DIGITS - scale)}.{'9' * scale}".rstrip(".")
         low, high = (exp.cast(exp.Literal.string(sign + most), kind, dialect="duckdb") for sign in ("-", ""))
         return exp.Case(
             ifs=[
