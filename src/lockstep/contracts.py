@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import csv
 import functools
+import io
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -157,6 +158,8 @@ PROMOTION_COLUMNS = "domain mode changed_at position evidence"
 MEASURE_COLUMNS = (
     "domain measure merge unit tolerance_absolute tolerance_relative tolerance_median tolerance_cells description"
 )
+
+_MAY_BE_EMPTY = {"live_where", "tolerance_median", "tolerance_cells"}  # which files of an earlier version lack
 
 
 @functools.cache
@@ -326,6 +329,15 @@ def read_csv(path: Path) -> list[dict[str, str]]:
     return [dict(row) for row in _rows(path, "domain")]
 
 
+def _completed(reader: csv.DictReader[str], columns: Sequence[str]) -> str:
+    """The file that is read with the columns that it lacks, as advice."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(reader)
+    return f" They may be empty, as in the version before. The file is then:\n{text.getvalue()}"
+
+
 def _rows(path: Path, columns: str) -> Iterator[_Row]:
     try:
         file = path.open(newline="", encoding="utf-8-sig")  # Excel begins a file with a byte order mark
@@ -336,8 +348,8 @@ def _rows(path: Path, columns: str) -> Iterator[_Row]:
         missing = set(columns.split()) - set(reader.fieldnames or ())
         if missing:
             raise LockstepError(
-                f"{path} lacks the columns {', '.join(sorted(missing))}. Name them in its first line, with a field for "
-                "each in every row: docs/contracts.md says what they hold, and which may be empty."
+                f"{path} lacks the columns {', '.join(sorted(missing))}. docs/contracts.md says what they hold."
+                + (_completed(reader, columns.split()) if missing <= _MAY_BE_EMPTY else "")
             )
         for fields in reader:
             place = f"{path}, line {reader.line_num}"

@@ -5,6 +5,7 @@ Awkward cases: a byte order mark, as Excel begins a CSV file; an edit that was n
 
 from __future__ import annotations
 
+import csv
 import shutil
 from pathlib import Path
 
@@ -13,9 +14,11 @@ import pytest
 
 from lockstep import operate
 from lockstep.contracts import load
+from lockstep.errors import LockstepError
 
 SEEDS = Path(__file__).parents[2] / "seeds"
 FILES = ("contracts", "contract_measures")
+TOLERANCES = ["tolerance_median", "tolerance_cells"]
 
 
 @pytest.fixture
@@ -64,3 +67,22 @@ def test_an_edit_that_was_not_planned_is_named(planned, project, name):
     assert operate._unplanned(planned) == [
         f"{path} was changed since it was planned: it takes effect with `sqlmesh plan`."
     ]
+
+
+@pytest.mark.parametrize(("name", "gone"), [("contracts", ["live_where"]), ("contract_measures", TOLERANCES)])
+def test_a_file_of_an_earlier_version_is_told_with_the_columns_that_it_lacks(project, name, gone):
+    path = project / "seeds" / f"{name}.csv"
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [c for c in rows[0] if c not in gone], extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+    with pytest.raises(LockstepError, match=", ".join(sorted(gone))) as told:
+        load(project / "seeds")
+    path.write_text(str(told.value).partition("The file is then:\n")[2])  # the way out that was printed
+    as_it_was = load(SEEDS)
+    for domain, contract in load(project / "seeds").items():
+        assert contract.grain == as_it_was[domain].grain
+        assert [m.name for m in contract.merged] == [m.name for m in as_it_was[domain].merged]
+        assert contract.live_where == ("" if "live_where" in gone else as_it_was[domain].live_where)
