@@ -121,10 +121,10 @@ def too_large(domain: str, rows: SignedRows) -> str:
     Only cells are added up that were large in some hour, which DuckDB finds by the statistics of the table.
     """
     grain = [name for name, kind in rows.columns.items() if kind is None]
-    cell = ", ".join(f"'{name} ' || {name}::TEXT" for name in grain)
+    cell = " || ', ' || ".join(f"'{name} ' || COALESCE({name}::TEXT, 'NULL')" for name in grain)
     same = " AND ".join(f"hours.{name} IS NOT DISTINCT FROM large.{name}" for name in grain) or "TRUE"
     return " UNION ALL ".join(
-        f"SELECT '{domain}' AS domain, {literal(f'{rows.why_not(name)}, in the cell of ')} || CONCAT_WS(', ', {cell}) "
+        f"SELECT '{domain}' AS domain, {literal(f'{rows.why_not(name)}, in the cell of ')} || {cell} "
         f"AS figure FROM (SELECT {', '.join(f'hours.{g}' for g in grain)}, SUM(hours.{name}) AS {name} "
         f"FROM hourly.{domain} AS hours SEMI JOIN (SELECT * FROM hourly.{domain} WHERE {rows.is_large(name)}) AS large "
         f"ON {same} GROUP BY ALL) AS sums WHERE NOT ({condition})"
