@@ -33,7 +33,7 @@ _DECIMAL = re.compile(r"DECIMAL\((\d+),(\d+)\)")
 def tried(expression: exp.Expr, kinds: Kinds) -> exp.Expr:
     """A copy of an expression that is NULL where it would fail; each cast of a column in it is a TRY_CAST."""
     found = casts_tried(expression)
-    if _is_safe(found, kinds):
+    if not can_fail(found, kinds):
         return found
     if isinstance(found, exp.TryCast):
         found.set("this", null_if_failed(found.this))
@@ -72,7 +72,7 @@ def without_labels(query: exp.Expr) -> exp.Expr:
 def can_fail(expression: exp.Expr, kinds: Kinds) -> bool:
     """Whether an expression, as it is written, may fail on some row.
 
-    A time plus or minus a fixed interval fails at the very end of all times, and is not counted.
+    A time plus or minus a fixed interval fails at the very end of all times only, long after the last that can land.
     """
     holder = exp.Paren(this=expression.copy())
     for node in list(holder.find_all(exp.Add, exp.Sub)):
