@@ -80,6 +80,7 @@ class Models:
     _found: dict[str, Model] = field(default_factory=dict)
     _names: dict[tuple[str, str, str], str] = field(default_factory=dict)
     proven: dict[str, bool] = field(default_factory=dict)
+    _trees: dict[str, Tree] = field(default_factory=dict)
     _readings: dict[str, list[Reading]] = field(default_factory=dict)
 
     @classmethod
@@ -117,12 +118,14 @@ class Models:
         return iter(self._found)
 
     def tree(self, model: Model) -> Tree:
-        """The query of a view. Raises UnpublishableError if DuckDB does not say what that is."""
-        first = self.proven.get(model.digest, True)
-        try:
-            return sql.parse(model.text or "", comma_binds_first=first)
-        except sql.NotSqlError:
-            raise self._not_as_it_was(model) from None
+        """The query of a view, always the same nodes. Raises UnpublishableError if DuckDB does not say what that is."""
+        if model.name not in self._trees:
+            first = self.proven.get(model.digest, True)
+            try:
+                self._trees[model.name] = sql.parse(model.text or "", comma_binds_first=first)
+            except sql.NotSqlError:
+                raise self._not_as_it_was(model) from None
+        return self._trees[model.name]
 
     def readings(self, model: Model) -> list[Reading]:
         """What the query of a view reads but its own CTEs."""
@@ -220,7 +223,8 @@ class Models:
                         self.proven[model.digest] = same[0]
                     else:
                         wrong[model.name] = found[True] or ""
-            self._readings.clear()  # of trees that may be read otherwise now
+        self._trees.clear()  # which may be read otherwise now
+        self._readings.clear()
         return wrong
 
     @staticmethod
