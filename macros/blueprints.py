@@ -71,6 +71,9 @@ def each_domain(evaluator, only=None):
         f"grain := ({', '.join(c.grain)}), "
         f"hourly_grain := ({', '.join(('log_hour', *c.grain))}), cut_grain := ({', '.join(('cut', *c.grain))}), "
         f"measures := ({', '.join(_measure(m, derived.get(c.domain)) for m in c.merged)}), "
+        # Apart from the measures: a model whose text changes but not its query would be of another version, and the
+        # views that read it of the same, so that SQLMesh would not make them again when it goes back.
+        f"figures := ({', '.join(_figure(m, derived.get(c.domain)) for m in c.merged)}), "
         f"measure_names := ({', '.join(m.name for m in c.merged)}), state := ({', '.join(c.state)}), "
         f"{finished(c.domain)}{new_rows(c.domain)})"
         for c in contracts.values()
@@ -185,16 +188,20 @@ def _columns(table):
 
 
 def _measure(m, rows=None):
-    """The type that its sums are kept in comes before that of its figures, and the condition under which it is one."""
+    """With the type that its sums are kept in."""
+    kept = m.type if rows is None or m.merge != "sum" else rows.columns.get(m.name) or m.type
+    tolerances = [m.tolerance_absolute, m.tolerance_relative]
+    if m.tolerance_cells < 1 or m.tolerance_median is not None:
+        tolerances += [m.tolerance_cells, *([m.tolerance_median] if m.tolerance_median is not None else [])]
+    return f"measure('{m.name}', '{m.merge}', '{kept}', {', '.join(map(str, tolerances))})"
+
+
+def _figure(m, rows=None):
+    """With the type that its figures have, and the condition under which a sum is one."""
     from lockstep.schema import literal
 
-    kept = m.type if rows is None or m.merge != "sum" else rows.columns.get(m.name) or m.type
     is_figure = "TRUE" if rows is None else rows.checked.get(m.name, "TRUE")
-    arguments = [f"'{m.name}'", f"'{m.merge}'", f"'{kept}'", str(m.tolerance_absolute), str(m.tolerance_relative)]
-    arguments += [f"'{m.type}'", literal(is_figure)]
-    if m.tolerance_cells < 1 or m.tolerance_median is not None:
-        arguments += [str(t) for t in (m.tolerance_cells, m.tolerance_median) if t is not None]
-    return f"measure({', '.join(arguments)})"
+    return f"figure('{m.name}', '{m.type}', {literal(is_figure)})"
 
 
 @macro()

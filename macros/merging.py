@@ -1,9 +1,9 @@
 """How measures merge, as the contracts declare it, and how far two merged values lie apart.
 
-@measures is a blueprint's list of `measure(name, merge, type, tolerance_absolute, tolerance_relative, served,
-is_figure)`, with `tolerance_cells` and `tolerance_median` after these where the contract has them. Sums are kept as
-`type`, figures are `served`; `is_figure` is the condition under which a sum is one. The rebuild never uses @merged: it
-aggregates latest images in SQL of its own.
+@measures is a blueprint's list of `measure(name, merge, type, tolerance_absolute, tolerance_relative)`, and
+`tolerance_cells` and `tolerance_median` after these where the contract has them; sums are kept as `type`. @figures has
+`figure(name, type, is_figure)` of each: what is served, and the condition under which a sum is a figure. The rebuild
+never uses @merged: it aggregates latest images in SQL of its own.
 """
 
 from __future__ import annotations
@@ -34,17 +34,22 @@ def state_of(evaluator, measures, table):
 
 
 @macro()
-def served(evaluator, measures, table):
-    """The measures of cells as figures, NULL where a sum is too large to be one: `SELECT @served(@measures, cells)`."""
+def served(evaluator, measures, figures, table):
+    """The measures of cells as figures, NULL where a sum is too large: `SELECT @served(@measures, @figures, cells)`."""
+    served_as = {}
+    for figure in figures.expressions or [figures.unnest()]:
+        name, kind, is_figure = (argument.name for argument in figure.expressions)
+        served_as[name] = kind, is_figure
     columns = []
     for m in _state("served", measures):
         value = f"{table.name}.{m.name}"
-        if m.is_figure != "TRUE":
-            condition = parse_one(m.is_figure, dialect="duckdb")
+        kind, is_figure = served_as.get(m.name, (m.type, "TRUE"))
+        if is_figure != "TRUE":
+            condition = parse_one(is_figure, dialect="duckdb")
             for column in condition.find_all(exp.Column):
                 column.set("table", exp.to_identifier(table.name))
             value = f"CASE WHEN {condition.sql('duckdb')} THEN {value} END"
-        columns.append(_project(value, m.served, m.name) if m.served != m.type else f"{value} AS {m.name}")
+        columns.append(_project(value, kind, m.name) if kind != m.type else f"{value} AS {m.name}")
     return columns
 
 
@@ -134,13 +139,10 @@ class _Measure:
         type,
         tolerance_absolute="0",
         tolerance_relative="0",
-        served="",
-        is_figure="TRUE",
         tolerance_cells="1",
         tolerance_median=None,
     ):
         self.name, self.merge, self.type = name, merge, type.upper()
-        self.served, self.is_figure = served.upper() or self.type, is_figure
         self.absolute, self.relative = float(tolerance_absolute), float(tolerance_relative)
         self.cells = float(tolerance_cells)
         self.median = None if tolerance_median is None else float(tolerance_median)

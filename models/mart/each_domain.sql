@@ -45,7 +45,7 @@ WITH serving AS (
 )
 SELECT
   @EACH(@grain, g -> served.g),
-  @served(@measures, served),
+  @served(@measures, @figures, served),
   serving.served_from::TEXT AS served_from, /* live or rebuild */
   serving.as_of::TIMESTAMP AS as_of /* The figures include all changes logged up to then */
 FROM served

@@ -212,14 +212,14 @@ def test_each_domain_gives_lists_of_the_contract(evaluator):
     assert orders["hourly_grain"] == "(log_hour, ordered_hour, product_id, region, status)"
     assert orders["cut_grain"] == "(cut, ordered_hour, product_id, region, status)"
     assert orders["measure_names"] == orders["state"] == "(orders, units, revenue_cents, high_value_orders)"
-    count = "MEASURE('orders', 'sum', 'BIGINT', 0.0, 0.0, 'BIGINT', 'TRUE')"
+    count = "MEASURE('orders', 'sum', 'BIGINT', 0.0, 0.0)"
     assert orders["measures"].startswith(f"({count}, MEASURE('units', ")
     positions = blueprints["vehicle_positions"]
     assert positions["grain"] == "(driver_id)"
     assert positions["measure_names"] == "(latitude, longitude, speed_kmh, recorded_at)"
     assert positions["state"] == "(latest_at, latest_position, latitude, longitude, speed_kmh, recorded_at)"
-    expected = "MEASURE('recorded_at', 'latest', 'TIMESTAMP', 172800.0, 0.0, 'TIMESTAMP', 'TRUE', 0.05)"
-    assert expected in positions["measures"]
+    assert "MEASURE('recorded_at', 'latest', 'TIMESTAMP', 172800.0, 0.0, 0.05)" in positions["measures"]
+    assert "FIGURE('recorded_at', 'TIMESTAMP', 'TRUE')" in positions["figures"]
 
 
 # Merging: rows (latest_at, latest_position, cents, speed, seen_at), of which each macro takes what it needs.
@@ -303,7 +303,7 @@ def test_two_values_are_within_tolerance_as_far_as_either_bound_allows(evaluator
     assert sides(evaluator, f"@are_within_tolerance(({SUM}, {LATEST}), r_, i_)", row) == [within]
 
 
-FEW = "measure('speed', 'latest', 'DOUBLE', 10, 0, 'DOUBLE', 'TRUE', 0.5, 4)"
+FEW = "measure('speed', 'latest', 'DOUBLE', 10, 0, 0.5, 4)"
 
 
 @pytest.mark.parametrize(
