@@ -358,8 +358,7 @@ def _is_proved(adapter: Any, domain: str) -> bool:
         return True
     in_use, *newest = adapter.fetchone(
         f"SELECT (SELECT evidence_digest FROM reconcile.{domain}_in_use), "
-        # Of all versions, as ops.serving looks at them: a plan may have put an earlier version into use again.
-        f"(SELECT ARG_MAX(COALESCE(evidence_digest, ''), sequence) FROM reconcile.receipts WHERE domain = '{domain}'), "
+        f"(SELECT ARG_MAX(COALESCE(evidence_digest, ''), sequence) FROM reconcile.{domain}_receipts), "
         f"(SELECT ARG_MAX(COALESCE(evidence_digest, ''), cut) FROM verified.{domain})"
     )
     return all(digest in (None, in_use) for digest in newest)
