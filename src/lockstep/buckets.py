@@ -27,7 +27,7 @@ _MOST_CHANGES = 250_000  # with an image before: what is grouped for them has to
 
 
 def signs(image: str, table: Table) -> list[str]:
-    """SQL for texts that tell images apart of which one has -0.0 and the other 0.0: to DuckDB these are one value."""
+    """SQL for texts that differ where one image has -0.0 and another has 0.0, which DuckDB takes for the same value."""
     return [f"({image}).{c.sql}::TEXT" for c in table.columns if c.kind.name in FLOATS]
 
 

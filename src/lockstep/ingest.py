@@ -551,7 +551,7 @@ class Landing:
     def _first_ones(self, table: Table, same: str, is_new: Sequence[str]) -> str:
         """SELECT from `parsed_<table>` the ordinals of what is sound and new, once each.
 
-        `same` is `_same`; `is_new` are the conditions by which a row of a table with a key is new.
+        `same` is `_same`; `is_new` holds the conditions that a new row of a table with a key meets.
         """
         con = self._con
         conditions = ["reason IS NULL"]

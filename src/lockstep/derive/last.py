@@ -26,7 +26,7 @@ _AT, _POSITION = LAST_BY
 
 
 def rows_of_last(query: exp.Query, grain: Sequence[str], types: Types) -> exp.Select:
-    """The rows of which a query keeps the last of each group: itself without QUALIFY. Raises Refused."""
+    """A query without its QUALIFY: all the rows from which it picks the last of each group. Raises Refused."""
     form = (
         f"Write QUALIFY ROW_NUMBER() OVER (PARTITION BY {', '.join(grain)} ORDER BY {_AT} DESC, {_POSITION} DESC) = 1, "
         "and select these columns."

@@ -94,10 +94,7 @@ class SignedRows:
         self._columns = [(s.alias_or_name, s.comments or []) for s in query.selects]
         self._catalog = catalog
         self._measures = measures
-        try:
-            self._products = Flattener(catalog, types).query(normal(query, catalog, types), "")
-        except NotLinear as e:
-            raise Refused(_shown(str(e)), None, _LINEAR) from None
+        self._products = _flattened(query, catalog, types)
         self._require_moving()
         self._require_a_count()
         sizes: list[dict[str, Size]] = []
@@ -116,7 +113,7 @@ class SignedRows:
 
     @classmethod
     def of_last(cls, query: exp.Query, catalog: Catalog, grain: Sequence[str]) -> SignedRows:
-        """The rows of which a query keeps the last of each group. None of them is ever deleted.
+        """All the rows from which a query picks the last of each group. None of them is ever deleted.
 
         The tables of `catalog` that are append-only have `GENERATED_COLUMNS`. Raises Refused.
         """
@@ -130,10 +127,7 @@ class SignedRows:
         found._catalog = catalog
         found._measures = {}
         found._is_insert_only = True
-        try:
-            found._products = Flattener(catalog, types).query(normal(rows, catalog, types), "")
-        except NotLinear as e:
-            raise Refused(_shown(str(e)), None, _LINEAR) from None
+        found._products = _flattened(rows, catalog, types)
         found._require_moving()
         for number, product in enumerate(found._products):
             require_last(product, catalog, types)
@@ -408,6 +402,13 @@ _LINEAR = (
     "A row must depend on rows that it names: JOIN tables ON columns; LEFT JOIN, IN and EXISTS by the whole key of the "
     "other. Group in the fact's own query."
 )
+
+
+def _flattened(query: exp.Query, catalog: Catalog, types: Types) -> list[Product]:
+    try:
+        return Flattener(catalog, types).query(normal(query, catalog, types), "")
+    except NotLinear as e:
+        raise Refused(_shown(str(e)), None, _LINEAR) from None
 
 
 def _tried(product: Product, types: Types) -> Product:

@@ -45,8 +45,8 @@ def tried(expression: exp.Expr, kinds: Kinds) -> exp.Expr:
 def null_if_failed(expression: exp.Expr) -> exp.Expr:
     """TRY of an expression.
 
-    DuckDB computes what occurs twice in a query once, and outside of TRY. So each column in it gets a label, of which
-    it is taken out again: {'label': column}.label. Equal expressions have equal labels, and are computed once with TRY.
+    Where an expression occurs twice in a query, DuckDB computes it once, outside of TRY. So each column within TRY is
+    put into a struct and taken out again, {'label': column}.label. Only equal expressions have equal labels.
     """
     digest = hashlib.md5(expression.sql("duckdb").encode()).hexdigest()[:8]
     holder = exp.Paren(this=expression.copy())

@@ -147,7 +147,7 @@ class Cells:
         return f"(SELECT {more}cells.* FROM {cells} AS cells {kind} JOIN {moved} AS moved ON {same})"
 
     def no_diffs(self, domain: str) -> str:
-        """What stands for a domain's signed rows where there are none."""
+        """SQL for a domain's signed rows where there are none: their columns, without a row."""
         hourly = self.table(self.models[f"hourly.{domain}"])
         return f"(SELECT 0 AS position, log_hour AS logged_at, * EXCLUDE (log_hour) FROM {hourly} WHERE FALSE)"
 

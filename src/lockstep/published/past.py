@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from lockstep.contracts import Contract
 from lockstep.names import GENERATED
 from lockstep.published import sql
-from lockstep.published.cells import Cells
-from lockstep.published.cuts import Cuts
-from lockstep.published.file import NEVER, File, time
-from lockstep.published.log import Log
-from lockstep.published.models import Model, Models
+from lockstep.published.file import NEVER, time
+from lockstep.published.models import Model
+from lockstep.published.parts import Parts
 from lockstep.published.serving import NAME as SERVING
-from lockstep.published.serving import Serving
 from lockstep.published.sql import Reading, Tree
 from lockstep.schema import quoted
 from lockstep.warehouse import text
@@ -24,16 +19,9 @@ _LIVE = {"served_from": "'live'"}  # what time travel takes: verified up to the 
 
 
 @dataclass
-class TimeTravel:
+class TimeTravel(Parts):
     """Makes the macro of one mart."""
 
-    file: File
-    models: Models
-    cuts: Cuts
-    log: Log
-    cells: Cells
-    serving: Serving
-    contracts: Mapping[str, Contract]
     _queries: dict[tuple[str, str], tuple[Tree, list[str]]] = field(default_factory=dict)
     _moments: dict[str, bool] = field(default_factory=dict)
 

@@ -6,19 +6,15 @@ mention is asked once: a view could not see what the query around it already has
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from lockstep.contracts import Contract
 from lockstep.published import sql
-from lockstep.published.cells import Cells
-from lockstep.published.cuts import Cuts
-from lockstep.published.file import NEVER, File, Shared, time
-from lockstep.published.log import ALL_POSITIONS, Log
-from lockstep.published.models import Model, Models, UnpublishableError
+from lockstep.published.file import NEVER, Shared, time
+from lockstep.published.log import ALL_POSITIONS
+from lockstep.published.models import Model, UnpublishableError
+from lockstep.published.parts import Parts
 from lockstep.published.serving import NAME as SERVING
-from lockstep.published.serving import Serving
 from lockstep.published.sql import Reading, Tree
 from lockstep.schema import quoted
 
@@ -29,14 +25,7 @@ _SETTLED = {"served_from": None, "verified_cut": None}
 
 
 @dataclass
-class Views:
-    file: File
-    models: Models
-    cuts: Cuts
-    log: Log
-    cells: Cells
-    serving: Serving
-    contracts: Mapping[str, Contract]
+class Views(Parts):
     is_live: dict[str, bool] = field(default_factory=dict)  # of what is made, whether it changes without a publication
     _queries: dict[str, tuple[Tree, list[bool], Shared]] = field(default_factory=dict)
 
