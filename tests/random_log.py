@@ -1,4 +1,4 @@
-"""Random changes of two tables, and how a query's finish over the sums of changes is compared with the query."""
+"""Random changes of two tables, one of which gets a column, and how a finish over sums is compared with its query."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ TABLES = {
     "orders": "id BIGINT, region TEXT, amount BIGINT, paid_at TIMESTAMP",
     "stops": "id BIGINT, region TEXT, n INT",
 }
+ADOPTED_AT = 60  # the position where the column paid_at joins the log
 CATALOG = {
     "source.orders": Table({"id": "BIGINT", "region": "TEXT", "amount": "BIGINT", "paid_at": "TIMESTAMP"}, ("id",)),
     "source.stops": Table({"id": "BIGINT", "region": "TEXT", "n": "INT"}, ("id",)),
@@ -46,12 +47,8 @@ def random_log(seed: int) -> duckdb.DuckDBPyConnection:
             f"FROM log_of_{table} WHERE from_position <= GETVARIABLE('now_at') "
             "AND GETVARIABLE('now_at') < until_position"
         )
-    for position in range(1, 241):
-        table = chance.choice(list(TABLES))
-        rows, key = living[table], chance.randrange(9)
-        row = (key, chance.choice(["a", "b", "c", None]), chance.randrange(10))
-        row += (chance.choice(["2026-01-01", None]),) if table == "orders" else ()
-        after = None if key in rows and chance.random() < 0.3 else row
+    def change(table: str, position: int, key: int, after: tuple | None) -> None:
+        rows = living[table]
         for weight, image in ((-1, rows.get(key)), (1, after)):
             if image:
                 insert(f"signed.{table}", position, "2026-01-01", weight, *image)
@@ -59,6 +56,16 @@ def random_log(seed: int) -> duckdb.DuckDBPyConnection:
             insert(f"log_of_{table}", since[table].pop(key), position, *rows.pop(key))
         if after:
             rows[key], since[table][key] = after, position
+
+    for position in range(1, 241):
+        if position == ADOPTED_AT:  # a resync tells of every row what the column holds that no image had before
+            for key, row in list(living["orders"].items()):
+                change("orders", position, key, (*row[:3], chance.choice(["2026-01-01", None])))
+        table = chance.choice(list(TABLES))
+        key = chance.randrange(9)
+        row = (key, chance.choice(["a", "b", "c", None]), chance.randrange(10))
+        row += (chance.choice(["2026-01-01", None]) if position > ADOPTED_AT else None,) if table == "orders" else ()
+        change(table, position, key, None if key in living[table] and chance.random() < 0.3 else row)
     for table, rows in living.items():
         for key, image in rows.items():
             insert(f"log_of_{table}", since[table][key], 1 << 40, *image)

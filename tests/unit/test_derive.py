@@ -19,9 +19,10 @@ import duckdb
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from sqlglot import exp
+from sqlglot import exp, parse_one
 
 from lockstep.derive import Core, Derivation, Refused, Table, derive
+from lockstep.derive.products import conjuncts
 
 CATALOG = {
     "source.orders": Table(
@@ -453,6 +454,22 @@ def test_a_text_that_is_no_number_comes_and_goes_within_a_batch() -> None:
         increment = core.increment(catalog, exp.to_table, lambda name: exp.to_table(f"{name}_changes"))
         [(_, key, rows, *_)] = connection.execute(increment.sql("duckdb")).fetchall()
         assert (key, rows) == (5, 1)
+
+
+@pytest.mark.parametrize(
+    ("condition", "parts"),
+    [
+        ("a AND (b AND c)", ["a", "b", "c"]),
+        ("(k = l AND a) OR (b AND k = l AND c)", ["k = l", "a OR (b AND c)"]),
+        ("(k AND a) OR k", ["k"]),
+        ("((k AND a) OR (k AND b)) AND c", ["k", "a OR b", "c"]),
+        ("a AND b OR c", ["a AND b OR c"]),
+    ],
+)
+def test_what_each_case_of_an_or_asks_is_asked_once(condition: str, parts: list[str]) -> None:
+    """By this a join in each case is a join, and not all pairs of rows."""
+    asked = [part.sql("duckdb") for part in conjuncts(parse_one(condition, dialect="duckdb"))]
+    assert asked == parts
 
 
 def test_names_are_the_same_in_any_case() -> None:

@@ -1,7 +1,8 @@
 """Queries that Hypothesis makes up: a finish over the sums of changes is the query as written, at many positions.
 
-Joins of two tables by key and off it, of one with itself, LEFT JOIN by key and of a seed, UNION ALL, IN and NOT EXISTS
-by key, CASE, FILTER, DISTINCT, extremes, ratios, HAVING, groups of groups, scalar subqueries; NULL in any column.
+Joins of two or three tables by key and off it, of one with itself, LEFT JOIN by key and of a seed, UNION ALL, IN and
+NOT EXISTS by key, CASE, FILTER, DISTINCT, extremes, ratios, HAVING, groups of groups, scalar subqueries; NULL in any
+column.
 A failure shrinks to a query and the seed of a log: put both into test_signed_rows.py.
 """
 
@@ -39,6 +40,12 @@ SOURCES = [
     Source("source.orders AS o JOIN source.stops AS s ON s.region = o.region", "o.id", *JOINED),
     Source("source.orders AS o JOIN source.stops AS s ON s.n < o.amount", "o.id", *JOINED),
     Source("source.orders AS o LEFT JOIN source.stops AS s ON s.id = o.id AND s.n > 2", "o.id", *JOINED),
+    Source(
+        "source.orders AS o JOIN source.stops AS s ON s.region = o.region LEFT JOIN source.orders AS p ON p.id = s.n",
+        "o.id",
+        ("s.region", "p.region"),
+        ("o.amount", "p.amount", "p.amount * s.n - o.id"),
+    ),
     Source(
         "source.orders AS o JOIN source.orders AS p ON p.region = o.region AND p.id < o.id",
         "o.id",
@@ -78,6 +85,7 @@ CONDITIONS = [
     "{n} > 4",
     "{t} IS NOT NULL AND {n} <> 3",
     "{t} = 'a' OR {n} IS NULL",
+    "{t} = 'a' AND {n} > 2 OR ({t} IS NULL OR {n} < 7) AND {n} > 2",
     "NOT EXISTS (SELECT 1 FROM source.stops AS x WHERE x.id = {i} AND x.n > 4)",
     "{i} IN (SELECT id FROM source.stops WHERE n < 7)",
     "{n} > (SELECT AVG(n) FROM source.stops)",

