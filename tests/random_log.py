@@ -47,6 +47,7 @@ def random_log(seed: int) -> duckdb.DuckDBPyConnection:
             f"FROM log_of_{table} WHERE from_position <= GETVARIABLE('now_at') "
             "AND GETVARIABLE('now_at') < until_position"
         )
+
     def change(table: str, position: int, key: int, after: tuple | None) -> None:
         rows = living[table]
         for weight, image in ((-1, rows.get(key)), (1, after)):

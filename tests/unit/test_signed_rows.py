@@ -18,7 +18,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from sqlglot import exp, parse_one
 
-from lockstep.derive import Refused, SignedRows, Table
+from lockstep.derive import Refused, SignedRows, Table, derive
 from lockstep.derive.trying import without_labels
 from random_log import CATALOG, TABLES, compare_the_finish, random_log
 
@@ -304,6 +304,21 @@ def test_people_read_a_query_without_labels() -> None:
     shown = without_labels(written).sql("duckdb")
     assert "__try_" not in shown
     assert "TRY(" in shown
+
+
+def test_people_read_what_a_cell_adds_up() -> None:
+    query = """
+        SELECT region, SUM(amount * (1 - amount)) / COUNT(*) AS mean, COUNT(DISTINCT paid_at) AS days
+        FROM source.orders GROUP BY 1"""
+    rows = SignedRows.of_cells(derive(query, CATALOG).cores, CATALOG)
+    assert [c.strip() for s in rows.all().selects for c in s.comments or []][3:] == [
+        "Which of the sets of cells",
+        "orders.region",
+        "orders.paid_at",
+        "Rows, signed",
+        "Sum of orders.amount * (1 - orders.amount), signed",
+        "How many of orders.amount * (1 - orders.amount) there are, signed",
+    ]
 
 
 LARGE = 2**63 - 1

@@ -14,11 +14,12 @@ from dataclasses import dataclass, replace
 
 from sqlglot import exp
 
-from lockstep.derive.trying import Kinds, can_fail, null_if_failed, tried
+from lockstep.derive.trying import Kinds, can_fail, null_if_failed, tried, without_labels
 
 WHOLE = "DECIMAL(38, 0)"  # of sums of whole numbers; HUGEINT would become DOUBLE in Parquet
 DIGITS = 27  # of a row
 _TOO_LARGE = 32  # a row with more digits counts as ten to the power of this
+_COMPUTED = "v"  # the label by which a number that was computed is told from one that could not be
 _MOST_BEHIND = 20  # with more digits behind the point, ordinary numbers have more than 27
 _OF_INTEGERS = {"TINYINT": 3, "SMALLINT": 5, "INTEGER": 10, "BIGINT": 19, "HUGEINT": 39, "BOOLEAN": 1, '"NULL"': 0}
 _DECIMAL = re.compile(r"DECIMAL\((\d+), ?(\d+)\)")
@@ -81,10 +82,23 @@ def guarded(value: exp.Expr, kinds: Kinds, scale: int) -> tuple[exp.Expr, Size]:
         return tried(value, kinds), size
     size = replace(LARGEST, is_integer=size.is_integer, can_fail=True)
     to = _type(size.kept(scale))
-    named = exp.PropertyEQ(this=exp.to_identifier("v"), expression=exp.cast(value.copy(), to))
+    named = exp.PropertyEQ(this=exp.to_identifier(_COMPUTED), expression=exp.cast(value.copy(), to))
     computed = null_if_failed(exp.Struct(expressions=[named]))
-    number = exp.cast(exp.func("STRUCT_EXTRACT", computed.copy(), exp.Literal.string("v")), to)
+    number = exp.cast(exp.func("STRUCT_EXTRACT", computed.copy(), exp.Literal.string(_COMPUTED)), to)
     return exp.Case(ifs=[exp.If(this=computed.is_(exp.null()), true=_too_large(scale, to))], default=number), size
+
+
+def as_written(value: exp.Expr) -> exp.Expr:
+    """A copy of an expression as it was before `guarded` and `tried`, for people to read."""
+    holder = exp.Paren(this=value.copy())
+    for case in list(holder.find_all(exp.Case)):
+        computed = case.args["ifs"][0].this.find(exp.PropertyEQ)
+        if computed is not None and computed.name == _COMPUTED:
+            case.replace(computed.expression.this.copy())
+    for attempt in list(holder.find_all(exp.Anonymous)):
+        if attempt.name.upper() == "TRY":
+            attempt.replace(attempt.expressions[0].copy())
+    return without_labels(holder.this)
 
 
 def size_of(value: exp.Expr, kinds: Kinds) -> Size:
