@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlglot import exp
 from sqlmesh.core.linter.rule import Rule
-from sqlmesh.core.linter.rules.builtin import AmbiguousOrInvalidColumn
+from sqlmesh.core.linter.rules.builtin import AmbiguousOrInvalidColumn, NoMissingUnitTest
 
 SIGNED_ROWS_OF_A_JOIN = "has the signed rows of a join, and some of these may be equal"
 FILES_OF_THE_LOG = "reads files of the change log, whose columns SQLMesh cannot know"
@@ -135,6 +135,21 @@ class MeasuresAsInTheContract(Rule):
         if not wrong:
             return None
         return self.violation(f"{model.name} differs from seeds/contract_measures.csv: {'; '.join(wrong)}. Cast it.")
+
+
+class FactsHaveUnitTests(NoMissingUnitTest):
+    """The query of each fact has a unit test: both paths follow it, so that no receipt sees a mistake in it."""
+
+    def check_model(self, model):
+        from lockstep.contracts import load
+
+        schema, name = model.name.split(".")[-2:]
+        if schema != "rebuild" or name not in load() or super().check_model(model) is None:
+            return None
+        return self.violation(
+            f"{model.name} has no unit test, and no receipt sees a mistake in its query: both paths follow it. Write "
+            "rows and what becomes of them into tests/test_*.yaml; `sqlmesh create_test` begins one."
+        )
 
 
 def _is_of_a_run(model):

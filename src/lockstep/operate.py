@@ -221,7 +221,14 @@ def _sqlmesh(home: Path, plan: bool, at: datetime | None, verbose: bool) -> list
             shown(errors)
             fail(errors)
 
+        linted = console.show_linter_violations
+
+        def show_linter_violations(violations: list[Any], model: Any, is_error: bool = False) -> None:
+            if is_error:  # unit tests, whose lack is a warning, are not loaded here
+                linted(violations, model, is_error)
+
         console.log_failed_models = log_failed_models
+        console.show_linter_violations = show_linter_violations
     else:
         console = Failures()
     set_console(console)

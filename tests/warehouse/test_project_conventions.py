@@ -70,6 +70,7 @@ def test_format_passes(sqlmesh):
     assert result.returncode == 0, result.stdout
 
 
+TESTS = PROJECT / "tests" / "test_rebuild.yaml"
 PLANTED = {
     "no_grain": ("hasgrain", "/* D. */ MODEL (name mart.no_grain, kind VIEW); SELECT 1::INT AS a"),
     "bad_grain": ("hasgrain", "/* D. */ MODEL (name mart.bad_grain, kind VIEW, grain b); SELECT 1::INT AS a"),
@@ -115,6 +116,15 @@ def test_lint_fails_on_each_planted_violation(sqlmesh, copy, loaded_project):
     assert [file for file, (rule, _) in PLANTED.items() if f"{rule}:" not in found.get(file, "")] == [], result.stdout
 
 
+def test_lint_asks_for_the_unit_test_of_a_fact(sqlmesh, copy):
+    tests = copy / "tests" / "test_rebuild.yaml"
+    tests.parent.mkdir(exist_ok=True)
+    tests.write_text(re.sub(r"model: rebuild.orders\b", "model: rebuild.orders_daily", TESTS.read_text()))
+    result = sqlmesh("lint", project=copy)
+    assert result.returncode == 0, result.stdout
+    assert re.findall(r"rebuild\.(\w+) has no unit test", result.stdout) == ["orders"]
+
+
 def test_format_fails_on_another_style(sqlmesh, copy):
     path = copy / "audits" / "reconcile.sql"
     path.write_text(path.read_text().replace("SELECT\n", "select ", 1))
@@ -123,7 +133,8 @@ def test_format_fails_on_another_style(sqlmesh, copy):
 
 def test_every_rule_of_our_own_is_in_force():
     rules = re.findall(r"^class (\w+)", (PROJECT / "linter" / "house_rules.py").read_text(), re.MULTILINE)
-    assert {rule.lower() for rule in rules} <= set(load_yaml(PROJECT / "config.yaml")["linter"]["rules"])
+    linter = load_yaml(PROJECT / "config.yaml")["linter"]
+    assert {rule.lower() for rule in rules} <= {*linter["rules"], *linter["warn_rules"]}
 
 
 def test_every_file_opens_with_a_comment():
