@@ -42,6 +42,7 @@ GUARANTEES = [
             "unit/test_derive_tpch.py",
             "unit/test_generated_queries.py",
             "unit/test_signed_rows.py",
+            "unit/test_broken_algebra.py",
             "unit/test_last_rows.py",
             "unit/test_mirror.py",
             "test_rebuild.yaml",
