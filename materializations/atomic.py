@@ -17,10 +17,18 @@ from sqlmesh.utils.date import to_datetime
 class _Atomic:  # SQLMesh finds direct subclasses of CustomMaterialization only, so this is not one
     def _create_if_first(self, table_name, model, is_first_insert, render_kwargs, kwargs):
         # SQLMesh creates the table beforehand only for models with a batch size.
-        if is_first_insert:
-            self.create(
-                table_name, model, kwargs["is_snapshot_deployable"], render_kwargs, skip_grants=True, dry_run=False
+        if not is_first_insert:
+            return
+        is_deployable = kwargs["is_snapshot_deployable"]
+        if model.annotated:  # SQLMesh's own `create` renders the query once more, and then does not use it
+            self.adapter.create_table(
+                table_name,
+                model.columns_to_types,
+                table_description=model.description if is_deployable else None,
+                column_descriptions=model.column_descriptions if is_deployable else None,
             )
+        else:
+            self.create(table_name, model, is_deployable, render_kwargs, skip_grants=True, dry_run=False)
 
     @contextmanager
     def _transaction(self):
