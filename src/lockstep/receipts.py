@@ -29,11 +29,12 @@ def numbered(query: Any, table: str, column: str) -> Any:
     """
     from sqlglot import parse_one
 
-    return parse_one(
+    counted: Any = parse_one(
         f"SELECT * REPLACE (GREATEST((SELECT COALESCE(MAX({column}), 0) FROM {table}), EPOCH_US(NOW()) - 1) "
-        f"+ ROW_NUMBER() OVER () AS {column}) FROM ({query.sql(dialect='duckdb', comments=False)}) AS fresh",
+        f"+ ROW_NUMBER() OVER () AS {column})",
         dialect="duckdb",
     )
+    return counted.from_(query.subquery("fresh"), copy=False)
 
 
 def archive(home: Path, fetch: Callable[[str], list[Any]]) -> None:
