@@ -15,8 +15,9 @@ def fingerprint(evaluator, grain, measures, prefix):
     """
     columns = _columns("fingerprint", "grain", grain)
     columns += [prefix.name + measure for measure in _columns("fingerprint", "measures", measures)]
-    texts = ", ".join(f"COALESCE('=' || CAST({column} AS TEXT), 'NULL')" for column in columns)
-    return f"CAST('0x' || SUBSTRING(MD5(CONCAT_WS('|', {texts})), 1, 15) AS BIGINT)"
+    # Not CONCAT_WS: SQLMesh asks of each of its arguments once more whether it is NULL.
+    texts = ", '|', ".join(f"COALESCE('=' || CAST({column} AS TEXT), 'NULL')" for column in columns)
+    return f"CAST('0x' || SUBSTRING(MD5(CONCAT({texts})), 1, 15) AS BIGINT)"
 
 
 @macro()
