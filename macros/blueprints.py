@@ -27,11 +27,12 @@ def each_domain(evaluator, only=None):
     from lockstep.derived import finish_of
     from lockstep.schema import TABLES, literal
 
+    contracts = load()
     derived = {c.domain: rows for c, rows in _derived()}
     joined = {domain: rows for domain, rows in derived.items() if rows.is_join}
-    finishes = {c.domain: finish_of(c) for c, _ in _derived() if c.is_finished}
+    finishes = {domain: finish_of(contracts[domain]) for domain in derived if contracts[domain].is_finished}
     of_cells = only is not None and only.name in ("single", "joined", "cells")
-    contracts = load() | ({domain: finish.cells for domain, finish in finishes.items()} if of_cells else {})
+    contracts = contracts | ({domain: finish.cells for domain, finish in finishes.items()} if of_cells else {})
     wanted = {
         "single": lambda c: c.domain not in joined,
         "joined": lambda c: c.domain in joined,
