@@ -69,7 +69,7 @@ def take(home: Path, contracts: Iterable[Contract], at: datetime | None = None, 
         cuts = {}
         for contract in contracts:
             sealed = watermark.sealed_until(contract.sources)
-            folded = models.folded_until(f"hourly.{contract.domain}")
+            folded = models.folded_until("hourly.log" if contract.is_recomputed else f"hourly.{contract.domain}")
             cuts[contract.domain] = _cut(contract.domain, at, watermark.started_at, sealed, folded)
         with warehouse.writer(home) as connection:
             for domain, cut in cuts.items():

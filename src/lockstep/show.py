@@ -615,7 +615,9 @@ def contract_added(added: Added, is_dry_run: bool) -> None:
         print(f"{file}:")
         for line in lines:
             print(f"  {line}")
-    if added.because:
+    if added.merge == "recomputed":
+        print(f"It is not derived but recomputed: live figures are the query over all rows. {added.because}")
+    elif added.because:
         print(f"The measures merge by finish: they are computed from cells when they are read ({added.because}).")
     print(
         "Nothing was written." if is_dry_run else "Next: `sqlmesh plan`, which computes the hours that the log has had."
