@@ -1019,8 +1019,9 @@ def contract_add(
 
 @cli.command()
 @click.option("--explain", metavar="FACT", help="Print the SQL that is derived for a fact.")
+@click.option("--measure", is_flag=True, help="Measure what each fact costs in this data home.")
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-def facts(explain: str | None, as_json: bool) -> None:
+def facts(explain: str | None, measure: bool, as_json: bool) -> None:
     """Show of each fact what its increments and live figures come from, and which tables change it.
 
     They are derived from the fact's query, models/rebuild/FACT.sql, or written by hand in models/diffs/FACT.sql. A fact
@@ -1030,9 +1031,15 @@ def facts(explain: str | None, as_json: bool) -> None:
     change, how that is found for an hour or the tail of the log. The figures of a fact are its cells, or a finish over
     cells that is computed when they are read: then that is printed too.
 
+    With --measure, the home is asked what each fact costs: how many cells it has and what share of the rows of its
+    tables that is, how long the last folded hour takes to compute, all live figures to read, and the query as written
+    to run, each the shortest of three times. Nothing is written. An hour that takes longer than the query itself is
+    dear: let the fact be recomputed. What there is not stays empty.
+
     \b
     Examples:
       lockstep facts
+      lockstep facts --measure
       lockstep facts --explain orders
     """
     from lockstep import facts
@@ -1044,7 +1051,7 @@ def facts(explain: str | None, as_json: bool) -> None:
         else:
             show.derived_sql(found)
         return
-    rows = facts.facts()
+    rows = facts.facts(home() if measure else None)
     if as_json:
         show.json(rows)
     else:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from lockstep.contracts import load
 from lockstep.errors import LockstepError
 from lockstep.project import project
 from lockstep.warehouse import Row
 
 
-def facts() -> list[Row]:
+def facts(measured_in: Path | None = None) -> list[Row]:
     """One row per fact, in the order of the contracts.
 
     `increments`: `derived`, `by hand` or, where there are none, `recomputed`, with the file that they come `of`;
     `because`: why they are not derived, None if they are. `tables`: the tables of the source that change it. `is_join`:
     whether a row of it comes from several rows of these. `figures`: `cells`, `finish` if they are computed from cells
-    when they are read, or `query` if they are from the rows of the tables.
+    when they are read, or `query` if they are from the rows of the tables. `mode`: in batch, the rebuild is served and
+    none of this. `measured_in` is a home: then each row also has what `costs.measured` finds there.
     """
+    from lockstep import costs
     from lockstep.derived import is_derived, rows_of
     from lockstep.loader import import_macros
     from lockstep.recomputed import recomputed_of, why_recomputed
@@ -35,6 +39,7 @@ def facts() -> list[Row]:
                     "tables": tables,
                     "is_join": len(tables) > 1,
                     "figures": "query",
+                    "mode": contract.mode_in_effect,
                 }
             )
             continue
@@ -53,8 +58,12 @@ def facts() -> list[Row]:
                 "tables": rows.tables if rows else list(contract.sources),
                 "is_join": bool(rows and rows.is_join),
                 "figures": "finish" if contract.is_finished else "cells",
+                "mode": contract.mode_in_effect,
             }
         )
+    if measured_in:
+        of = costs.measured(measured_in, load().values())
+        return [row | of[str(row["fact"])] for row in found]
     return found
 
 

@@ -249,6 +249,10 @@ def test_what_is_said_of_them(place: Place) -> None:
     assert {row["increments"] for row in of.values()} == {"recomputed"}
     assert "FULL JOIN. Turn the tables round" in of["coverage"]["because"]
     assert of["baskets"]["because"].startswith("Its contract says so")
+    publish.publish(place.home)
+    measured = json.loads(call("lockstep", "facts", "--measure", "--json", cwd=place.project).stdout)
+    assert {(row["cells"], row["hour_seconds"]) for row in measured} == {(None, None)}
+    assert all(row["read_seconds"] > 0 and row["rebuild_seconds"] > 0 for row in measured)
     checked = json.loads(call("lockstep", "contract", "check", "--json", cwd=place.project).stdout)
     assert all(f"recomputed: {of[fit['domain']]['because']}" in fit["reason"] for fit in checked)
     explained = call("lockstep", "facts", "--explain", "peers", cwd=place.project).stdout
