@@ -6,13 +6,13 @@ from sqlglot import exp
 from sqlmesh.core.linter.rule import Rule
 from sqlmesh.core.linter.rules.builtin import AmbiguousOrInvalidColumn, NoMissingUnitTest
 
-SIGNED_ROWS_OF_A_JOIN = "has the signed rows of a join, and some of these may be equal"
+EQUAL_ROWS = "has signed rows of a join, or some columns of a table: its rows may be equal"
 FILES_OF_THE_LOG = "reads files of the change log, whose columns SQLMesh cannot know"
 BLUEPRINT = "stamps one model per domain or source table, so its file cannot have the name of one of them"
 
 # Rule -> what is excepted from it and why. A name that ends with `.` stands for a whole schema.
 EXCEPTIONS = {
-    "hasgrain": dict.fromkeys(("state.", "tail."), SIGNED_ROWS_OF_A_JOIN),
+    "hasgrain": dict.fromkeys(("state.", "tail."), EQUAL_ROWS),
     "columnsresolve": dict.fromkeys(
         ("changes.", "checkpoints.", "ops.checkpoints", "reconcile.source_receipts", "reconcile.live_receipts"),
         FILES_OF_THE_LOG,

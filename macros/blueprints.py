@@ -16,8 +16,13 @@ def each_domain(evaluator, only=None):
     @measure_names (theirs) and @state (their columns, and what `latest` needs). @tail is the schema of the view with
     the domain's signed rows since its last folded hour.
 
+    @changed is a query (as text) with changed_at for whatever counts as a change of the domain, and @increments the
+    schema of the model that its evidence is of beside the rebuild.
+
     `only` names domains. 'merged' are those whose cells are their figures, 'finished' those with figures out of
-    @finish, a query (as text) over the @sets of cells with @cell_grain and @cell_measures. 'single' are those
+    @finish, a query (as text) over the @sets of cells with @cell_grain and @cell_measures. 'recomputed' are those
+    without increments, which have their @query over the rows of now and @query_at_cut over those of the cut, as text;
+    'queried' are these and the finished ones. 'single' are those
     that read one changing table at a time, 'joined' the others, which have @rows, the query for the signed rows of an
     interval as text, and @checkpointed, the tables of it that have checkpoints. With these two, and with 'cells', the
     domains with a finish, grain and measures are those of the cells.
@@ -25,7 +30,7 @@ def each_domain(evaluator, only=None):
     from lockstep.contracts import load
     from lockstep.declaration import identifier
     from lockstep.derived import finish_of
-    from lockstep.schema import TABLES, literal
+    from lockstep.schema import TABLES, literal, quoted
 
     contracts = load()
     derived = {c.domain: rows for c, rows in _derived()}
@@ -34,12 +39,15 @@ def each_domain(evaluator, only=None):
     of_cells = only is not None and only.name in ("single", "joined", "cells")
     contracts = contracts | ({domain: finish.cells for domain, finish in finishes.items()} if of_cells else {})
     wanted = {
-        "single": lambda c: c.domain not in joined,
+        "single": lambda c: c.domain not in joined and not c.is_recomputed,
         "joined": lambda c: c.domain in joined,
         "cells": lambda c: c.domain in finishes,
         "finished": lambda c: c.domain in finishes,
-        "merged": lambda c: c.domain not in finishes,
+        "merged": lambda c: c.domain not in finishes and not c.is_recomputed,
+        "recomputed": lambda c: c.is_recomputed,
+        "queried": lambda c: c.domain in finishes or c.is_recomputed,
     }
+    recomputed = {contract.domain: rows for contract, rows in _recomputed()}
 
     def awaited(contract):
         keyed = [table for table in contract.sources if TABLES[table].key]
@@ -52,6 +60,17 @@ def each_domain(evaluator, only=None):
         return (
             f"tail := tail, rows := {literal(joined[domain].new().sql('duckdb'))}, "
             f"checkpointed := ({', '.join(map(literal, tables))})"
+        )
+
+    def increments(contract):
+        if contract.domain not in recomputed:
+            changed = f"SELECT log_hour AS changed_at FROM hourly.{contract.domain}"
+            return f"increments := hourly, changed := {literal(changed)}, "
+        tables = (f"SELECT logged_at AS changed_at FROM changes.{quoted(table)}" for table in contract.sources)
+        rows = recomputed[contract.domain]
+        return (
+            f"increments := live, changed := {literal(' UNION ALL '.join(tables))}, "
+            f"query := {literal(rows.now())}, query_at_cut := {literal(rows.at_cut())}, "
         )
 
     def finished(domain):
@@ -76,7 +95,7 @@ def each_domain(evaluator, only=None):
         # views that read it of the same, so that SQLMesh would not make them again when it goes back.
         f"figures := ({', '.join(_figure(m, derived.get(c.domain)) for m in c.merged)}), "
         f"measure_names := ({', '.join(m.name for m in c.merged)}), state := ({', '.join(c.state)}), "
-        f"{finished(c.domain)}{new_rows(c.domain)})"
+        f"{increments(c)}{finished(c.domain)}{new_rows(c.domain)})"
         for c in contracts.values()
         if only is None or wanted[only.name](c)
     )
@@ -117,13 +136,38 @@ def each_joined_table(evaluator):
     )
 
 
+@macro()
+def each_recomputed_table(evaluator):
+    """One blueprint per domain that is recomputed, and table: @domain, @owner, @source_table, and @rows, its query."""
+    from lockstep.declaration import identifier
+    from lockstep.schema import literal
+
+    return _blueprints(
+        f"(domain := {c.domain}, owner := '{c.owner}', source_table := {identifier(name)}, rows := {literal(query)})"
+        for c, recomputed in _recomputed()
+        for name, query in recomputed.rows_now().items()
+    )
+
+
 def _derived():
     """The contracts whose increments are derived, each with its signed rows."""
     from lockstep.derived import derived_domains, rows_of
+
+    return _with_contracts(derived_domains, rows_of)
+
+
+def _recomputed():
+    """The contracts of the domains that are recomputed, each with its query."""
+    from lockstep.recomputed import recomputed_domains, recomputed_of
+
+    return _with_contracts(recomputed_domains, recomputed_of)
+
+
+def _with_contracts(domains, of):
     from lockstep.errors import LockstepError
 
     try:
-        return [(contract, rows_of(contract)) for contract in derived_domains()]
+        return [(contract, of(contract)) for contract in domains()]
     except LockstepError as e:
         raise SystemExit(f"Error: {e}") from None  # SQLMesh would put the error at the end of a page about this macro
 

@@ -57,20 +57,25 @@ def served(evaluator, measures, figures, table):
 def merged_where(evaluator, measures, prefix, condition):
     """The measures over the rows of a group that meet a condition: `@merged_where(@measures, rebuild_, rebuilt = 1)`.
 
-    A sum over no rows is 0, every other measure is NULL.
+    A sum over no rows is 0, every other measure is NULL. The rows of a recomputed domain, of which a group may have
+    several, also get a digest that does not depend on their order.
     """
-    when = condition.sql("duckdb")
-    return [_project(_merge(m, when), m.type, prefix.name + m.name) for m in _measures("merged_where", measures)]
+    when, listed = condition.sql("duckdb"), _measures("merged_where", measures)
+    merged = [_project(_merge(m, when), m.type, prefix.name + m.name) for m in listed]
+    if _is_recomputed(listed):
+        digest = f"SUM(CAST(HASH({', '.join(m.name for m in listed)}) AS HUGEINT)) FILTER(WHERE {when})"
+        merged.append(parse_one(f"{digest} AS {_DIGEST}{prefix.name}", dialect="duckdb"))
+    return merged
 
 
 @macro()
 def is_there(evaluator, measures, prefix=None):
     """Whether a merged cell holds anything: `WHERE @is_there(@measures)`. Sums of deleted rows leave zeros behind.
 
-    What comes out of a finish is there, whatever it holds: then `added_up` counts the rows.
+    What comes out of a query is there, whatever it holds: then `added_up` counts the rows.
     """
     prefix = prefix.name if prefix else ""
-    if any(m.merge == "finish" for m in _measures("is_there", measures)):
+    if any(m.merge in _OF_A_QUERY for m in _measures("is_there", measures)):
         return "added_up > 0"
     return " OR ".join(
         f"{prefix}{m.name} <> 0" if m.merge == "sum" else f"NOT {prefix}{m.name} IS NULL"
@@ -80,9 +85,15 @@ def is_there(evaluator, measures, prefix=None):
 
 @macro()
 def is_nonunique(evaluator, measures):
-    """Whether a side has a cell more than once: `WHEN @is_nonunique(@measures)`. Only a finish is not merged."""
-    is_finished = any(m.merge == "finish" for m in _measures("is_nonunique", measures))
-    return "copies > 1 OR added_up > 1" if is_finished else "copies > 1"
+    """Whether a side has a cell more than once: `WHEN @is_nonunique(@measures)`. Only what a query gives is not merged.
+
+    The rows of a recomputed domain may share a cell, if the same rows do on the other side.
+    """
+    listed = _measures("is_nonunique", measures)
+    if _is_recomputed(listed):
+        same = f"copies = added_up AND {_DIGEST}rebuild_ = {_DIGEST}increments_"
+        return f"(copies > 1 OR added_up > 1) AND NOT ({same})"
+    return "copies > 1 OR added_up > 1" if any(m.merge in _OF_A_QUERY for m in listed) else "copies > 1"
 
 
 @macro()
@@ -131,6 +142,14 @@ def evidence(evaluator, measures):
     return f"[{', '.join(entries)}]"
 
 
+_OF_A_QUERY = ("finish", "recomputed")
+_DIGEST = "__digest_of_"
+
+
+def _is_recomputed(measures):
+    return any(m.merge == "recomputed" for m in measures)
+
+
 class _Measure:
     def __init__(
         self,
@@ -172,7 +191,7 @@ def _merge(m, when=None):
         value = f"CASE WHEN {when} THEN {value} END"
     if m.merge == "sum":
         return f"COALESCE(SUM({value}), 0)"
-    if m.merge == "finish":  # there is one row
+    if m.merge in _OF_A_QUERY:  # there is one row
         return f"MAX({value})"
     if m.merge == "latest":  # structs are compared field by field, and no two rows share a position
         return f"STRUCT_EXTRACT(MAX({value}), 'value')"

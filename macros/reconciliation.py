@@ -63,8 +63,13 @@ def archive_receipts(evaluator):
 
 @macro()
 def compared(evaluator, *models):
-    """The physical tables of models as a list of texts: `@compared(rebuild.orders, hourly.orders) AS compared`."""
-    return exp.array(*(exp.Literal.string(_physical(snapshot)) for snapshot in _snapshots(evaluator, models)))
+    """The physical tables of models as a list of texts: `@compared(rebuild.orders, hourly.orders) AS compared`.
+
+    Their names where no plan is in use. So SQLMesh sees another query where a domain is compared with another model,
+    and makes the views that read this one anew, also when it goes back.
+    """
+    tables = [_physical(s) for s in _snapshots(evaluator, models)] or [f"{m.table}.{m.name}" for m in models]
+    return exp.array(*map(exp.Literal.string, tables))
 
 
 @macro()

@@ -38,6 +38,7 @@ GUARANTEES = [
             "warehouse/test_awkward_cases.py",
             "warehouse/test_joined_facts.py",
             "warehouse/test_finished_facts.py",
+            "warehouse/test_recomputed_facts.py",
             "warehouse/test_odd_marts.py",
             "unit/test_derive_tpch.py",
             "unit/test_generated_queries.py",

@@ -16,7 +16,7 @@ import pytest
 from lockstep import contracts, warehouse
 from lockstep.changelog import SETTLING
 from lockstep.init import init
-from shop import Shop, land
+from shop import Shop, key_of, land
 
 ROOT = Path(__file__).parents[1]
 HOUR = timedelta(hours=1)
@@ -89,11 +89,10 @@ class Place:
         for change in self.shop.changes[: self.landed]:
             if change.committed_at >= at:
                 break
-            name = change.table.removesuffix("s") + "_id"
             if change.before:
-                del rows[change.table][change.before[name]]
+                del rows[change.table][key_of(change.table, change.before)]
             if change.after:
-                rows[change.table][change.after[name]] = change.after
+                rows[change.table][key_of(change.table, change.after)] = change.after
         return rows
 
     def compare_mirror(self, *but: str) -> None:

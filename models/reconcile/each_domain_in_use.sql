@@ -6,11 +6,11 @@ MODEL (
   kind VIEW,
   owner @owner,
   grain domain,
-  depends_on (reconcile.@{domain}_cells, rebuild.@{domain}, hourly.@{domain}),
+  depends_on (reconcile.@{domain}_cells, rebuild.@{domain}, @{increments}.@{domain}),
   blueprints @each_domain()
 );
 
 SELECT
   @domain_name::TEXT AS domain, /* Domain */
-  @compared(reconcile.@{domain}_cells, rebuild.@{domain}, hourly.@{domain})::TEXT[] AS compared, /* Physical tables behind the comparison, the rebuild and the increments */
-  @evidence_digest(reconcile.@{domain}_cells, rebuild.@{domain}, hourly.@{domain})::TEXT AS evidence_digest /* Changes with any query, macro, seed or materialization upstream */
+  @compared(reconcile.@{domain}_cells, rebuild.@{domain}, @{increments}.@{domain})::TEXT[] AS compared, /* Physical tables behind the comparison, the rebuild and the increments */
+  @evidence_digest(reconcile.@{domain}_cells, rebuild.@{domain}, @{increments}.@{domain})::TEXT AS evidence_digest /* Changes with any query, macro, seed or materialization upstream */

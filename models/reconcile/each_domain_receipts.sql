@@ -67,9 +67,11 @@ SELECT
     OR EXISTS(
       SELECT
         1
-      FROM hourly.@{domain}
+      FROM (
+        @as_query(@changed)
+      ) AS changed
       WHERE
-        log_hour < @cut_of(@domain_name)
+        changed_at < @cut_of(@domain_name)
     )
     THEN 'passed'
     ELSE 'empty'

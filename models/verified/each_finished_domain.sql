@@ -1,5 +1,5 @@
-/* The last generations of rebuilds, of a domain with a finish, whose receipt passed: what is served as batch. Its live figures stand
-   on the sums of all hours, and not on these. */
+/* The last generations of rebuilds, of a domain with a finish or one that is recomputed, whose receipt passed: what is served as
+   batch. Its live figures do not stand on these. */
 MODEL (
   name verified.@{domain},
   kind CUSTOM (
@@ -10,7 +10,7 @@ MODEL (
   start @log_eve(),
   owner @owner,
   grain @cut_grain,
-  blueprints @each_domain('finished')
+  blueprints @each_domain('queried')
 );
 
 SELECT

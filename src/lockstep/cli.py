@@ -946,7 +946,7 @@ def contract_check(as_json: bool) -> None:
     A domain `does not fit` whose path is not that of its horizon, whose figures may be older than its horizon, or that
     is batch and wants figures fresher than 26 h; nor one with a tolerance that nothing could exceed: any published
     value may take the place of any other, in every cell. `not yet` is in order: a domain in batch or shadow on its way
-    to live.
+    to live. Of a domain that is recomputed it says why its query is not derived.
 
     Exit code 1 if a domain does not fit, or a file has a mistake (named by its line); 0 else.
 
@@ -958,6 +958,13 @@ def contract_check(as_json: bool) -> None:
 
     loaded = contracts.load()
     found = [migrate.check(c, loaded, migrate.unlimited(home(), c)) for c in loaded.values()]
+    if any(c.is_recomputed for c in loaded.values()):
+        from lockstep.recomputed import why_recomputed  # which takes SQLMesh to read the queries
+
+        found = [
+            dataclasses.replace(f, reason=f"{f.reason}; recomputed: {why_recomputed(c)}") if c.is_recomputed else f
+            for f, c in zip(found, loaded.values(), strict=True)
+        ]
     if as_json:
         show.json([dataclasses.asdict(f) for f in found])
     else:
@@ -990,7 +997,8 @@ def contract_add(
     """Write the contract of a new FACT from its query, models/rebuild/FACT.sql.
 
     Its grain is that of the model, its measures are the other columns, with the types and comments that they have. They
-    merge by sum, or by finish if the query is more than sums; the tables are those that it reads. The rows are added to
+    merge by sum, or by finish if the query is more than sums; if it cannot be derived it is recomputed, and the reason
+    is printed. The tables are those that it reads. The rows are added to
     seeds/contracts.csv and seeds/contract_measures.csv, for you to look at and to commit; `sqlmesh plan` puts the fact
     into use. To go live, `lockstep promote` asks for evidence.
 
@@ -1012,18 +1020,27 @@ def contract_add(
 
 @cli.command()
 @click.option("--explain", metavar="FACT", help="Print the SQL that is derived for a fact.")
+@click.option("--measure", is_flag=True, help="Measure what each fact costs in this data home.")
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-def facts(explain: str | None, as_json: bool) -> None:
+def facts(explain: str | None, measure: bool, as_json: bool) -> None:
     """Show of each fact what its increments and live figures come from, and which tables change it.
 
-    They are derived from the fact's query, models/rebuild/FACT.sql, or written by hand in models/diffs/FACT.sql. With
+    They are derived from the fact's query, models/rebuild/FACT.sql, or written by hand in models/diffs/FACT.sql. A fact
+    that is recomputed has no increments: its live figures are the query over all rows, and the last column says why.
+    With
     --explain the derived SQL is printed: what a change takes away and adds, and for a query that joins tables which
     change, how that is found for an hour or the tail of the log. The figures of a fact are its cells, or a finish over
     cells that is computed when they are read: then that is printed too.
 
+    With --measure, the home is asked what each fact costs: how many cells it has and what share of the rows of its
+    tables that is, how long the last folded hour takes to compute, all live figures to read, and the query as written
+    to run, each the shortest of three times. Nothing is written. An hour that takes longer than the query itself is
+    dear: let the fact be recomputed. What there is not stays empty.
+
     \b
     Examples:
       lockstep facts
+      lockstep facts --measure
       lockstep facts --explain orders
     """
     from lockstep import facts
@@ -1035,7 +1052,7 @@ def facts(explain: str | None, as_json: bool) -> None:
         else:
             show.derived_sql(found)
         return
-    rows = facts.facts()
+    rows = facts.facts(home() if measure else None)
     if as_json:
         show.json(rows)
     else:

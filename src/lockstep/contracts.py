@@ -22,7 +22,7 @@ from lockstep.project import project
 from lockstep.schema import TABLES
 
 MODES = ("batch", "shadow", "live")
-MERGES = ("sum", "finish", "latest", "max", "min", "batch")
+MERGES = ("sum", "finish", "latest", "max", "min", "recomputed", "batch")
 BAD_EVENTS = ("hold", "skip")
 ROUNDING = 1e-13  # relative difference allowed between two ways to compute a DOUBLE: a few hundred times its last bit
 
@@ -68,7 +68,8 @@ class Measure:
     """A measure of a domain.
 
     `merge`: `sum` (signed arithmetic, always exact), `finish` (computed from sums when it is read), `latest`, `max` or
-    `min` (over an append-only source), or `batch` (the rebuild's only).
+    `min` (over an append-only source), `recomputed` (the query runs over the rows of this moment), or `batch` (the
+    rebuild's only).
 
     The two paths of a cell may lie `tolerance_absolute` apart, in the measure's unit (seconds for a timestamp), or
     `tolerance_relative` of the rebuild's value: whichever allows more. `tolerance_cells` is the share of all cells that
@@ -136,6 +137,11 @@ class Contract:
         return any(m.merge == "finish" for m in self.all_measures)
 
     @property
+    def is_recomputed(self) -> bool:
+        """Whether there are no increments: live figures are the query as written over the rows of this moment."""
+        return any(m.merge == "recomputed" for m in self.all_measures)
+
+    @property
     def merged(self) -> tuple[Measure, ...]:
         """The measures that increments can carry: all but `batch`."""
         return tuple(m for m in self.all_measures if m.merge != "batch")
@@ -191,14 +197,19 @@ def load(seeds: Path | None = None) -> dict[str, Contract]:
         row.check("grain", len(set(grain)) == len(grain), "each column once")
         is_finished = any(m.merge == "finish" for m in own)
         row.check("domain", not is_finished or {m.merge for m in own} <= {"sum", "finish"}, "measures by sum or finish")
+        is_recomputed = any(m.merge == "recomputed" for m in own)
+        row.check("domain", not is_recomputed or {m.merge for m in own} == {"recomputed"}, "all measures recomputed")
         if is_finished:  # all of them come out of one query over its cells
-            own = tuple(_finished(m) for m in own)
+            own = tuple(_rounded(replace(m, merge="finish")) for m in own)
+        elif is_recomputed:
+            own = tuple(_rounded(m) for m in own)
         names = {m.name for m in own}
         row.check("grain", not names & set(grain), "names that no measure has")
         row.check("grain", not _RESERVED & set(grain), f"none of {', '.join(sorted(_RESERVED))}")
         tolerant = all(m.tolerance_absolute + m.tolerance_relative > 0 for m in own if m.merge != "batch")
         row.check("live_where", not row["live_where"] or tolerant, "nothing, as a measure has no tolerance")
         row.check("live_where", not row["live_where"] or not is_finished, "nothing, as its measures merge by finish")
+        row.check("live_where", not row["live_where"] or not is_recomputed, "nothing, as its measures are recomputed")
         contracts[domain] = Contract(
             domain,
             row["owner"],
@@ -230,10 +241,10 @@ def load(seeds: Path | None = None) -> dict[str, Contract]:
     return contracts
 
 
-def _finished(measure: Measure) -> Measure:
+def _rounded(measure: Measure) -> Measure:
     """A measure that is computed when it is read. The last bits of a DOUBLE depend on how it is computed."""
     least = ROUNDING if measure.type == "DOUBLE" else 0
-    return replace(measure, merge="finish", tolerance_relative=max(measure.tolerance_relative, least))
+    return replace(measure, tolerance_relative=max(measure.tolerance_relative, least))
 
 
 def tables_of_one_cut(domain: str) -> tuple[str, ...]:
@@ -279,7 +290,7 @@ def _measures(path: Path) -> list[tuple[Measure, _Row]]:
         row.check("unit", bool(type_), f"one of {', '.join(UNITS)}, or {amount}")
         is_exact, is_measurable = type_.startswith(_EXACT), type_.startswith(_MEASURABLE)
         row.check("unit", merge != "sum" or is_exact, f"a unit of whole numbers, or {amount}: sums are exact")
-        row.check("unit", merge in ("batch", "finish", "latest") or is_measurable, "a unit with an order")
+        row.check("unit", merge in ("batch", "finish", "latest", "recomputed") or is_measurable, "a unit with an order")
         for tolerance in ("tolerance_absolute", "tolerance_relative"):
             exact = row.number(tolerance) == 0
             row.check(tolerance, exact or merge not in ("sum", "batch"), f"0, as it merges by {merge}")

@@ -21,6 +21,7 @@ from sqlglot.errors import SqlglotError
 from lockstep.contracts import Contract, Measure, load, type_of
 from lockstep.derive import Catalog, Core, Derivation, Refused, SignedRows, Table, as_core, derive, require_rows
 from lockstep.derive.catalog import Types, table_of
+from lockstep.derive.repeatable import require_repeatable
 from lockstep.derive.trying import casts_tried
 from lockstep.errors import LockstepError
 from lockstep.names import EXTRA, GENERATED_COLUMNS
@@ -136,26 +137,28 @@ def too_large(domain: str, rows: SignedRows) -> str:
 class Figures:
     """What a fact's query gives: the grain, the measures with their units, the columns' comments, and from what.
 
-    `tables` are those that change it. `because`: why its measures are no sums, None if they are.
+    `tables` are those that change it. `merge`: how its measures do: by `sum`, by `finish`, or, where the query is not
+    derived, `recomputed`. `because`: why not by sum; for a query that is not derived, the refusal.
     """
 
     grain: tuple[str, ...]
     units: dict[str, str]
     comments: dict[str, str]
     tables: list[str]
+    merge: str
     because: str | None
 
 
 def figures_of(domain: str, unit_of: Callable[[str, str], str]) -> Figures:
     """What `models/rebuild/<domain>.sql` gives, whatever contract it has; `unit_of` says by name and type how.
 
-    The project need not be loaded. Raises LockstepError, naming the file, if it cannot be derived.
+    The project need not be loaded. Raises LockstepError, naming the file, if it can be neither derived nor recomputed.
     """
     from lockstep.loader import import_macros
 
     import_macros()
     path = project() / "models" / "rebuild" / f"{domain}.sql"
-    with _naming(path, project(), f"Or write models/diffs/{domain}.sql by hand."):
+    with naming(path, project()):
         grain = tuple(column.name for grain in _load(path).grains for column in grain.find_all(exp.Column))
         query = _query(path)
         comments = {s.alias_or_name: s.comments[0].strip() for s in query.selects if s.comments}
@@ -165,14 +168,35 @@ def figures_of(domain: str, unit_of: Callable[[str, str], str]) -> Figures:
         if missing := [name for name in grain if name not in columns]:
             raise Refused(f"The grain names {missing[0]}, which is not selected", None, "Select it.")
         units = {name: unit_of(name, kind) for name, kind in columns.items() if name not in grain}
-        because = None
+        merge, because = "sum", None
         try:
             kinds = {name: type_of(unit) or "" for name, unit in units.items()}
-            rows = SignedRows(_over_tables(query), catalog, kinds)
+            tables = SignedRows(_over_tables(query), catalog, kinds).tables
         except Refused as why:
-            derivation = _derivation(inlined, catalog)
-            rows, because = SignedRows.of_cells(_moving(derivation, catalog), catalog), why.what
-        return Figures(grain, units, comments, rows.tables, because)
+            merge, because = "finish", why.what
+            try:
+                tables = _cells_of(inlined.copy(), catalog)[2].tables
+            except Refused as refused:
+                require_repeatable(inlined, catalog)
+                merge, because = "recomputed", str(refused)
+                read = [table.name for table in inlined.find_all(exp.Table) if table.db == "source"]
+                tables = list(dict.fromkeys(read))
+        return Figures(grain, units, comments, tables, merge, because)
+
+
+def refusal_of(domain: str) -> str | None:
+    """Why the query of a fact is not derived, and what to write instead; None if it can be."""
+    try:
+        _cells_of(*query_of(domain))
+    except Refused as refused:
+        return str(refused)
+    return None
+
+
+def query_of(domain: str) -> tuple[exp.Query, Catalog]:
+    """The query of a fact, with the views over `source` in it, and all tables that it reads."""
+    query = _over_tables(_query(project() / "models" / "rebuild" / f"{domain}.sql"), of_rows=False)
+    return query, _catalog(query)
 
 
 def digest_of_models() -> str:
@@ -190,7 +214,7 @@ def _rows_of(
     live_where: str,
 ) -> SignedRows:
     path = root / "models" / "rebuild" / f"{domain}.sql"
-    with _naming(path, root, f"Or write models/diffs/{domain}.sql by hand."):
+    with naming(path, root, f"Or write models/diffs/{domain}.sql by hand."):
         query = _over_tables(_query(path, live_where))
         extremes = {name: merge.upper() for name, _, merge in measures if merge != "sum"}
         return SignedRows(query, _catalog(query), {name: kind for name, kind, _ in measures}, extremes)
@@ -201,7 +225,7 @@ def _last_of(
     root: Path, _models: str, _tables: tuple[object, ...], domain: str, grain: tuple[str, ...], live_where: str
 ) -> SignedRows:
     path = root / "models" / "rebuild" / f"{domain}.sql"
-    with _naming(path, root, f"Or write models/diffs/{domain}.sql by hand."):
+    with naming(path, root, f"Or write models/diffs/{domain}.sql by hand."):
         query = _over_tables(_query(path, live_where))
         return SignedRows.of_last(query, _catalog(query, of_changes=True), grain)
 
@@ -212,12 +236,14 @@ _Finished = tuple[Derivation, list[Core], SignedRows]
 @functools.lru_cache(maxsize=64)
 def _finished(root: Path, _models: str, _tables: tuple[object, ...], domain: str) -> _Finished:
     path = root / "models" / "rebuild" / f"{domain}.sql"
-    with _naming(path, root):
-        query = _over_tables(_query(path), of_rows=False)
-        catalog = _catalog(query)
-        derivation = _derivation(query, catalog)
-        moving = _moving(derivation, catalog)
-        return derivation, moving, SignedRows.of_cells(moving, catalog)
+    with naming(path, root):
+        return _cells_of(*query_of(domain))
+
+
+def _cells_of(query: exp.Query, catalog: Catalog) -> _Finished:
+    derivation = _derivation(query, catalog)
+    moving = _moving(derivation, catalog)
+    return derivation, moving, SignedRows.of_cells(moving, catalog)
 
 
 def _moving(derivation: Derivation, catalog: Catalog) -> list[Core]:
@@ -234,13 +260,23 @@ def _derivation(query: exp.Query, catalog: Catalog) -> Derivation:
 
 
 @contextmanager
-def _naming(path: Path, root: Path, way_out: str = "") -> Iterator[None]:
-    """Name the file in whatever is refused of its query, and another way out."""
+def naming(path: Path, root: Path, way_out: str = "", *, is_recomputed: bool = False) -> Iterator[None]:
+    """Name the file in whatever is refused of its query, and other ways out."""
     try:
         yield
     except Refused as e:
         place = e.place or path.relative_to(root)
-        raise LockstepError(f"{place}: {e} {way_out}".rstrip()) from None
+        can_be = not is_recomputed and _is_repeatable(path.stem)
+        recomputed = "Or have its measures merge by recomputed." if can_be else ""
+        raise LockstepError(" ".join(filter(None, (f"{place}: {e}", recomputed, way_out)))) from None
+
+
+def _is_repeatable(domain: str) -> bool:
+    try:
+        require_repeatable(*query_of(domain))
+    except Refused:
+        return False
+    return True
 
 
 def _over_tables(query: exp.Query, *, of_rows: bool = True) -> exp.Query:

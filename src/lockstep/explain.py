@@ -128,6 +128,8 @@ def _diagnose(diagnosis: _Diagnosis, domain: str, absent: set[str]) -> Explanati
     is_compared = f"reconcile.{domain}_cells" not in absent
     cells = diagnosis.differing_cells() if is_compared else []
     tolerated = diagnosis.tolerated() if is_compared else 0
+    if diagnosis.is_recomputed:  # what it stands on is the log alone
+        return Explanation(domain, diagnosis.cut, cells, diagnosis.positions() + diagnosis.broken_chains(), tolerated)
     findings = diagnosis.positions() + diagnosis.taken_back() + diagnosis.broken_chains()
     findings += diagnosis.stale_hours() or ([] if findings else diagnosis.differing_rules())
     if not findings and is_compared:
@@ -143,7 +145,7 @@ class _Models:
 
     `tables`: the schema and table that hold each model. `folded_until`: the end of the last hour that counts as folded
     into the increments. `row`: the columns on which hand-written diffs are compared with the model `rows_in` of the
-    rebuild; none if the diffs are derived. `sources`: the tables whose changes the diffs are made of. `at_cut`: the
+    rebuild; none if there are no such diffs. `sources`: the tables whose changes the figures are made of. `at_cut`: the
     queries that take the place of tables at another cut.
     """
 
@@ -170,9 +172,11 @@ def _models(contracts: Sequence[Contract], at: datetime | None) -> list[_Models]
     try:
         for contract in contracts:
             domain = contract.domain
-            hourly, cells = f"hourly.{domain}", f"reconcile.{domain}_cells"
+            is_recomputed, cells = contract.is_recomputed, f"reconcile.{domain}_cells"
+            hourly = "hourly.log" if is_recomputed else f"hourly.{domain}"
             row, rows_in = _rows_compared(context, contract)
-            diffs = context.get_snapshot(f"diffs.{domain}", raise_if_missing=True)
+            images = f"live.{domain}" if is_recomputed else f"diffs.{domain}"
+            diffs = context.get_snapshot(images, raise_if_missing=True)
             upstream = {exp.to_table(name).name for name in context.dag.upstream(diffs.name) if '"changes"' in name}
             sources = tuple(name for name in TABLES if name in upstream)
             tables = {}
@@ -218,7 +222,7 @@ def _rows_compared(context: Any, contract: Contract) -> tuple[tuple[str, ...], s
     from lockstep.derived import is_derived
 
     rebuilt = f"rebuild.{contract.domain}"
-    if is_derived(contract):
+    if contract.is_recomputed or is_derived(contract):
         return (), rebuilt
     latest = context.get_model(f"rebuild.latest_{contract.domain}")
     key = tuple(c.name for g in latest.grains for c in g.find_all(exp.Column)) if latest else ()
@@ -233,14 +237,15 @@ class _Diagnosis:
         self._connection = connection
         self._contract = contract
         self._is_finished = models.contract.is_finished
+        self.is_recomputed = models.contract.is_recomputed
         self._folded_until = models.folded_until
         self._row = models.row
         self._limit = limit
         self._sources = {name: tables[f"changes.{name}"] for name in models.sources}
         self._positions = tables["changes.all_positions"]
         self._log = tables["hourly.log"]
-        self._diffs = tables[f"diffs.{contract.domain}"]
-        self._hourly = tables[f"hourly.{contract.domain}"]
+        self._diffs = tables.get(f"diffs.{contract.domain}", "")
+        self._hourly = tables.get(f"hourly.{contract.domain}", "")
         self._latest = tables[models.rows_in]
         self._cells = tables[f"reconcile.{contract.domain}_cells"]
         self._verified = tables[f"verified.{contract.domain}"]

@@ -2,12 +2,12 @@
 
 A table of the file has the rows at the published cut, and its next publication applies what has changed since; the view
 applies the changes of the tail. Of each key the latest image counts. This module has the SQL, `publication` says of
-which rows and changes.
+which rows and changes. `added_up` is the other way from changes to rows, for a table that has no mirror.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from lockstep.names import GENERATED
@@ -81,6 +81,28 @@ class Mirror:
     @staticmethod
     def _key(column: Column) -> str:
         return f"COALESCE(changes.after.{column.sql}, changes.before.{column.sql})"
+
+
+def added_up(columns: Iterable[str], kept: str, signed: str) -> str:
+    """The query for the rows that two relations come to, each with `__weight`: how often a row is there.
+
+    Only what `signed` has is added up, all else is in `kept` as it is: grouping all rows took up to three times as
+    long.
+    """
+    listed = [quoted(c) for c in columns]
+    names, of_kept = ", ".join(listed), ", ".join(f"kept.{c}" for c in listed)
+    same = " AND ".join(f"kept.{c} IS NOT DISTINCT FROM moved.{c}" for c in listed)
+    rest, touched = (
+        f"SELECT {of_kept}, kept.__weight FROM {kept} AS kept {kind} JOIN {signed} AS moved ON {same}"
+        for kind in ("ANTI", "SEMI")
+    )
+    summed = (
+        f"SELECT {names}, SUM(__weight)::BIGINT AS __weight FROM ({touched} UNION ALL "
+        f"SELECT {names}, __weight FROM {signed}) AS touched GROUP BY {names}"
+    )
+    copies = "CASE WHEN __weight = 1 THEN [0] ELSE RANGE(__weight) END"  # a list of one is cheaper than a range
+    weighed = f"SELECT {names}, UNNEST({copies}) AS __copy FROM ({rest} UNION ALL {summed}) AS weighed"
+    return f"SELECT {names} FROM ({weighed}) AS rows"
 
 
 def _shown(column: Column, value: str) -> str:

@@ -24,10 +24,11 @@ _MEASURED_IN = ("cents", "seconds", "minutes", "metres")  # units that a measure
 
 @dataclass(frozen=True)
 class Added:
-    """The rows of a new contract, by file. `because`: why its measures do not merge by sum, None if they do."""
+    """The rows of a new contract, by file. `because`: why its measures do not `merge` by sum, None if they do."""
 
     contract: dict[str, str]
     measures: list[dict[str, str]]
+    merge: str
     because: str | None
 
     def lines(self) -> dict[str, list[str]]:
@@ -75,7 +76,7 @@ def propose(fact: str, owner: str, mode: str, horizon_minutes: int, freshness_se
         {
             "domain": fact,
             "measure": name,
-            "merge": "finish" if figures.because else "sum",
+            "merge": figures.merge,
             "unit": unit,
             "tolerance_absolute": "0",
             "tolerance_relative": "0",
@@ -85,7 +86,7 @@ def propose(fact: str, owner: str, mode: str, horizon_minutes: int, freshness_se
         }
         for name, unit in figures.units.items()
     ]
-    return Added(contract, measures, figures.because)
+    return Added(contract, measures, figures.merge, figures.because)
 
 
 def write(added: Added) -> None:

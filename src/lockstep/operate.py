@@ -117,7 +117,8 @@ def _prove_what_the_night_could_not(home: Path, now: datetime) -> list[str]:
             sealed = watermark.sealed_until(contract.sources)
             held = watermark.sealed_until(tables_of_one_cut(domain)) != watermark.closed_until()
             if receipt and receipt["verdict"] == "empty":
-                if connection.execute(f"SELECT 1 FROM hourly.{domain} LIMIT 1").fetchone():
+                figures = "live" if contract.is_recomputed else "hourly"
+                if connection.execute(f"SELECT 1 FROM {figures}.{domain} LIMIT 1").fetchone():
                     due[domain] = None
             elif held and rebuilt and sealed:
                 own_cut = min(now.replace(hour=0, minute=0, second=0, microsecond=0), sealed)
@@ -142,8 +143,8 @@ def _prove_what_is_live(home: Path, failures: list[str]) -> publish.Published | 
     """Take live receipts where nothing else proves what analysts read; adds to `failures`.
 
     Of a domain whose nightly receipt had nothing to compare, as soon as it has figures; of one that joins changing
-    tables, whose tail and published tables are of its own making, once after each nightly receipt; and of one whose
-    last live receipt failed. Returns what was published once more.
+    tables or is recomputed, whose published tables are of its own making, once after each nightly receipt; and of one
+    whose last live receipt failed. Returns what was published once more.
     """
     from lockstep import live_receipts
 
@@ -156,6 +157,7 @@ def _prove_what_is_live(home: Path, failures: list[str]) -> publish.Published | 
         for domain, contract in load().items():
             proof, live = nightly.get(domain), last.get(domain)
             is_planned = ("reconcile", f"{domain}_added_up") in views  # by this version, with this domain
+            has_own_tables = ("tail", domain) in views or contract.is_recomputed
             if contract.mode_in_effect == "batch" or proof is None or not is_planned:
                 continue
             if proof["verdict"] == "empty":
@@ -163,7 +165,7 @@ def _prove_what_is_live(home: Path, failures: list[str]) -> publish.Published | 
                 is_due = is_due and connection.execute(f"SELECT 1 FROM live.{domain} LIMIT 1").fetchone() is not None
             else:
                 is_due = (live is not None and live["verdict"] == "failed") or (
-                    ("tail", domain) in views and (live is None or live["sequence"] < proof["sequence"])
+                    has_own_tables and (live is None or live["sequence"] < proof["sequence"])
                 )
             if is_due:
                 due.append(contract)

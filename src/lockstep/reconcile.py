@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,7 @@ def take(home: Path, contracts: Iterable[Contract], at: datetime | None = None, 
         cuts = {}
         for contract in contracts:
             sealed = watermark.sealed_until(contract.sources)
-            folded = models.folded_until(f"hourly.{contract.domain}")
+            folded = models.folded_until("hourly.log" if contract.is_recomputed else f"hourly.{contract.domain}")
             cuts[contract.domain] = _cut(contract.domain, at, watermark.started_at, sealed, folded)
         with warehouse.writer(home) as connection:
             for domain, cut in cuts.items():
@@ -185,6 +185,18 @@ class Models:
     def downstream(self, model: str) -> set[str]:
         """All models that are computed from a model."""
         return {_short(key) for key in self._downstream(self._keys[model])}
+
+    def hour(self, model: str, hour: datetime) -> Any:
+        """The query that computes an hour of an incremental model, as a syntax tree."""
+        from sqlmesh.core.snapshot import DeployabilityIndex
+
+        return self.snapshot(model).model.render_query_or_raise(
+            start=hour,
+            end=hour + timedelta(hours=1) - timedelta(microseconds=1),
+            execution_time=hour + timedelta(hours=1),
+            snapshots=self._snapshots,
+            deployability_index=DeployabilityIndex.all_deployable(),
+        )
 
     def query(self, model: str, cut: datetime, instead: Mapping[str, Any] | None = None) -> Any:
         """The model's query at another cut, as a syntax tree: whatever depends on the day's cut is expanded into it.

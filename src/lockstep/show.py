@@ -615,7 +615,9 @@ def contract_added(added: Added, is_dry_run: bool) -> None:
         print(f"{file}:")
         for line in lines:
             print(f"  {line}")
-    if added.because:
+    if added.merge == "recomputed":
+        print(f"It is not derived but recomputed: live figures are the query over all rows. {added.because}")
+    elif added.because:
         print(f"The measures merge by finish: they are computed from cells when they are read ({added.because}).")
     print(
         "Nothing was written." if is_dry_run else "Next: `sqlmesh plan`, which computes the hours that the log has had."
@@ -624,11 +626,17 @@ def contract_added(added: Added, is_dry_run: bool) -> None:
 
 def facts(rows: list[Row]) -> None:
     table = Table("fact", "increments", box=None, pad_edge=False)
-    for name in ("of", "tables that change it", "figures", "because"):
+    measured = ("cells", "of the rows", "an hour", "a read", "the query") if "cells" in rows[0] else ()
+    for name in ("of", "tables that change it", "figures", "mode", *measured, "because"):
         table.add_column(name)
     for r in rows:
         tables = (" x " if r["is_join"] else ", ").join(r["tables"])
-        table.add_row(r["fact"], r["increments"], r["of"], tables, r["figures"], r["because"] or "-")
+        costs: list[str] = []
+        if measured:
+            costs = ["" if r["cells"] is None else f"{r['cells']:,}", "" if r["share"] is None else f"{r['share']:.1%}"]
+            taken = (r["hour_seconds"], r["read_seconds"], r["rebuild_seconds"])
+            costs += ["" if seconds is None else f"{1000 * seconds:,.1f} ms" for seconds in taken]
+        table.add_row(r["fact"], r["increments"], r["of"], tables, r["figures"], r["mode"], *costs, r["because"] or "-")
     console.print(table)
 
 

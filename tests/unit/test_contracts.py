@@ -20,7 +20,7 @@ INVALID = Path(__file__).parents[1] / "fixtures" / "invalid" / "contracts"
 MEASURES = {
     "measure_is_no_name": ("line 3", ["measure", "'orders per day'", "lower-case"]),
     "measure_with_a_reserved_name": ("line 3", ["measure", "'log_hour'", "none of"]),
-    "unknown_merge": ("line 3", ["merge", "'mean'", "sum, finish, latest, max, min, batch"]),
+    "unknown_merge": ("line 3", ["merge", "'mean'", "sum, finish, latest, max, min, recomputed, batch"]),
     "unknown_unit": ("line 3", ["unit", "'stones'", "count, cents"]),
     "sum_of_a_fraction": ("line 3", ["unit", "'ratio'", "sums are exact"]),
     "maximum_of_a_text": ("line 3", ["unit", "'text'", "an order"]),
@@ -40,6 +40,7 @@ MEASURES = {
     "measure_of_unknown_domain": ("line 4", ["domain", "'parcels'", "contracts.csv"]),
 }
 CONTRACTS = {
+    "condition_of_a_recomputed_domain": ("line 2", ["live_where", "'quantity > 0'", "measures are recomputed"]),
     "condition_beside_a_finish": ("line 2", ["live_where", "'quantity > 0'", "merge by finish"]),
     "condition_without_a_tolerance": ("line 2", ["live_where", "'quantity > 0'", "has no tolerance"]),
     "contracts_missing": ("", ["missing", "restore"]),
@@ -64,6 +65,7 @@ CONTRACTS = {
     "no_measure_that_merges": ("line 2", ["domain", "'orders'", "contract_measures.csv that is not batch"]),
     "no_measure_at_all": ("line 3", ["domain", "'parcels'", "contract_measures.csv"]),
     "finish_beside_a_maximum": ("line 2", ["domain", "'orders'", "measures by sum or finish"]),
+    "recomputed_beside_a_maximum": ("line 2", ["domain", "'orders'", "all measures recomputed"]),
     "horizon_of_no_minutes": ("line 2", ["horizon_minutes", "'0'", "from 1 on"]),
     "freshness_in_fractions": ("line 2", ["freshness_seconds", "'1.5'", "whole number"]),
     "shadow_of_no_days": ("line 2", ["shadow_days", "'0'", "from 1 on"]),

@@ -483,3 +483,29 @@ def test_a_bad_argument_is_named(evaluator, call, named):
     with pytest.raises((MacroEvalError, SQLMeshError)) as error:
         expand(evaluator, f"SELECT {call}")
     assert named in str(error.value) + str(error.value.__cause__)
+
+
+@pytest.mark.parametrize(
+    ("rebuilt", "added_up", "is_nonunique"),
+    [
+        ([("a", 1)], [("a", 1)], False),
+        ([("a", 1), ("b", None)], [("b", None), ("a", 1)], False),
+        ([("a", 1), ("a", 1)], [("a", 1), ("a", 1)], False),
+        ([("a", 1), ("a", 1)], [("a", 1)], True),
+        ([("a", 1), ("b", 2)], [("a", 2), ("b", 1)], True),  # each column has the same values
+        ([("a", 1), ("a", 1), ("b", 1)], [("a", 1), ("b", 1), ("b", 1)], True),
+    ],
+)
+def test_rows_of_one_cell_are_compared_as_a_multiset(evaluator, rebuilt, added_up, is_nonunique):
+    measures = "(measure('status', 'recomputed', 'TEXT', 0, 0), measure('orders', 'recomputed', 'BIGINT', 0, 0))"
+    rows = [(1, *row) for row in rebuilt] + [(0, *row) for row in added_up]
+    values = ", ".join(f"({', '.join('NULL' if v is None else repr(v) for v in row)})" for row in rows)
+    cells = expand(
+        evaluator,
+        f"SELECT @merged_where({measures}, rebuild_, rebuilt = 1), "
+        f"@merged_where({measures}, increments_, rebuilt = 0), "
+        "SUM(rebuilt) AS copies, SUM(1 - rebuilt) AS added_up "
+        f"FROM (VALUES {values}) AS sides(rebuilt, status, orders)",
+    )
+    query = expand(evaluator, f"SELECT @is_nonunique({measures}) AS is_nonunique")
+    assert duckdb.sql(f"{query} FROM ({cells}) AS cells").fetchall() == [(is_nonunique,)]

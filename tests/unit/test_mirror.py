@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import duckdb
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lockstep.mirror import Mirror
+from lockstep.mirror import Mirror, added_up
 from lockstep.schema import Table, declared
 
 DECLARED = """
@@ -100,3 +101,24 @@ def test_rows_at_a_cut_and_the_changes_since_are_the_rows(
             assert at_the_cut == shown(states[second - 1] if second else {})
             now = connection.execute(f"SELECT * FROM ({mirror.merged(table, 'latest')}) ORDER BY ALL").fetchall()
             assert now == shown(states[-1] if states else {})
+
+
+bags = st.lists(st.tuples(st.one_of(st.none(), st.integers(0, 2)), st.sampled_from(["a", "b", None])), max_size=12)
+
+
+@settings(max_examples=60)
+@given(before=bags, gone=st.sets(st.integers(0, 11)), came=bags, passed=bags)
+def test_signed_rows_add_up_to_the_rows_that_are_there(before, gone, came, passed):
+    """Equal rows are there as often as they were, less those that went, and those that came; some came and went."""
+    went = [row for number, row in enumerate(before) if number in gone]
+    after = [row for number, row in enumerate(before) if number not in gone] + came
+    signed = [(*row, 1) for row in came + passed] + [(*row, -1) for row in went + passed]
+    with duckdb.connect() as connection:
+        for name in ("kept", "signed"):
+            connection.execute(f'CREATE TABLE {name} ("order" INT, region TEXT, __weight BIGINT)')
+        kept = [(*row, copies) for row, copies in Counter(before).items()]
+        for name, rows in (("kept", kept), ("signed", signed)):
+            for row in rows:
+                connection.execute(f"INSERT INTO {name} VALUES (?, ?, ?)", row)
+        found = connection.execute(added_up(["order", "region"], "kept", "signed")).fetchall()
+    assert Counter(found) == Counter(after)

@@ -75,6 +75,29 @@ def test_the_contract_is_what_the_query_says(project: Path) -> None:
     assert linted.returncode == 0, linted.stdout + linted.stderr
 
 
+def test_a_query_that_is_not_derived_is_recomputed(project: Path) -> None:
+    done = add(
+        project,
+        "coverage",
+        "region",
+        "SELECT COALESCE(orders.region, customers.region)::TEXT AS region, COUNT(*)::BIGINT AS pairs, "
+        "MEDIAN(orders.quantity)::DOUBLE AS usual\n"
+        "FROM source.orders FULL JOIN source.customers USING (region) GROUP BY 1",
+    )
+    assert done.returncode == 0, done.stderr
+    assert "It is not derived but recomputed" in done.stdout
+    assert "line 4: FULL JOIN" in done.stdout
+    assert rows(project) == {
+        "contracts": ["coverage,shop,shadow,60,60,3,2,50,hold,orders,order_id,customers,,region,"],
+        "contract_measures": [
+            "coverage,pairs,recomputed,count,0,0,,,Pairs",
+            "coverage,usual,recomputed,ratio,0,0,,,Usual",
+        ],
+    }
+    linted = call("sqlmesh", "lint", cwd=project)
+    assert linted.returncode == 0, linted.stdout + linted.stderr
+
+
 @pytest.mark.parametrize(
     ("grain", "measure", "said"),
     [

@@ -8,6 +8,7 @@ rows that a Python dictionary has.
 
 from __future__ import annotations
 
+import json
 import random
 import re
 import shutil
@@ -24,7 +25,7 @@ import pytest
 
 from commands import call
 from homes import SharedHomes
-from lockstep import contracts, explain, live_receipts, operate, publish, warehouse
+from lockstep import contracts, explain, live_receipts, operate, publish, reconcile, warehouse
 from lockstep.changelog import SETTLING
 from place import HOUR, OPENED, Place, Rows, prepare
 from shop import Shop, reject
@@ -213,6 +214,26 @@ def test_the_finish_is_shown(place: Place) -> None:
     assert "The figures (live.shares): the finish over these" in explained
 
 
+def test_what_a_fact_costs_is_measured(place: Place) -> None:
+    publish.publish(place.home)
+    shown = json.loads(call("lockstep", "facts", "--measure", "--json", cwd=place.project).stdout)
+    of = {row["fact"]: row for row in shown}
+    assert all(row[name] > 0 for row in shown for name in ("hour_seconds", "read_seconds", "rebuild_seconds"))
+    orders = place.rows_at(datetime(2026, 3, 3, 6))["orders"].values()
+    assert of["sizes"]["cells"] == len({(o["region"], o["status"], o["amount_cents"]) for o in orders})
+    assert re.search(r"sizes .* [1-9][0-9.]*% .* ms", call("lockstep", "facts", "--measure", cwd=place.project).stdout)
+
+
+def test_the_hour_that_is_measured_is_the_one_that_was_folded(place: Place) -> None:
+    with reconcile.planned() as models, warehouse.reader(place.home) as connection:
+        for fact in QUERIES:
+            [(hour,)] = connection.execute(f"SELECT MAX(log_hour) FROM hourly.{fact}").fetchall()
+            folded = connection.execute(f"SELECT * FROM hourly.{fact} WHERE log_hour = ? ORDER BY ALL", [hour])
+            expected = folded.fetchall()
+            query = models.hour(f"hourly.{fact}", hour).sql("duckdb")
+            assert connection.execute(f"SELECT * FROM ({query}) ORDER BY ALL").fetchall() == expected
+
+
 def planned(place: Place) -> str:
     done = call("sqlmesh", "plan", "--no-prompts", "--skip-tests", "--auto-apply", cwd=place.project)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -238,3 +259,25 @@ def test_a_changed_finish_computes_no_hour_anew_and_a_changed_condition_all(plac
     kept = {key: row for key, row in place.shop.rows["orders"].items() if row["quantity"] > 1}
     with warehouse.reader(place.home) as connection:
         assert figures(connection, "live.baskets") == expected("baskets", {**place.shop.rows, "orders": kept})
+
+
+def test_a_fact_becomes_recomputed_and_is_derived_again(place: Place) -> None:
+    """The author may find that a fact is dear to derive, or that it is not."""
+    path = place.project / "seeds" / "contract_measures.csv"
+    written = path.read_text()
+    recomputed = "".join(
+        line.replace(",finish,", ",recomputed,") if line.startswith("sizes,") else line
+        for line in written.splitlines(keepends=True)
+    )
+    for text in (recomputed, written):
+        path.write_text(text)
+        contracts.load.cache_clear()
+        planned(place)
+        assert operate.run(place.home, place.shop.now).failures == []
+        compare_published(place)
+        with warehouse.reader(place.home) as connection:
+            views = connection.execute("SELECT view_name FROM duckdb_views() WHERE schema_name = 'hourly'").fetchall()
+        assert (("sizes",) in views) == (text == written)
+        place.work(random.Random(7), place.shop.now + timedelta(minutes=40))
+        place.land()
+        compare_published(place)

@@ -129,6 +129,12 @@ class Types:
             raise Refused(f"{line}{' '.join(said[0].split())}", None, "DuckDB does not take the query.") from None
         return [(row[0], row[1]) for row in found]
 
+    def tree(self, query: str) -> Any:
+        """DuckDB's own syntax tree of a query."""
+        found = self._connection.execute("SELECT JSON_SERIALIZE_SQL(?)", [query]).fetchone()
+        assert found is not None
+        return json.loads(found[0])
+
     def plan(self, query: str) -> Any:
         """What DuckDB reads a query as: its unoptimized plan, equal for all ways to write the same."""
         found = self._connection.execute("SELECT JSON_SERIALIZE_PLAN(?, optimize := FALSE)", [query]).fetchone()

@@ -81,6 +81,7 @@ def write_about(
         contract = contracts.get(domain or "")
         served, receipt = serving.rows.get(domain or "", {}), receipts.get(domain or "", {})
         cut = cuts.of[domain] if domain else cuts.least
+        past = served.get("verified_cut") if contract and contract.is_recomputed else cut
         always = "always live: events" if changes else "daily by design: always from the last verified rebuild"
         decided = bool(served) and (changes or served["served_from"] == "rebuild")
         served_from = served["served_from"] if decided else "live" if changes else "rebuild"
@@ -99,7 +100,7 @@ def write_about(
                 "reconciled_at": receipt.get("reconciled_at"),
                 "freshness_seconds": contract.freshness_seconds if contract and served_from == "live" else None,
                 "query": f"SELECT * FROM {_plain(name)}",
-                "as_it_was": f"SELECT * FROM {_plain(f'{name}_as_of')}({time(cut)})",
+                "as_it_was": f"SELECT * FROM {_plain(f'{name}_as_of')}({time(past or cut)})",
                 "reads": reads if changes else None,
                 "published_at": now(),
             }

@@ -1,13 +1,14 @@
 """What a publication has at its cut: the cells of each domain, and the rows of the tables that domains join.
 
 - `folded.<domain>`: the cells up to the published cut; a publication takes in the hours since the one before.
-- `folded.<domain>__<table>`: the rows of a table that a domain joins, at that cut; likewise.
+- `folded.<domain>__<table>`: the rows of a table that a domain joins, at that cut; likewise. A recomputed domain
+  has one of a table whose mirror lacks what it reads.
 - `folded.source__<table>`: the rows of a source table at that cut, for its live mirror; likewise.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
@@ -47,7 +48,8 @@ class Cells:
         return self.models[f"cells.{domain}" if self.contracts[domain].is_finished else f"live.{domain}"]
 
     def merges(self, model: Model) -> bool:
-        return model.short in self.contracts and model.name == self.merging(model.short).name
+        contract = self.contracts.get(model.short)
+        return contract is not None and not contract.is_recomputed and model.name == self.merging(model.short).name
 
     # -- Tables of the warehouse
 
@@ -164,16 +166,22 @@ class Cells:
         cut, stored = self.cuts.of[domain], f"folded.{domain}{GENERATED}{table}"
         if stored in self.file.stored:
             return stored
-        columns = [quoted(c) for c in self._columns_read(self.models[f"tail.{domain}"], name)]
+        if self.contracts[domain].is_recomputed:  # the model has just the columns that are read
+            columns = [quoted(c) for c in self.models[name].columns]
+        else:
+            columns = [quoted(c) for c in self._columns_read(self.models[f"tail.{domain}"], name)]
         read = ", ".join([*columns, "__weight"])
-        rows = f"SELECT {read} FROM {self.models[name].relation}"
+        checkpointed_at, partition = (NEVER, "") if TABLES[table].is_append_only else self._checkpoint(table, cut)
+        rows = (
+            f"SELECT {', '.join([*columns, '1 AS __weight'])} FROM {self.models[f'checkpoints.{table}'].relation} "
+            f"WHERE __cut = {text(partition)}"
+        )
         kinds = ", ".join(f"{row['column_name']} {row['column_type']}" for row in self.file.rows(f"DESCRIBE {rows}"))
         definition = f"{self.log.identity}: {kinds}"
         since = self.file.until(stored, definition)
         is_new = since is None or since > cut
         if is_new:
-            hourly = self.models[f"hourly.{domain}"].relation
-            since = self.file.value(f"SELECT MAX(log_hour) + INTERVAL 1 HOUR FROM {hourly}") or NEVER
+            since = checkpointed_at or NEVER
         signed = self.models[f"signed.{table}"].relation
         moved = f"SELECT {read} FROM {signed} WHERE __logged_at >= {time(since)} AND __logged_at < {time(cut)}"
         if is_new:
@@ -203,10 +211,37 @@ class Cells:
 
     def mirror(self, table: str) -> None:
         """`source.<table>`: the rows of a source table up to the last change of it that is visible."""
-        planned = self.models[f"source.{table}"].columns  # the declaration may be ahead of the plan
-        mirror, shared, cut = Mirror(TABLES[table], planned), Shared(), self.cuts.of_table[table]
+        shared, mirror = Shared(), self._mirror(table)
+        self.file.view(f"source.{table}", shared.around(self.mirrored(table, [table], shared)))
+        left_out = [c.name for c in TABLES[table].columns if c.is_personal and c not in mirror.columns]
+        said = f"The rows of {table} as of the last change that this file shows"
+        said += f", without personal data ({', '.join(left_out)})" if left_out else ""
+        self.file.run(f"COMMENT ON VIEW source.{quoted(table)} IS {text(said)}")
+
+    def mirrored(self, table: str, readable: Iterable[str], shared: Shared) -> Tree:
+        """The query of what `source.<table>` shows, up to the last change that can be read of all `readable` tables."""
+        mirror, stored = self._mirror(table), self._mirrored_at_cut(table)
+        until = self.log.readable("readable_position", readable, shared)
+        tail = sql.fill(f"SELECT * FROM tail WHERE position <= {until}", tail=self.log.tail(table, shared))
+        latest = sql.fill(mirror.latest("FROM tail"), tail=tail)
+        what = f"latest of source.{table} up to {', '.join(readable)}"
+        return sql.parse(mirror.merged(stored, shared.name(what, latest)))
+
+    def is_mirrored(self, table: str, columns: Iterable[str]) -> bool:
+        """Whether `source.<table>` has these columns as they are."""
+        personal = {column.name for column in TABLES[table].columns if column.is_personal}
+        return TABLES[table].is_mirrored and not personal & {*columns}
+
+    def _mirror(self, table: str) -> Mirror:
+        return Mirror(TABLES[table], self.models[f"source.{table}"].columns)  # the declaration may be ahead of the plan
+
+    def _mirrored_at_cut(self, table: str) -> str:
+        """`folded.source__<table>`: the rows that `source.<table>` has at the published cut."""
+        mirror, cut = self._mirror(table), self.cuts.of_table[table]
         name = f"folded.source{GENERATED}{table}"
         stored = f"folded.{quoted(f'source{GENERATED}{table}')}"
+        if name in self.file.stored:
+            return stored
         definition = f"{self.log.identity}: {mirror.definition}"
         since = self.file.until(name, definition)
         is_new = since is None or since > cut
@@ -223,15 +258,7 @@ class Cells:
             for statement in mirror.applied(stored, "moved"):
                 self.file.run(statement)
         self.file.stored[name] = Stored(definition, {cut: None})
-        readable = self.log.readable("readable_position", [table], shared)
-        tail = sql.fill(f"SELECT * FROM tail WHERE position <= {readable}", tail=self.log.tail(table, shared))
-        latest = sql.fill(mirror.latest("FROM tail"), tail=tail)
-        merged = sql.parse(mirror.merged(stored, shared.name(f"latest of source.{table}", latest)))
-        self.file.view(f"source.{table}", shared.around(merged))
-        left_out = [c.name for c in TABLES[table].columns if c.is_personal and c not in mirror.columns]
-        said = f"The rows of {table} as of the last change that this file shows"
-        said += f", without personal data ({', '.join(left_out)})" if left_out else ""
-        self.file.run(f"COMMENT ON VIEW source.{quoted(table)} IS {text(said)}")
+        return stored
 
     def _checkpoint(self, table: str, cut: datetime) -> tuple[datetime | None, str]:
         """The newest checkpoint of a table up to a cut, and its partition; without one None, and none that there is."""

@@ -35,6 +35,8 @@ class Cuts:
     def increments_since(self, domain: str) -> datetime:
         """From which hour on increments are published: all, or those since the oldest generation."""
         oldest = self.file.value(f"SELECT MIN(cut) FROM {self.models[f'verified.{domain}'].relation}")
+        if self.contracts[domain].is_recomputed:  # there are none: of the past there are verified rebuilds
+            return oldest or self.first_hour
         if self.contracts[domain].is_finished:  # no generation has cells that the others could be added to
             return self.first_hour
         if oldest is None or self.of[domain] - self.first_hour <= _ALL_HOURS:
@@ -48,6 +50,8 @@ class Cuts:
 
     def _folded_until(self, contract: Contract) -> datetime:
         """Hours without a change of the domain count as folded once sealed."""
+        if contract.is_recomputed:
+            return self.watermark.sealed_until(contract.sources) or self.first_hour
         hourly = self.models[f"hourly.{contract.domain}"].relation
         last = self.file.value(f"SELECT MAX(log_hour) FROM {hourly}")
         folded: datetime = last + timedelta(hours=1) if last else self.first_hour

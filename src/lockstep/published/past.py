@@ -100,9 +100,19 @@ class TimeTravel(Parts):
                 return sql.item(self.cells.table(read))
             if schema == "live":
                 used.append(name)
+                if self.contracts[short].is_recomputed:
+                    return sql.subquery(self._verified(read, moment))
             return sql.subquery(self._past(read, moment, used))
 
         return self.models.placed(model, place, None if merges else lambda _: self.serving.settle(model, _LIVE))
+
+    def _verified(self, live: Model, moment: str) -> Tree:
+        """What stands for live figures that are recomputed: the rows of the past are not kept, verified figures are."""
+        verified = self.cells.table(self.models[f"verified.{live.short}"])
+        why = f"{live.short} is recomputed: it can be read as it was at the cuts of verified.{live.short}, not at "
+        is_there = f"EXISTS (SELECT 1 FROM {verified} WHERE cut = {moment})"
+        at = f"CASE WHEN {is_there} THEN {moment} ELSE CAST(error({text(why)} || {moment}) AS TIMESTAMP) END"
+        return sql.parse(f"SELECT {', '.join(map(quoted, live.columns))} FROM {verified} WHERE cut = {at}")
 
     def _past_serving(self, domains: list[str], moment: str) -> Tree:
         if not domains:

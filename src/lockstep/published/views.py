@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from lockstep.mirror import added_up
+from lockstep.names import GENERATED
 from lockstep.published import sql
 from lockstep.published.file import NEVER, Shared, time
 from lockstep.published.log import ALL_POSITIONS
@@ -76,6 +78,11 @@ class Views(Parts):
         if name == "changes.watermark":
             lives.append(True)
             return sql.item(self.log.watermarks(shared))
+        if schema == "state" and model.schema == "live":
+            lives.append(True)
+            own = Shared() if reading.may_be_correlated else shared
+            rows = self._rows(model.short, read, lives, own)
+            return sql.subquery(own.around(rows) if reading.may_be_correlated else rows)
         if schema == "state":
             at_cut = f"0::BIGINT AS __position, {time(NEVER)} AS __logged_at"
             return sql.item(f"(SELECT *, {at_cut} FROM {self.cells.state(name)})")
@@ -120,6 +127,20 @@ class Views(Parts):
         return sql.item(self.cells.table(read))
 
     # -- Live figures
+
+    def _rows(self, domain: str, state: Model, lives: list[bool], shared: Shared) -> Tree:
+        """The rows of a table that a recomputed domain reads: those of its mirror, or what signed rows add up to."""
+        table, sources = state.short.removeprefix(f"{domain}{GENERATED}"), self.contracts[domain].sources
+        columns = ", ".join(map(quoted, state.columns))
+        if self.cells.is_mirrored(table, state.columns):
+            mirrored = self.cells.mirrored(table, sources, shared)
+            return sql.fill(f"SELECT {columns} FROM mirrored", mirrored=mirrored)
+        readable = self.log.readable("readable_position", sources, shared)
+        since = f"__logged_at >= {time(self.cuts.of[domain])} AND __position <= {readable}"
+        signed = self.query(self.models[f"signed.{table}"], lives, shared)
+        tail = sql.fill(f"SELECT {columns}, __weight FROM signed WHERE {since}", signed=signed)
+        moved = shared.name(f"{state.name} in the tail", tail)
+        return sql.parse(added_up(state.columns, self.cells.state(state.name), moved))
 
     def _diffs(self, domain: str, lives: list[bool], shared: Shared) -> str:
         """What stands for the signed images of the domain's tail."""
