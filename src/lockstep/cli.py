@@ -981,30 +981,37 @@ def contract_check(as_json: bool) -> None:
 @click.option(
     "--freshness-seconds", type=click.IntRange(min=1), default=60, show_default=True, help="How old they may be."
 )
-@click.option("--dry-run", is_flag=True, help="Print the rows and write nothing.")
+@click.option("--dry-run", is_flag=True, help="Print the row and write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def contract_add(
     fact: str, owner: str, mode: str, horizon_minutes: int, freshness_seconds: int, dry_run: bool, as_json: bool
 ) -> None:
-    """Write the contract of a new FACT from its query, models/rebuild/FACT.sql.
+    """Add the contract of a new FACT to seeds/contracts.csv, and print what its query, models/rebuild/FACT.sql, gives.
 
     Its grain is that of the model, its measures are the other columns, with the types and comments that they have. They
-    merge by sum, or by finish if the query is more than sums; the tables are those that it reads. The rows are added to
-    seeds/contracts.csv and seeds/contract_measures.csv, for you to look at and to commit; `sqlmesh plan` puts the fact
-    into use. To go live, `lockstep promote` asks for evidence.
+    merge by sum, or by finish if the query is more than sums; the tables are those that it reads. None of that is
+    written. The row is for you to look at and to commit; `sqlmesh plan` puts the fact into use. To go live, `lockstep
+    promote` asks for evidence.
 
     
     Examples:
       lockstep contract add baskets --owner shop-analytics --dry-run
       lockstep contract add baskets --owner shop-analytics --freshness-seconds 30
     """
-    from lockstep import new_contract
+    from lockstep import contracts, new_contract
 
-    added = new_contract.propose(fact, owner, mode, horizon_minutes, freshness_seconds)
+    added = new_contract.propose(
+        fact,
+        owner=owner,
+        mode=mode,
+        horizon_minutes=str(horizon_minutes),
+        freshness_seconds=str(freshness_seconds),
+    )
     if not dry_run:
         new_contract.write(added)
     if as_json:
-        show.json({"contract": added.contract, "measures": added.measures, "because": added.because})
+        row, measures = contracts.as_rows(added.contract)
+        show.json({"line": added.line, "contract": row, "measures": measures, "because": added.because})
     else:
         show.contract_added(added, dry_run)
 

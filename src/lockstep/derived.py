@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,12 +18,13 @@ from typing import Any
 from sqlglot import exp, parse_one
 from sqlglot.errors import SqlglotError
 
-from lockstep.contracts import Contract, Measure, load, type_of
+from lockstep.contracts import Contract, Measure, load, unit_of
 from lockstep.derive import Catalog, Core, Derivation, Refused, SignedRows, Table, as_core, derive, require_rows
 from lockstep.derive.catalog import Types, table_of
 from lockstep.derive.trying import casts_tried
 from lockstep.errors import LockstepError
-from lockstep.names import EXTRA, GENERATED_COLUMNS
+from lockstep.figures import Declared, Figures
+from lockstep.names import EXTRA, GENERATED_COLUMNS, LAST_BY
 from lockstep.project import digest, project
 from lockstep.schema import TABLES, literal
 
@@ -81,7 +82,8 @@ def finish_of(contract: Contract) -> Finish:
 
     Raises LockstepError, naming the file, if its query has none.
     """
-    derivation, moving, rows = _finished(project(), digest_of_models(), tuple(TABLES.values()), contract.domain)
+    with _naming_query(contract.domain, or_by_hand=False):
+        derivation, moving, rows = _finished(project(), digest_of_models(), tuple(TABLES.values()), contract.domain)
     measures = tuple(
         Measure(name, "sum", _unit(kind), 0, 0, "") for name, kind in rows.columns.items() if kind is not None
     )
@@ -101,12 +103,13 @@ def _unit(kind: str) -> str:
 def rows_of(contract: Contract) -> SignedRows:
     """The signed rows of a domain. Raises LockstepError, naming the file, if its query has none."""
     place = project(), digest_of_models(), tuple(TABLES.values()), contract.domain
-    if contract.is_finished:
-        rows = _finished(*place)[2]
-    elif contract.measures("latest"):
-        rows = _last_of(*place, contract.grain, contract.live_where)
-    else:
-        rows = _rows_of(*place, tuple((m.name, m.type, m.merge) for m in contract.merged), contract.live_where)
+    with _naming_query(contract.domain, or_by_hand=not contract.is_finished):
+        if contract.is_finished:
+            rows = _finished(*place)[2]
+        elif contract.measures("latest"):
+            rows = _last_of(*place, contract.grain, contract.live_where)
+        else:
+            rows = _added_up(*place, tuple((m.name, m.type, m.merge) for m in contract.merged), contract.live_where)
     if missing := [table for table in rows.tables if table not in contract.sources]:
         raise LockstepError(
             f"models/rebuild/{contract.domain}.sql reads source.{missing[0]}, which its contract does not name. Add "
@@ -132,47 +135,51 @@ def too_large(domain: str, rows: SignedRows) -> str:
     )
 
 
-@dataclass(frozen=True)
-class Figures:
-    """What a fact's query gives: the grain, the measures with their units, the columns' comments, and from what.
-
-    `tables` are those that change it. `because`: why its measures are no sums, None if they are.
-    """
-
-    grain: tuple[str, ...]
-    units: dict[str, str]
-    comments: dict[str, str]
-    tables: list[str]
-    because: str | None
-
-
-def figures_of(domain: str, unit_of: Callable[[str, str], str]) -> Figures:
-    """What `models/rebuild/<domain>.sql` gives, whatever contract it has; `unit_of` says by name and type how.
+def figures_of(domain: str, declared: Declared) -> Figures:
+    """What `models/rebuild/<domain>.sql` gives; `declared` is what the contract says of its measures.
 
     The project need not be loaded. Raises LockstepError, naming the file, if it cannot be derived.
     """
-    from lockstep.loader import import_macros
+    from lockstep.loader import require_macros
 
-    import_macros()
+    require_macros()
     path = project() / "models" / "rebuild" / f"{domain}.sql"
-    with _naming(path, project(), f"Or write models/diffs/{domain}.sql by hand."):
+    with _naming_query(domain):
         grain = tuple(column.name for grain in _load(path).grains for column in grain.find_all(exp.Column))
         query = _query(path)
         comments = {s.alias_or_name: s.comments[0].strip() for s in query.selects if s.comments}
+        is_of_last = {*LAST_BY} <= {s.alias_or_name for s in query.selects}
         inlined = _over_tables(query.copy(), of_rows=False)
-        catalog = _catalog(inlined)
+        catalog = _catalog(inlined, of_changes=is_of_last)
         columns = dict(Types(catalog).of_query(inlined.sql("duckdb"), has_lines=False))
         if missing := [name for name in grain if name not in columns]:
             raise Refused(f"The grain names {missing[0]}, which is not selected", None, "Select it.")
-        units = {name: unit_of(name, kind) for name, kind in columns.items() if name not in grain}
+        names = [name for name in columns if name not in grain and not (is_of_last and name in LAST_BY)]
+        merges = {name: declared.get(name, ("", ""))[0] for name in names}
+        units = {name: declared.get(name, ("", ""))[1] or unit_of(name, columns[name]) or "" for name in names}
+        if odd := [name for name in names if not units[name]]:
+            raise Refused(
+                f"{odd[0]} is {columns[odd[0]]}",
+                None,
+                "Cast it to a type that measures have, BIGINT, DECIMAL(38, s), DOUBLE, TIMESTAMP or TEXT; or name it "
+                "in the grain, if it tells rows apart.",
+            )
         because = None
-        try:
-            kinds = {name: type_of(unit) or "" for name, unit in units.items()}
-            rows = SignedRows(_over_tables(query), catalog, kinds)
-        except Refused as why:
-            derivation = _derivation(inlined, catalog)
-            rows, because = SignedRows.of_cells(_moving(derivation, catalog), catalog), why.what
-        return Figures(grain, units, comments, rows.tables, because)
+        place = project(), digest_of_models(), tuple(TABLES.values()), domain
+        if is_of_last:
+            merge, rows = "latest", _last_of(*place, grain, "")
+        else:
+            added_up = [Measure(n, merges[n] or "sum", units[n], 0, 0, "") for n in names if merges[n] != "batch"]
+            try:
+                if "finish" in merges.values():
+                    raise Refused("Its contract says so", None, "")
+                merge, rows = "sum", _added_up(*place, tuple((m.name, m.type, m.merge) for m in added_up), "")
+            except Refused as why:
+                if {"sum", "max", "min"} & {*merges.values()}:  # it would be another contract than what is declared
+                    raise
+                merge, rows, because = "finish", _finished(*place)[2], why.what
+        measures = {name: (merges[name] or merge, units[name], comments.get(name, "")) for name in names}
+        return Figures(grain, measures, tuple(rows.tables), because)
 
 
 def digest_of_models() -> str:
@@ -181,7 +188,7 @@ def digest_of_models() -> str:
 
 
 @functools.lru_cache(maxsize=64)  # many models of a domain are stamped from one
-def _rows_of(
+def _added_up(
     root: Path,
     _models: str,
     _tables: tuple[object, ...],
@@ -190,20 +197,17 @@ def _rows_of(
     live_where: str,
 ) -> SignedRows:
     path = root / "models" / "rebuild" / f"{domain}.sql"
-    with _naming(path, root, f"Or write models/diffs/{domain}.sql by hand."):
-        query = _over_tables(_query(path, live_where))
-        extremes = {name: merge.upper() for name, _, merge in measures if merge != "sum"}
-        return SignedRows(query, _catalog(query), {name: kind for name, kind, _ in measures}, extremes)
+    query = _over_tables(_query(path, live_where))
+    extremes = {name: merge.upper() for name, _, merge in measures if merge != "sum"}
+    return SignedRows(query, _catalog(query), {name: kind for name, kind, _ in measures}, extremes)
 
 
 @functools.lru_cache(maxsize=64)
 def _last_of(
     root: Path, _models: str, _tables: tuple[object, ...], domain: str, grain: tuple[str, ...], live_where: str
 ) -> SignedRows:
-    path = root / "models" / "rebuild" / f"{domain}.sql"
-    with _naming(path, root, f"Or write models/diffs/{domain}.sql by hand."):
-        query = _over_tables(_query(path, live_where))
-        return SignedRows.of_last(query, _catalog(query, of_changes=True), grain)
+    query = _over_tables(_query(root / "models" / "rebuild" / f"{domain}.sql", live_where))
+    return SignedRows.of_last(query, _catalog(query, of_changes=True), grain)
 
 
 _Finished = tuple[Derivation, list[Core], SignedRows]
@@ -211,13 +215,11 @@ _Finished = tuple[Derivation, list[Core], SignedRows]
 
 @functools.lru_cache(maxsize=64)
 def _finished(root: Path, _models: str, _tables: tuple[object, ...], domain: str) -> _Finished:
-    path = root / "models" / "rebuild" / f"{domain}.sql"
-    with _naming(path, root):
-        query = _over_tables(_query(path), of_rows=False)
-        catalog = _catalog(query)
-        derivation = _derivation(query, catalog)
-        moving = _moving(derivation, catalog)
-        return derivation, moving, SignedRows.of_cells(moving, catalog)
+    query = _over_tables(_query(root / "models" / "rebuild" / f"{domain}.sql"), of_rows=False)
+    catalog = _catalog(query)
+    derivation = _derivation(query, catalog)
+    moving = _moving(derivation, catalog)
+    return derivation, moving, SignedRows.of_cells(moving, catalog)
 
 
 def _moving(derivation: Derivation, catalog: Catalog) -> list[Core]:
@@ -234,13 +236,14 @@ def _derivation(query: exp.Query, catalog: Catalog) -> Derivation:
 
 
 @contextmanager
-def _naming(path: Path, root: Path, way_out: str = "") -> Iterator[None]:
-    """Name the file in whatever is refused of its query, and another way out."""
+def _naming_query(domain: str, *, or_by_hand: bool = True) -> Iterator[None]:
+    """Name the file in whatever is refused of a domain's query, and the other way out if there is one."""
+    name = f"models/rebuild/{domain}.sql"
     try:
         yield
     except Refused as e:
-        place = e.place or path.relative_to(root)
-        raise LockstepError(f"{place}: {e} {way_out}".rstrip()) from None
+        way_out = f"Or write models/diffs/{domain}.sql by hand." if or_by_hand else ""
+        raise LockstepError(f"{e.place or name}: {e} {way_out}".rstrip()) from None
 
 
 def _over_tables(query: exp.Query, *, of_rows: bool = True) -> exp.Query:

@@ -38,7 +38,7 @@ def project() -> Path:
 
 def digest(files: Iterable[Path]) -> str:
     """A digest of files of the project, with their names."""
-    found = hashlib.sha256()
+    found, root = hashlib.sha256(), project()
     for path in files:
-        found.update(f"\0{path.relative_to(project())}\0".encode() + path.read_bytes())
+        found.update(f"\0{path.relative_to(root)}\0".encode() + path.read_bytes())
     return found.hexdigest()

@@ -611,10 +611,11 @@ def _freshness(age: float | None, objective: int) -> str:
 
 
 def contract_added(added: Added, is_dry_run: bool) -> None:
-    for file, lines in added.lines().items():
-        print(f"{file}:")
-        for line in lines:
-            print(f"  {line}")
+    print(f"seeds/contracts.csv:\n  {added.line}")
+    contract = added.contract
+    print(f"As its query says: of {', '.join(contract.sources)}, by {', '.join(contract.grain)}")
+    for m in contract.all_measures:
+        print(f"  {m.name}: {m.description} ({m.merge}, {m.unit})")
     if added.because:
         print(f"The measures merge by finish: they are computed from cells when they are read ({added.because}).")
     print(
