@@ -20,7 +20,7 @@ SELECT
   COALESCE(exception_code, 'none')::TEXT AS exception_code, /* What went wrong; none if nothing did */
   COUNT(*)::BIGINT AS shipments, /* Shipments */
   COUNT(delivered_at)::BIGINT AS delivered, /* Shipments that have been delivered */
-  SUM(CASE WHEN delivered_at > window_to_at THEN 1 ELSE 0 END)::BIGINT AS late, /* Shipments delivered after their promised window */
+  SUM(CASE WHEN delivered_at > window_to_at THEN 1 ELSE 0 END)::BIGINT AS late, /* Shipments delivered after their window */
   SUM(
     CASE
       WHEN delivered_at > window_to_at

@@ -22,7 +22,7 @@ SELECT
   status::TEXT AS status, /* Status by the rule of the order's time */
   COUNT(*)::BIGINT AS orders, /* Orders */
   SUM(units)::BIGINT AS units, /* Units ordered */
-  SUM(revenue_cents)::DECIMAL(38, 0) AS revenue_cents, /* Amount of the orders over all statuses */
+  SUM(revenue_cents)::DECIMAL(38, 0) AS revenue_cents, /* Amount in cents over all statuses */
   SUM(high_value_orders)::BIGINT AS high_value_orders /* Orders over 1 000.00 */
 FROM rebuild.latest_orders
 GROUP BY

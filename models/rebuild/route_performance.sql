@@ -117,11 +117,11 @@ SELECT
   window_from_at::TIMESTAMP AS window_from_at, /* Begin of a parcel's promised window */
   window_to_at::TIMESTAMP AS window_to_at, /* End of it */
   SUM(routes)::BIGINT AS routes, /* The route itself */
-  SUM(stops_planned)::BIGINT AS stops_planned, /* Stops on the route */
-  SUM(stops_done)::BIGINT AS stops_done, /* Stops that are completed */
-  SUM(stops_on_time)::BIGINT AS stops_on_time, /* Stops completed within 15 minutes of their planned arrival */
-  SUM(parcels)::BIGINT AS parcels, /* Shipments planned onto the route */
-  SUM(parcels_on_board)::BIGINT AS parcels_on_board /* Shipments that are out for delivery */
+  SUM(stops_planned)::BIGINT AS stops_planned, /* Stops */
+  SUM(stops_done)::BIGINT AS stops_done, /* Completed stops */
+  SUM(stops_on_time)::BIGINT AS stops_on_time, /* Stops completed in time */
+  SUM(parcels)::BIGINT AS parcels, /* Shipments on the route */
+  SUM(parcels_on_board)::BIGINT AS parcels_on_board /* Shipments out for delivery */
 FROM parts
 GROUP BY
   1,

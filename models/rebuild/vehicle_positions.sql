@@ -24,10 +24,10 @@ SELECT
   driver_id::BIGINT AS driver_id, /* Driver */
   LEAST(recorded_at, _committed_at)::TIMESTAMP AS latest_at, /* Time of the position */
   _position::BIGINT AS latest_position, /* Position of the ping in the log */
-  latitude::DOUBLE AS latitude, /* Latitude of the last known position */
-  longitude::DOUBLE AS longitude, /* Longitude of the last known position */
-  speed_kmh::DOUBLE AS speed_kmh, /* Speed at the last known position */
-  recorded_at::TIMESTAMP AS recorded_at /* When the device recorded that position */
+  latitude::DOUBLE AS latitude, /* Latitude in degrees */
+  longitude::DOUBLE AS longitude, /* Longitude in degrees */
+  speed_kmh::DOUBLE AS speed_kmh, /* Speed in km/h */
+  recorded_at::TIMESTAMP AS recorded_at /* Device clock */
 FROM source.gps_pings
 QUALIFY
   ROW_NUMBER() OVER (PARTITION BY driver_id ORDER BY latest_at DESC, latest_position DESC) = 1

@@ -116,7 +116,7 @@ def test_a_domain_names_its_composite_key_and_what_it_reads():
 
 
 def test_what_is_derived_is_what_was_written_before():
-    """The two files as they were before anything was derived say the same, to the last description."""
+    """The two files as they were before anything was derived, with the descriptions of the columns, say the same."""
     derived, written = load(SEEDS), load(IN_FULL)
     assert list(derived) == list(written)
     for domain, contract in written.items():
