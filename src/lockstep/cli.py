@@ -945,7 +945,8 @@ def contract_check(as_json: bool) -> None:
     A domain `does not fit` whose path is not that of its horizon, whose figures may be older than its horizon, or that
     is batch and wants figures fresher than 26 h; nor one with a tolerance that nothing could exceed: any published
     value may take the place of any other, in every cell. `not yet` is in order: a domain in batch or shadow on its way
-    to live.
+    to live. Below the domains stands where a contract repeats what its query says, with the row to write instead, or
+    differs from it.
 
     Exit code 1 if a domain does not fit, or a file has a mistake (named by its line); 0 else.
 
@@ -953,7 +954,7 @@ def contract_check(as_json: bool) -> None:
     Examples:
       lockstep contract check          # e.g. in CI, beside `sqlmesh lint`
     """
-    from lockstep import contracts, migrate
+    from lockstep import contracts, in_full, migrate
 
     loaded = contracts.load()
     found = [migrate.check(c, loaded, migrate.unlimited(home(), c)) for c in loaded.values()]
@@ -961,6 +962,8 @@ def contract_check(as_json: bool) -> None:
         show.json([dataclasses.asdict(f) for f in found])
     else:
         show.fits(found)
+        for note in in_full.notes():
+            print(note)
     if any(f.verdict == migrate.UNFIT for f in found):
         sys.exit(1)
 

@@ -12,11 +12,12 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from lockstep import contracts
+from lockstep import contracts, in_full
 from lockstep.contracts import Contract
 from lockstep.errors import LockstepError
 from lockstep.init import init
@@ -166,6 +167,49 @@ def test_increments_by_hand_need_a_contract_in_full(project: Path, complete: Com
     assert (found.grain, told(found)) == (("a", "b"), [("top", "max", "count", "Most")])
     with pytest.raises(LockstepError, match="line 2: merge is '', expected one of sum"):
         complete("-", "fact,top,,count,0,Most", grain="a b", source_table="orders", source_key="order_id")
+
+
+IN_FULL = {
+    "source_table": "customers",
+    "source_key": "customer_id",
+    "joined_tables": "orders drivers",
+    "grain": "region",
+    "shadow_days": "5",
+}
+ROWS = ["fact,orders,sum,count,0,A", "fact,revenue_cents,sum,cents,0,B", "fact,halves,sum,kg(1),0,C"]
+
+
+def test_a_contract_in_full_is_told_the_row_that_says_as_much(complete: Complete) -> None:
+    """The printed row, with the measures that are said to need one, is the same contract."""
+    written = complete(SUMS, *ROWS, "fact,buyers,batch,count,0,D", **IN_FULL)
+    contracts.load.cache_clear()
+    [note] = in_full.notes()
+    row = note.splitlines()[1].strip()
+    assert row == "fact,o,batch,60,30,customers,,drivers,,5"
+    assert note.endswith(
+        "and of its measures halves, buyers must stay in contract_measures.csv, beside descriptions of your own."
+    )
+    columns = dict(zip(IN_FULL, row.split(",")[5:], strict=True))
+    short = complete(SUMS, "fact,halves,,kg(1),0,C", "fact,buyers,batch,count,0,D", **columns)
+    contracts.load.cache_clear()
+    assert in_full.notes() == []
+    assert replace(short, all_measures=()) == replace(written, all_measures=())
+    assert [m[:3] for m in told(short)] == [m[:3] for m in told(written)]
+
+
+def test_a_contract_in_full_is_told_in_what_it_differs(complete: Complete) -> None:
+    complete(SUMS, *ROWS[:2], "fact,top,sum,count,0,E", **IN_FULL | {"grain": "region shop"})
+    contracts.load.cache_clear()
+    [note] = in_full.notes()
+    assert "grain: region, shop in the contract, region in the query" in note
+    assert "measures: orders, revenue_cents, top in the contract, halves, orders, revenue_cents in the query" in note
+    complete(AVERAGE, *ROWS[:2], "fact,average,finish,ratio,0.5,F", **IN_FULL)
+    contracts.load.cache_clear()
+    [note] = in_full.notes()
+    assert "repeats its query" in note and "of its measures average must stay" in note
+    complete(SUMS.replace("SUM(o.amount_cents)::BIGINT", "SUM(1)::INT"), *ROWS, **IN_FULL)
+    contracts.load.cache_clear()
+    assert "needs to be: models/rebuild/fact.sql: revenue_cents is INTEGER" in in_full.notes()[0]
 
 
 def test_what_is_read_is_kept_until_something_changes(project: Path, complete: Complete) -> None:
