@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -112,7 +113,9 @@ def test_lint_fails_on_each_planted_violation(sqlmesh, copy, loaded_project):
     diffs.write_text(rounded)
     result = sqlmesh("lint", project=copy)
     assert result.returncode != 0
-    found = dict(re.findall(r"/(\w+)\.sql`:\n(.*?)(?=\n\n|$)", result.stdout, re.DOTALL))
+    found = defaultdict(str)  # diffs.orders and rebuild.orders have the same file name
+    for name, violations in re.findall(r"/(\w+)\.sql`:\n(.*?)(?=\n\n|$)", result.stdout, re.DOTALL):
+        found[name] += violations
     assert "orders is DOUBLE, must be BIGINT" in found["orders"]
     assert [file for file, (rule, _) in PLANTED.items() if f"{rule}:" not in found.get(file, "")] == [], result.stdout
 
