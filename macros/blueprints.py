@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 from sqlglot import exp, parse_one
 from sqlmesh import macro
 
@@ -27,12 +29,11 @@ def each_domain(evaluator, only=None):
     interval as text, and @checkpointed, the tables of it that have checkpoints. With these two, and with 'cells', the
     domains with a finish, grain and measures are those of the cells.
     """
-    from lockstep.contracts import load
     from lockstep.declaration import identifier
     from lockstep.derived import finish_of
     from lockstep.schema import TABLES, literal, quoted
 
-    contracts = load()
+    contracts = _contracts()
     derived = {c.domain: rows for c, rows in _derived()}
     joined = {domain: rows for domain, rows in derived.items() if rows.is_join}
     finishes = {domain: finish_of(contracts[domain]) for domain in derived if contracts[domain].is_finished}
@@ -149,27 +150,65 @@ def each_recomputed_table(evaluator):
     )
 
 
+@macro()
+def contract_rows(evaluator):
+    """The blueprint of ops.contracts: @rows, a query (as text) for the contracts as they are with what is derived."""
+    from lockstep.contracts import as_rows
+
+    return _texts("rows", [as_rows(contract)[0] for contract in _contracts().values()])
+
+
+@macro()
+def measure_rows(evaluator):
+    """The blueprint of ops.contract_measures: @rows, a query (as text) for the measures of all contracts."""
+    from lockstep.contracts import as_rows
+
+    return _texts("rows", [row for contract in _contracts().values() for row in as_rows(contract)[1]])
+
+
+def _texts(name, rows):
+    """One blueprint with a query for these rows, all of them texts."""
+    from lockstep.schema import literal
+
+    def text(value):
+        return "NULL" if value is None else literal(value)
+
+    selects = ["SELECT " + ", ".join(f"{text(v)}::TEXT AS {column}" for column, v in row.items()) for row in rows]
+    return _blueprints([f"({name} := {literal(' UNION ALL '.join(selects))})"])
+
+
+def _contracts():
+    from lockstep.contracts import load
+
+    with _told_shortly():
+        return load()
+
+
 def _derived():
     """The contracts whose increments are derived, each with its signed rows."""
     from lockstep.derived import derived_domains, rows_of
 
-    return _with_contracts(derived_domains, rows_of)
+    with _told_shortly():
+        return [(contract, rows_of(contract)) for contract in derived_domains()]
 
 
 def _recomputed():
     """The contracts of the domains that are recomputed, each with its query."""
     from lockstep.recomputed import recomputed_domains, recomputed_of
 
-    return _with_contracts(recomputed_domains, recomputed_of)
+    with _told_shortly():
+        return [(contract, recomputed_of(contract)) for contract in recomputed_domains()]
 
 
-def _with_contracts(domains, of):
+@contextmanager
+def _told_shortly():
+    """SQLMesh would put an error at the end of a page about the macro."""
     from lockstep.errors import LockstepError
 
     try:
-        return [(contract, of(contract)) for contract in domains()]
+        yield
     except LockstepError as e:
-        raise SystemExit(f"Error: {e}") from None  # SQLMesh would put the error at the end of a page about this macro
+        raise SystemExit(f"Error: {e}") from None
 
 
 @macro()
@@ -178,12 +217,12 @@ def needs_of_rebuilds(evaluator):
 
     SQLMesh would not see another domain in a macro that reads the contracts when it is rendered.
     """
-    from lockstep.contracts import load, tables_of_one_cut
+    from lockstep.contracts import tables_of_one_cut
     from lockstep.schema import literal
 
     rows = [
         exp.select(exp.convert(domain).as_("domain"), exp.convert(table).as_("source_table"))
-        for domain in load()
+        for domain in _contracts()
         for table in tables_of_one_cut(domain)
     ]
     needs = exp.union(*rows, distinct=False) if len(rows) > 1 else rows[0]
@@ -261,14 +300,15 @@ def each_source_table(evaluator, only=None):
 
     `only` names the tables: 'mutable'; 'append_only' and 'keyless', those with a key and those without; or 'keyed'.
     """
-    from lockstep.contracts import load
     from lockstep.declaration import identifier
     from lockstep.schema import EXTRA, TABLES, literal, quoted
+
+    contracts = _contracts()
 
     def blueprint(table):
         image = ", ".join([*(f"{c.sql} {c.kind.duckdb}" for c in table.columns), f"{quoted(EXTRA)} TEXT"])
         filled = [*table.key, *(c.name for c in table.columns if not c.nullable), ""][0]
-        readers = (c.domain for c in load().values() if table.name in c.sources)
+        readers = (c.domain for c in contracts.values() if table.name in c.sources)
         return (
             f"(source_table := {identifier(table.name)}, source_name := {literal(table.name)}, "
             f"image_type := {literal(f'STRUCT({image})')}, columns := ({_columns(table)}), "

@@ -19,6 +19,8 @@ from decimal import Context, Decimal
 from pathlib import Path
 from typing import Any
 
+from projects import add_in_full
+
 FILES = Path(__file__).parent / "fixtures" / "every_type"
 EXACT = Context(prec=80)
 LARGEST = Decimal("99999999999999999.9999999999")  # that can be summed: of 27 digits
@@ -61,7 +63,9 @@ def add_to(project: Path) -> None:
     """Have a project of other tables hold these tables and facts too."""
     for path in FILES.rglob("*"):
         target = project / path.relative_to(FILES)
-        if path.suffix == ".csv" or path.name == "source_schema.sql":
+        if path.stem.startswith("contract"):
+            add_in_full(target.parent, path.stem, path.read_text(encoding="utf-8"))
+        elif path.suffix == ".csv" or path.name == "source_schema.sql":
             with target.open("a", encoding="utf-8") as file:
                 file.write(path.read_text(encoding="utf-8"))
         elif path.is_file():

@@ -9,6 +9,7 @@ from sqlmesh import Context
 from lockstep import derived
 from lockstep.contracts import load
 from lockstep.derive import SignedRows
+from projects import in_full
 
 LIVE_WHERE = "\"_op = 'r' OR @is_timely(recorded_at, _committed_at)\""
 POSITIONS = """/* Pings. */
@@ -53,6 +54,8 @@ def write_diffs(project: Path, loaded_project: Context, domain: str) -> Path:
     Return its path. The contract then has no `live_where`: what the live path leaves out stands in the file.
     """
     path = project / "models" / "diffs" / f"{domain}.sql"
+    if "grain" not in (project / "seeds" / "contracts.csv").read_text(encoding="utf-8"):
+        in_full(project)
     if domain == "vehicle_positions":
         path.write_text(POSITIONS, encoding="utf-8")
         contracts = project / "seeds" / "contracts.csv"

@@ -16,6 +16,7 @@ import pytest
 from lockstep import contracts, warehouse
 from lockstep.changelog import SETTLING
 from lockstep.init import init
+from projects import add_in_full
 from shop import Shop, key_of, land
 
 ROOT = Path(__file__).parents[1]
@@ -117,9 +118,10 @@ def prepare(place: Place, models: dict[str, str], contract_rows: list[str], meas
         path.write_text(text)
     facts = [row.partition(",")[0] for row in contract_rows]
     promoted = [f"{fact},live,2026-03-01 00:00:00,0,{{}}" for fact in facts]
-    for name, lines in (("contracts", contract_rows), ("contract_measures", measures), ("promotions", promoted)):
-        with (place.project / "seeds" / f"{name}.csv").open("a") as file:
-            file.writelines(f"{line}\n" for line in lines)
+    for name, lines in (("contracts", contract_rows), ("contract_measures", measures)):
+        add_in_full(place.project / "seeds", name, "".join(f"{line}\n" for line in lines))
+    with (place.project / "seeds" / "promotions.csv").open("a") as file:
+        file.writelines(f"{line}\n" for line in promoted)
     for customer in (1, 2, 3):
         place.shop.insert("customers", customer, region="north")
     place.land()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import shutil
 from pathlib import Path
 
+from lockstep.contracts import CONTRACT_COLUMNS, MEASURE_COLUMNS
 from lockstep.init import init
 
 ROOT = Path(__file__).parents[1]
@@ -41,3 +44,23 @@ def project_of_two_domains(path: Path) -> Path:
         kept = [line for line in lines if line.split(",")[0] in DOMAINS]
         (path / "seeds" / f"{name}.csv").write_text("".join([header, *kept]))
     return path
+
+
+def add_in_full(seeds: Path, name: str, lines: str) -> None:
+    """Add rows with every column to a contract file, whatever columns it has: it then has all of them."""
+    columns = {"contracts": CONTRACT_COLUMNS, "contract_measures": MEASURE_COLUMNS}[name].split()
+    with (seeds / f"{name}.csv").open(newline="", encoding="utf-8") as file:
+        rows = [*csv.DictReader(file), *csv.DictReader(io.StringIO(lines), columns)]
+    with (seeds / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def in_full(project: Path) -> None:
+    """Write the contracts of the project's domains as they are if nothing of them is derived."""
+    named = {line.split(",")[0] for line in (project / "seeds" / "contracts.csv").read_text().splitlines()}
+    full = ROOT / "tests" / "fixtures" / "contracts_in_full"
+    for name in ("contracts", "contract_measures"):
+        lines = (full / f"{name}.csv").read_text().splitlines(keepends=True)
+        (project / "seeds" / f"{name}.csv").write_text("".join(x for x in lines if x.split(",")[0] in named))

@@ -2,7 +2,8 @@
 MODEL (
   name ops.contract_measures,
   kind VIEW,
-  grain (domain, measure)
+  grain (domain, measure),
+  blueprints @measure_rows()
 );
 
 SELECT
@@ -13,6 +14,8 @@ SELECT
   tolerance_absolute::DOUBLE AS tolerance_absolute, /* Allowed distance, in the unit (seconds for a timestamp) */
   tolerance_relative::DOUBLE AS tolerance_relative, /* Allowed distance as a share of the rebuild's value */
   tolerance_median::DOUBLE AS tolerance_median, /* Allowed distance at the median of the cells that differ, in the unit; NULL: as far as the worst may */
-  COALESCE(tolerance_cells, 1)::DOUBLE AS tolerance_cells, /* Share of the cells that may differ at all; one always may */
+  tolerance_cells::DOUBLE AS tolerance_cells, /* Share of the cells that may differ at all; one always may */
   description::TEXT AS description /* What it measures */
-FROM seeds.contract_measures
+FROM (
+  @as_query(@rows)
+) AS measures

@@ -1,9 +1,10 @@
-/* The contract of each domain, as the project's files have it: who owns it, how soon somebody acts on it, how fresh it must be, and
+/* The contract of each domain, as the project's files and its query have it: who owns it, how soon somebody acts on it, how fresh it must be, and
    what has to hold before and while it is served live. */
 MODEL (
   name ops.contracts,
   kind VIEW,
-  grain domain
+  grain domain,
+  blueprints @contract_rows()
 );
 
 SELECT
@@ -18,8 +19,10 @@ SELECT
   on_bad_event::TEXT AS on_bad_event, /* hold: an event in quarantine keeps hours from sealing; skip: it is passed over */
   source_table::TEXT AS source_table, /* Table whose changes explain a divergence */
   source_key::TEXT AS source_key, /* Its key */
-  COALESCE(joined_tables, '')::TEXT AS joined_tables, /* Other tables that the numbers need */
-  COALESCE(reads_domains, '')::TEXT AS reads_domains, /* Domains whose figures its mart joins */
+  joined_tables::TEXT AS joined_tables, /* Other tables that the numbers need */
+  reads_domains::TEXT AS reads_domains, /* Domains whose figures its mart joins */
   grain::TEXT AS grain, /* Columns of a cell */
-  COALESCE(live_where, '')::TEXT AS live_where /* Condition on the rows that the live path takes; the rebuild takes all */
-FROM seeds.contracts
+  live_where::TEXT AS live_where /* Condition on the rows that the live path takes; the rebuild takes all */
+FROM (
+  @as_query(@rows)
+) AS contracts

@@ -116,12 +116,12 @@ WITH generations AS (
   SELECT
     domain,
     domain AS needed
-  FROM seeds.contracts
+  FROM ops.contracts
   UNION
   SELECT
     domain,
     UNNEST(STR_SPLIT(reads_domains, ' ')) AS needed
-  FROM seeds.contracts
+  FROM ops.contracts
   WHERE
     reads_domains <> ''
 ), shared_cuts AS (
@@ -155,7 +155,7 @@ WITH generations AS (
     MIN(watermark.readable_until) AS readable_until,
     'held since ' || MIN(watermark.held_since)::TEXT || ' by ' || ARG_MIN(watermark.held_by, watermark.readable_position) AS held
   FROM needs
-  JOIN seeds.contracts AS contracts
+  JOIN ops.contracts AS contracts
     ON contracts.domain = needs.needed
   JOIN changes.watermark AS watermark
     ON watermark.source_table = contracts.source_table
@@ -221,7 +221,7 @@ WITH generations AS (
       WHEN readable.readable_until > evidence.last_passed_cut + INTERVAL '1' HOUR * contracts.receipt_hours
       THEN 'the log is more than ' || contracts.receipt_hours::TEXT || ' hours ahead of the last cut that passed, ' || evidence.last_passed_cut::TEXT
     END AS objection
-  FROM seeds.contracts AS contracts
+  FROM ops.contracts AS contracts
   LEFT JOIN evidence
     ON evidence.domain = contracts.domain
   LEFT JOIN live_evidence

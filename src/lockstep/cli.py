@@ -946,7 +946,8 @@ def contract_check(as_json: bool) -> None:
     A domain `does not fit` whose path is not that of its horizon, whose figures may be older than its horizon, or that
     is batch and wants figures fresher than 26 h; nor one with a tolerance that nothing could exceed: any published
     value may take the place of any other, in every cell. `not yet` is in order: a domain in batch or shadow on its way
-    to live. Of a domain that is recomputed it says why its query is not derived.
+    to live. Of a domain that is recomputed it says why its query is not derived. Below the domains stands where a
+    contract repeats what its query says, with the row to write instead, or differs from it.
 
     Exit code 1 if a domain does not fit, or a file has a mistake (named by its line); 0 else.
 
@@ -954,7 +955,7 @@ def contract_check(as_json: bool) -> None:
     Examples:
       lockstep contract check          # e.g. in CI, beside `sqlmesh lint`
     """
-    from lockstep import contracts, migrate
+    from lockstep import contracts, in_full, migrate
 
     loaded = contracts.load()
     found = [migrate.check(c, loaded, migrate.unlimited(home(), c)) for c in loaded.values()]
@@ -969,6 +970,8 @@ def contract_check(as_json: bool) -> None:
         show.json([dataclasses.asdict(f) for f in found])
     else:
         show.fits(found)
+        for note in in_full.notes():
+            print(note)
     if any(f.verdict == migrate.UNFIT for f in found):
         sys.exit(1)
 
@@ -989,31 +992,37 @@ def contract_check(as_json: bool) -> None:
 @click.option(
     "--freshness-seconds", type=click.IntRange(min=1), default=60, show_default=True, help="How old they may be."
 )
-@click.option("--dry-run", is_flag=True, help="Print the rows and write nothing.")
+@click.option("--dry-run", is_flag=True, help="Print the row and write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def contract_add(
     fact: str, owner: str, mode: str, horizon_minutes: int, freshness_seconds: int, dry_run: bool, as_json: bool
 ) -> None:
-    """Write the contract of a new FACT from its query, models/rebuild/FACT.sql.
+    """Add the contract of a new FACT to seeds/contracts.csv, and print what its query, models/rebuild/FACT.sql, gives.
 
     Its grain is that of the model, its measures are the other columns, with the types and comments that they have. They
     merge by sum, or by finish if the query is more than sums; if it cannot be derived it is recomputed, and the reason
-    is printed. The tables are those that it reads. The rows are added to
-    seeds/contracts.csv and seeds/contract_measures.csv, for you to look at and to commit; `sqlmesh plan` puts the fact
-    into use. To go live, `lockstep promote` asks for evidence.
+    is printed. The tables are those that it reads. None of that is written. The row is for you to look at and to
+    commit; `sqlmesh plan` puts the fact into use. To go live, `lockstep promote` asks for evidence.
 
     
     Examples:
       lockstep contract add baskets --owner shop-analytics --dry-run
       lockstep contract add baskets --owner shop-analytics --freshness-seconds 30
     """
-    from lockstep import new_contract
+    from lockstep import contracts, new_contract
 
-    added = new_contract.propose(fact, owner, mode, horizon_minutes, freshness_seconds)
+    added = new_contract.propose(
+        fact,
+        owner=owner,
+        mode=mode,
+        horizon_minutes=str(horizon_minutes),
+        freshness_seconds=str(freshness_seconds),
+    )
     if not dry_run:
         new_contract.write(added)
     if as_json:
-        show.json({"contract": added.contract, "measures": added.measures, "because": added.because})
+        row, measures = contracts.as_rows(added.contract)
+        show.json({"lines": added.lines, "contract": row, "measures": measures, "because": added.because})
     else:
         show.contract_added(added, dry_run)
 

@@ -1,5 +1,8 @@
 """The contracts: what each domain promises, as written in `seeds/contracts.csv` and `seeds/contract_measures.csv`.
 
+What its query says is not written again: where a contract names no grain, that, the measures and the tables are read
+from `models/rebuild/<domain>.sql` (`lockstep.figures`), and the files have what departs from it.
+
 SQLMesh stamps models from them and the command line reads them, both through this module, so that an error in a
 contract is found once, on load, and named by file and row.
 """
@@ -8,14 +11,14 @@ from __future__ import annotations
 
 import csv
 import functools
-import io
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lockstep.errors import LockstepError
+from lockstep.figures import Queries
 from lockstep.kinds import MOST_DIGITS
 from lockstep.names import GENERATED, LAST_BY
 from lockstep.project import project
@@ -52,6 +55,17 @@ def type_of(unit: str) -> str | None:
     if amount and int(amount[1]) < MOST_DIGITS:
         return f"DECIMAL({MOST_DIGITS}, {int(amount[1])})"
     return UNITS.get(unit)
+
+
+_MEASURED_IN = ("cents", "seconds", "minutes", "metres")  # units that may be a word of a measure's name
+
+
+def unit_of(name: str, kind: str) -> str | None:
+    """The unit of a measure, by its name and the type of its column. None: measures have no such type."""
+    named = next((unit for unit in _MEASURED_IN if unit in name.split("_")), None)
+    if decimal := re.fullmatch(rf"DECIMAL\({MOST_DIGITS}, ?(\d+)\)", kind):
+        return named if named and decimal[1] == "0" else f"amount({decimal[1]})"
+    return {"BIGINT": named or "count", "DOUBLE": "ratio", "TIMESTAMP": "timestamp", "VARCHAR": "text"}.get(kind)
 
 
 # What the stamped models call columns of their own.
@@ -160,40 +174,51 @@ CONTRACT_COLUMNS = (
     "domain owner mode horizon_minutes freshness_seconds shadow_days passes_to_return receipt_hours on_bad_event "
     "source_table source_key joined_tables reads_domains grain live_where"
 )
+REQUIRED_COLUMNS = "domain owner mode horizon_minutes freshness_seconds"
 PROMOTION_COLUMNS = "domain mode changed_at position evidence"
 MEASURE_COLUMNS = (
     "domain measure merge unit tolerance_absolute tolerance_relative tolerance_median tolerance_cells description"
 )
 
-_MAY_BE_EMPTY = {"live_where", "tolerance_median", "tolerance_cells"}  # which files of an earlier version lack
+_DEFAULTS = {"shadow_days": "3", "passes_to_return": "2", "receipt_hours": "50", "on_bad_event": "hold"}
+_MEASURE_DEFAULTS = {"tolerance_absolute": "0", "tolerance_relative": "0"}
 
 
 @functools.cache
 def load(seeds: Path | None = None) -> dict[str, Contract]:
-    """Every contract by its domain's name. Raises LockstepError naming file, row and way out on the first mistake."""
+    """Every contract by its domain's name. Raises LockstepError naming file, row and way out on the first mistake.
+
+    What is read from queries, is read from those of the project, wherever `seeds` lies.
+    """
     seeds = seeds or project() / "seeds"
     contracts: dict[str, Contract] = {}
     lines: list[_Row] = []
-    measures = _measures(seeds / "contract_measures.csv")
+    queries = Queries()
+    measures = list(_rows(seeds / "contract_measures.csv", MEASURE_COLUMNS, "domain measure", _MEASURE_DEFAULTS))
     promotions = _promotions(seeds / "promotions.csv")
-    for row in _rows(seeds / "contracts.csv", CONTRACT_COLUMNS):
-        domain, table = row["domain"], row["source_table"]
+    for row in _rows(seeds / "contracts.csv", CONTRACT_COLUMNS, REQUIRED_COLUMNS, _DEFAULTS):
+        domain = row["domain"]
         row.check("domain", _is_name(domain) and "__" not in domain, "a lower-case name without __")
         row.check("domain", domain not in contracts, "each domain once")
         row.check("owner", "'" not in row["owner"] and bool(row["owner"]), "a name without quotes")
         row.check("mode", row["mode"] in MODES, f"one of {', '.join(MODES)}")
         row.check("on_bad_event", row["on_bad_event"] in BAD_EVENTS, f"one of {', '.join(BAD_EVENTS)}")
-        sources = (table, *row["joined_tables"].split())
-        row.check("source_table", table in TABLES, f"one of {', '.join(TABLES)}")
-        row.check("joined_tables", set(row["joined_tables"].split()) <= set(TABLES), f"of {', '.join(TABLES)}")
+        table, joined = row["source_table"], row["joined_tables"].split()
+        row.check("source_table", table in TABLES or (not row["grain"] and not table), f"one of {', '.join(TABLES)}")
+        row.check("joined_tables", set(joined) <= set(TABLES), f"of {', '.join(TABLES)}")
+        declared = [at for at in measures if at["domain"] == domain]
+        where = "in contract_measures.csv that is not batch"
+        if not row["grain"]:
+            declared = _completed(row, declared, queries)
+            table, joined, where = row["source_table"], row["joined_tables"].split(), f"in models/rebuild/{domain}.sql"
         key = TABLES[table].key
         is_key = row["source_key"].split() == " ".join(key).split()  # a column's name may have spaces itself
         row.check("source_key", is_key, f"the key of {table}: {' '.join(key) or 'nothing, as it has none'}")
         grain = tuple(row["grain"].split())
         row.check("grain", bool(grain) and all(map(_is_name, grain)), "lower-case names of columns")
-        own = tuple(m for m, at in measures if at["domain"] == domain)
+        own = _measures(declared)
         merges = any(m.merge != "batch" for m in own)
-        row.check("domain", merges, "a measure in contract_measures.csv that is not batch")
+        row.check("domain", merges, f"a measure {where}")
         row.check("grain", len(set(grain)) == len(grain), "each column once")
         is_finished = any(m.merge == "finish" for m in own)
         row.check("domain", not is_finished or {m.merge for m in own} <= {"sum", "finish"}, "measures by sum or finish")
@@ -222,7 +247,7 @@ def load(seeds: Path | None = None) -> dict[str, Contract]:
             row["on_bad_event"],
             table,
             key,
-            sources,
+            (table, *joined),
             tuple(row["reads_domains"].split()),
             grain,
             own,
@@ -230,8 +255,8 @@ def load(seeds: Path | None = None) -> dict[str, Contract]:
             row["live_where"],
         )
         lines.append(row)
-    for _, row in measures:
-        row.check("domain", row["domain"] in contracts, "a domain of contracts.csv")
+    for at in measures:
+        at.check("domain", at["domain"] in contracts, "a domain of contracts.csv")
     for row in lines:
         others = set(contracts) - {row["domain"]}
         known = set(row["reads_domains"].split()) <= others
@@ -239,6 +264,60 @@ def load(seeds: Path | None = None) -> dict[str, Contract]:
     if not contracts:
         raise LockstepError(f"{seeds / 'contracts.csv'} has no domain yet. docs/your-own-tables.md shows a first one.")
     return contracts
+
+
+def _completed(row: _Row, declared: Sequence[_Row], queries: Queries) -> list[_Row]:
+    """Fill in what the query says of a contract that names no grain; returns the rows of all its measures."""
+    domain = row["domain"]
+    file = f"models/rebuild/{domain}.sql"
+    by_hand = f"models/diffs/{domain}.sql"
+    is_by_hand = (project() / by_hand).exists()
+    row.check("grain", not is_by_hand, f"columns, and their measures by row, as {by_hand} is written by hand")
+    names = [at["measure"] for at in declared]
+    for at in declared:
+        at.check("measure", names.count(at["measure"]) == 1, "each measure of a domain once")
+        at.check("merge", at["merge"] in ("", *MERGES), f"one of {', '.join(MERGES)}, or nothing: as {file} says")
+        at.check("unit", not at["unit"] or bool(type_of(at["unit"])), f"{_UNITS}, or nothing: as {file} says")
+    found = queries.figures(domain, {at["measure"]: (at["merge"], at["unit"]) for at in declared})
+    table = row["source_table"] or found.tables[0]
+    row["joined_tables"] = " ".join(
+        dict.fromkeys(t for t in (*found.tables, *row["joined_tables"].split()) if t != table)
+    )
+    row["source_table"], row["grain"] = table, " ".join(found.grain)
+    row["source_key"] = row["source_key"] or " ".join(TABLES[table].key)
+    by_name = {at["measure"]: at for at in declared}
+    measures = []
+    for name, (merge, unit, comment) in found.measures.items():
+        if name in by_name:
+            at = by_name.pop(name)
+        else:
+            at = _Row({c: _MEASURE_DEFAULTS.get(c, "") for c in MEASURE_COLUMNS.split()}, domain=domain, measure=name)
+            at.place = file
+        said = {"merge": merge, "unit": unit, "description": comment or name.replace("_", " ").capitalize()}
+        at.update({column: at[column] or text for column, text in said.items()})
+        measures.append(at)
+    for at in by_name.values():
+        at.check("measure", at["merge"] == "batch", f"a measure of {file}, or one that merges by batch")
+    return [*measures, *by_name.values()]
+
+
+def as_rows(contract: Contract) -> tuple[dict[str, str | None], list[dict[str, str | None]]]:
+    """A contract as a row of `ops.contracts`, and its measures as rows of `ops.contract_measures`."""
+    row = {
+        "source_key": " ".join(contract.source_key),
+        "joined_tables": " ".join(contract.sources[1:]),
+        "reads_domains": " ".join(contract.reads),
+        "grain": " ".join(contract.grain),
+    }
+    measures = []
+    for m in contract.all_measures:
+        said = {"domain": contract.domain, "measure": m.name}
+        measures.append({c: said[c] if c in said else _text(getattr(m, c)) for c in MEASURE_COLUMNS.split()})
+    return {c: row[c] if c in row else _text(getattr(contract, c)) for c in CONTRACT_COLUMNS.split()}, measures
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)
 
 
 def _rounded(measure: Measure) -> Measure:
@@ -274,20 +353,27 @@ def skips(table: str) -> bool:
 
 def _promotions(path: Path) -> dict[str, str]:
     """The mode of each domain's last entry. Without the file nobody was promoted, and nobody is served live for it."""
-    return {row["domain"]: row["mode"] for row in _rows(path, PROMOTION_COLUMNS)} if path.exists() else {}
+    return (
+        {row["domain"]: row["mode"] for row in _rows(path, PROMOTION_COLUMNS, PROMOTION_COLUMNS)}
+        if path.exists()
+        else {}
+    )
 
 
-def _measures(path: Path) -> list[tuple[Measure, _Row]]:
-    """Every measure with the row it stands in."""
-    measures: list[tuple[Measure, _Row]] = []
-    for row in _rows(path, MEASURE_COLUMNS):
+_UNITS = f"one of {', '.join(UNITS)}, or an amount with its digits behind the point, such as eur(2)"
+
+
+def _measures(rows: Sequence[_Row]) -> tuple[Measure, ...]:
+    """The measures of a domain."""
+    measures: dict[str, Measure] = {}
+    for row in rows:
         name, merge, unit = row["measure"], row["merge"], row["unit"]
         row.check("measure", _is_name(name), "a lower-case name")
         row.check("measure", name not in _RESERVED, f"none of {', '.join(sorted(_RESERVED))}")
         row.check("merge", merge in MERGES, f"one of {', '.join(MERGES)}")
         type_ = type_of(unit) or ""
         amount = "an amount with its digits behind the point, such as eur(2)"
-        row.check("unit", bool(type_), f"one of {', '.join(UNITS)}, or {amount}")
+        row.check("unit", bool(type_), _UNITS)
         is_exact, is_measurable = type_.startswith(_EXACT), type_.startswith(_MEASURABLE)
         row.check("unit", merge != "sum" or is_exact, f"a unit of whole numbers, or {amount}: sums are exact")
         row.check("unit", merge in ("batch", "finish", "latest", "recomputed") or is_measurable, "a unit with an order")
@@ -302,10 +388,9 @@ def _measures(path: Path) -> list[tuple[Measure, _Row]]:
         median = row.number("tolerance_median") if row["tolerance_median"] else None
         cells = row.number("tolerance_cells") if row["tolerance_cells"] else 1
         row.check("tolerance_cells", cells <= 1, "a share of the cells, from 0 to 1")
-        twice = any(m.name == name and at["domain"] == row["domain"] for m, at in measures)
-        row.check("measure", not twice, "each measure of a domain once")
-        measures.append((Measure(name, merge, unit, absolute, relative, row["description"], cells, median), row))
-    return measures
+        row.check("measure", name not in measures, "each measure of a domain once")
+        measures[name] = Measure(name, merge, unit, absolute, relative, row["description"], cells, median)
+    return tuple(measures.values())
 
 
 def _is_name(text: str) -> bool:
@@ -335,37 +420,28 @@ class _Row(dict[str, str]):
         return value
 
 
-def read_csv(path: Path) -> list[dict[str, str]]:
-    """The rows of a contract file as they are written, unchecked."""
-    return [dict(row) for row in _rows(path, "domain")]
-
-
-def _completed(reader: csv.DictReader[str], columns: Sequence[str]) -> str:
-    """The file that is read with the columns that it lacks, as advice."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="", extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(reader)
-    return f" They may be empty, as in the version before. The file is then:\n{text.getvalue()}"
-
-
-def _rows(path: Path, columns: str) -> Iterator[_Row]:
+def _rows(path: Path, columns: str, required: str, defaults: Mapping[str, str] = {}) -> Iterator[_Row]:
+    """The rows of a file with these columns, of which it may lack all but those that are `required`."""
     try:
         file = path.open(newline="", encoding="utf-8-sig")  # Excel begins a file with a byte order mark
     except FileNotFoundError:
         raise LockstepError(f"{path} is missing. It is part of the project: restore it.") from None
     with file:
         reader = csv.DictReader(file)
-        missing = set(columns.split()) - set(reader.fieldnames or ())
-        if missing:
+        names = reader.fieldnames or ()
+        if missing := [name for name in required.split() if name not in names]:
             raise LockstepError(
-                f"{path} lacks the columns {', '.join(sorted(missing))}. docs/contracts.md says what they hold."
-                + (_completed(reader, columns.split()) if missing <= _MAY_BE_EMPTY else "")
+                f"{path} lacks the columns {', '.join(missing)}. docs/contracts.md says what they hold."
+            )
+        if unknown := [name for name in names if name not in columns.split()]:
+            raise LockstepError(
+                f"{path} has the columns {', '.join(map(repr, unknown))}, which mean nothing. It may have "
+                f"{', '.join(columns.split())}: docs/contracts.md says what they hold."
             )
         for fields in reader:
             place = f"{path}, line {reader.line_num}"
             if None in fields.values() or None in fields:
                 raise LockstepError(f"{place}: not as many fields as the header names.")
-            row = _Row(fields)
+            row = _Row({name: fields.get(name) or defaults.get(name, "") for name in columns.split()})
             row.place = place
             yield row

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,13 +18,14 @@ from typing import Any
 from sqlglot import exp, parse_one
 from sqlglot.errors import SqlglotError
 
-from lockstep.contracts import Contract, Measure, load, type_of
+from lockstep.contracts import Contract, Measure, load, unit_of
 from lockstep.derive import Catalog, Core, Derivation, Refused, SignedRows, Table, as_core, derive, require_rows
 from lockstep.derive.catalog import Types, table_of
 from lockstep.derive.repeatable import require_repeatable
 from lockstep.derive.trying import casts_tried
 from lockstep.errors import LockstepError
-from lockstep.names import EXTRA, GENERATED_COLUMNS
+from lockstep.figures import Declared, Figures
+from lockstep.names import EXTRA, GENERATED_COLUMNS, LAST_BY
 from lockstep.project import digest, project
 from lockstep.schema import TABLES, literal
 
@@ -82,7 +83,8 @@ def finish_of(contract: Contract) -> Finish:
 
     Raises LockstepError, naming the file, if its query has none.
     """
-    derivation, moving, rows = _finished(project(), digest_of_models(), tuple(TABLES.values()), contract.domain)
+    with naming_query(contract.domain, or_by_hand=False):
+        derivation, moving, rows = _finished(project(), digest_of_models(), tuple(TABLES.values()), contract.domain)
     measures = tuple(
         Measure(name, "sum", _unit(kind), 0, 0, "") for name, kind in rows.columns.items() if kind is not None
     )
@@ -102,12 +104,13 @@ def _unit(kind: str) -> str:
 def rows_of(contract: Contract) -> SignedRows:
     """The signed rows of a domain. Raises LockstepError, naming the file, if its query has none."""
     place = project(), digest_of_models(), tuple(TABLES.values()), contract.domain
-    if contract.is_finished:
-        rows = _finished(*place)[2]
-    elif contract.measures("latest"):
-        rows = _last_of(*place, contract.grain, contract.live_where)
-    else:
-        rows = _rows_of(*place, tuple((m.name, m.type, m.merge) for m in contract.merged), contract.live_where)
+    with naming_query(contract.domain, or_by_hand=not contract.is_finished):
+        if contract.is_finished:
+            rows = _finished(*place)[2]
+        elif contract.measures("latest"):
+            rows = _last_of(*place, contract.grain, contract.live_where)
+        else:
+            rows = _added_up(*place, tuple((m.name, m.type, m.merge) for m in contract.merged), contract.live_where)
     if missing := [table for table in rows.tables if table not in contract.sources]:
         raise LockstepError(
             f"models/rebuild/{contract.domain}.sql reads source.{missing[0]}, which its contract does not name. Add "
@@ -133,55 +136,67 @@ def too_large(domain: str, rows: SignedRows) -> str:
     )
 
 
-@dataclass(frozen=True)
-class Figures:
-    """What a fact's query gives: the grain, the measures with their units, the columns' comments, and from what.
+def figures_of(domain: str, declared: Declared, merge: str = "") -> Figures:
+    """What `models/rebuild/<domain>.sql` gives; `declared` is what the contract says of its measures.
 
-    `tables` are those that change it. `merge`: how its measures do: by `sum`, by `finish`, or, where the query is not
-    derived, `recomputed`. `because`: why not by sum; for a query that is not derived, the refusal.
+    `merge`: how those merge of which it says nothing; empty: by what can be derived. The project need not be loaded.
+    Raises LockstepError, naming the file, if it can be neither derived nor is said to be recomputed.
     """
+    from lockstep.loader import require_macros
 
-    grain: tuple[str, ...]
-    units: dict[str, str]
-    comments: dict[str, str]
-    tables: list[str]
-    merge: str
-    because: str | None
-
-
-def figures_of(domain: str, unit_of: Callable[[str, str], str]) -> Figures:
-    """What `models/rebuild/<domain>.sql` gives, whatever contract it has; `unit_of` says by name and type how.
-
-    The project need not be loaded. Raises LockstepError, naming the file, if it can be neither derived nor recomputed.
-    """
-    from lockstep.loader import import_macros
-
-    import_macros()
+    require_macros()
     path = project() / "models" / "rebuild" / f"{domain}.sql"
-    with naming(path, project()):
+    with naming_query(domain):
         grain = tuple(column.name for grain in _load(path).grains for column in grain.find_all(exp.Column))
         query = _query(path)
         comments = {s.alias_or_name: s.comments[0].strip() for s in query.selects if s.comments}
+        is_of_last = {*LAST_BY} <= {s.alias_or_name for s in query.selects}
         inlined = _over_tables(query.copy(), of_rows=False)
-        catalog = _catalog(inlined)
+        catalog = _catalog(inlined, of_changes=is_of_last)
         columns = dict(Types(catalog).of_query(inlined.sql("duckdb"), has_lines=False))
         if missing := [name for name in grain if name not in columns]:
             raise Refused(f"The grain names {missing[0]}, which is not selected", None, "Select it.")
-        units = {name: unit_of(name, kind) for name, kind in columns.items() if name not in grain}
-        merge, because = "sum", None
+        names = [name for name in columns if name not in grain and not (is_of_last and name in LAST_BY)]
+        merges = {name: declared.get(name, ("", ""))[0] or merge for name in names}
+        units = {name: declared.get(name, ("", ""))[1] or unit_of(name, columns[name]) or "" for name in names}
+        if odd := [name for name in names if not units[name]]:
+            raise Refused(
+                f"{odd[0]} is {columns[odd[0]]}",
+                None,
+                "Cast it to a type that measures have, BIGINT, DECIMAL(38, s), DOUBLE, TIMESTAMP or TEXT; or name it "
+                "in the grain, if it tells rows apart.",
+            )
+        if is_of_last:
+            place = project(), digest_of_models(), tuple(TABLES.values()), domain
+            by, tables, because = "latest", _last_of(*place, grain, "").tables, None
+        else:
+            by, tables, because = _how_it_merges(domain, inlined, catalog, merges, units)
+        measures = {name: (merges[name] or by, units[name], comments.get(name, "")) for name in names}
+        return Figures(grain, measures, tuple(tables), because)
+
+
+def _how_it_merges(
+    domain: str, query: exp.Query, catalog: Catalog, merges: Mapping[str, str], units: Mapping[str, str]
+) -> tuple[str, list[str], str | None]:
+    """How measures merge of which `merges` does not say it, the tables that change them, and why not by sum.
+
+    Raises Refused where the query cannot merge as `merges` says.
+    """
+    said, because = {*merges.values()}, None
+    place = project(), digest_of_models(), tuple(TABLES.values()), domain
+    if "recomputed" in said:
+        require_repeatable(query, catalog)
+        read = (table.name for table in query.find_all(exp.Table) if table.db == "source")
+        return "recomputed", list(dict.fromkeys(read)), None
+    if "finish" not in said:
+        measures = [Measure(n, m or "sum", units[n], 0, 0, "") for n, m in merges.items() if m != "batch"]
         try:
-            kinds = {name: type_of(unit) or "" for name, unit in units.items()}
-            tables = SignedRows(_over_tables(query), catalog, kinds).tables
+            return "sum", _added_up(*place, tuple((m.name, m.type, m.merge) for m in measures), "").tables, None
         except Refused as why:
-            merge, because = "finish", why.what
-            try:
-                tables = _cells_of(inlined.copy(), catalog)[2].tables
-            except Refused as refused:
-                require_repeatable(inlined, catalog)
-                merge, because = "recomputed", str(refused)
-                read = [table.name for table in inlined.find_all(exp.Table) if table.db == "source"]
-                tables = list(dict.fromkeys(read))
-        return Figures(grain, units, comments, tables, merge, because)
+            if said & {"sum", "max", "min"}:
+                raise
+            because = why.what
+    return "finish", _finished(*place)[2].tables, because
 
 
 def refusal_of(domain: str) -> str | None:
@@ -205,7 +220,7 @@ def digest_of_models() -> str:
 
 
 @functools.lru_cache(maxsize=64)  # many models of a domain are stamped from one
-def _rows_of(
+def _added_up(
     root: Path,
     _models: str,
     _tables: tuple[object, ...],
@@ -214,20 +229,17 @@ def _rows_of(
     live_where: str,
 ) -> SignedRows:
     path = root / "models" / "rebuild" / f"{domain}.sql"
-    with naming(path, root, f"Or write models/diffs/{domain}.sql by hand."):
-        query = _over_tables(_query(path, live_where))
-        extremes = {name: merge.upper() for name, _, merge in measures if merge != "sum"}
-        return SignedRows(query, _catalog(query), {name: kind for name, kind, _ in measures}, extremes)
+    query = _over_tables(_query(path, live_where))
+    extremes = {name: merge.upper() for name, _, merge in measures if merge != "sum"}
+    return SignedRows(query, _catalog(query), {name: kind for name, kind, _ in measures}, extremes)
 
 
 @functools.lru_cache(maxsize=64)
 def _last_of(
     root: Path, _models: str, _tables: tuple[object, ...], domain: str, grain: tuple[str, ...], live_where: str
 ) -> SignedRows:
-    path = root / "models" / "rebuild" / f"{domain}.sql"
-    with naming(path, root, f"Or write models/diffs/{domain}.sql by hand."):
-        query = _over_tables(_query(path, live_where))
-        return SignedRows.of_last(query, _catalog(query, of_changes=True), grain)
+    query = _over_tables(_query(root / "models" / "rebuild" / f"{domain}.sql", live_where))
+    return SignedRows.of_last(query, _catalog(query, of_changes=True), grain)
 
 
 _Finished = tuple[Derivation, list[Core], SignedRows]
@@ -235,9 +247,7 @@ _Finished = tuple[Derivation, list[Core], SignedRows]
 
 @functools.lru_cache(maxsize=64)
 def _finished(root: Path, _models: str, _tables: tuple[object, ...], domain: str) -> _Finished:
-    path = root / "models" / "rebuild" / f"{domain}.sql"
-    with naming(path, root):
-        return _cells_of(*query_of(domain))
+    return _cells_of(*query_of(domain))
 
 
 def _cells_of(query: exp.Query, catalog: Catalog) -> _Finished:
@@ -260,15 +270,16 @@ def _derivation(query: exp.Query, catalog: Catalog) -> Derivation:
 
 
 @contextmanager
-def naming(path: Path, root: Path, way_out: str = "", *, is_recomputed: bool = False) -> Iterator[None]:
-    """Name the file in whatever is refused of its query, and other ways out."""
+def naming_query(domain: str, *, or_by_hand: bool = True, or_recomputed: bool = True) -> Iterator[None]:
+    """Name the file in whatever is refused of a domain's query, and the other ways out if there are any."""
+    name = f"models/rebuild/{domain}.sql"
     try:
         yield
     except Refused as e:
-        place = e.place or path.relative_to(root)
-        can_be = not is_recomputed and _is_repeatable(path.stem)
+        can_be = or_recomputed and _is_repeatable(domain)
         recomputed = "Or have its measures merge by recomputed." if can_be else ""
-        raise LockstepError(" ".join(filter(None, (f"{place}: {e}", recomputed, way_out)))) from None
+        by_hand = f"Or write models/diffs/{domain}.sql by hand." if or_by_hand else ""
+        raise LockstepError(" ".join(filter(None, (f"{e.place or name}: {e}", recomputed, by_hand)))) from None
 
 
 def _is_repeatable(domain: str) -> bool:

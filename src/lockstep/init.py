@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from lockstep.contracts import CONTRACT_COLUMNS, MEASURE_COLUMNS, PROMOTION_COLUMNS
+from lockstep.contracts import MEASURE_COLUMNS, PROMOTION_COLUMNS, REQUIRED_COLUMNS
 from lockstep.errors import LockstepError
 from lockstep.project import project
 from lockstep.schema import SCHEMA_FILE
@@ -28,8 +28,6 @@ COPIED = (
     "models/ops",
     "models/rebuild/cut.sql",
     "models/reconcile",
-    "models/seeds/contracts.sql",
-    "models/seeds/contract_measures.sql",
     "models/seeds/promotions.sql",
     "models/signed",
     "models/source",
@@ -62,7 +60,7 @@ def init(directory: Path, schema: str = EMPTY_SCHEMA) -> list[Path]:
             shutil.copy(source, target)
     files = {
         SCHEMA_FILE: schema,
-        "seeds/contracts.csv": ",".join(CONTRACT_COLUMNS.split()) + "\n",
+        "seeds/contracts.csv": ",".join(REQUIRED_COLUMNS.split()) + "\n",
         "seeds/contract_measures.csv": ",".join(MEASURE_COLUMNS.split()) + "\n",
     }
     filled_by_commands = {"seeds/promotions.csv": ",".join(PROMOTION_COLUMNS.split()) + "\n"}

@@ -1,131 +1,122 @@
-"""The contract rows of a new fact, as its query and the declaration say them: `lockstep contract add`.
+"""The contract of a new fact whose query is written: `lockstep contract add`.
 
-What a person decides is the owner, the mode and how soon the figures are needed. The grain is the model's; what the
-other columns are, how they merge, and which tables change them comes out of the query.
+What a person decides is the owner, the mode and how soon the figures are needed, which is one row. All else is read
+from the query.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-import re
+import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from lockstep.contracts import CONTRACT_COLUMNS, MEASURE_COLUMNS, load, read_csv
+from lockstep.contracts import Contract, load
 from lockstep.durable import durable_replace
 from lockstep.errors import LockstepError
+from lockstep.figures import Queries
 from lockstep.project import project
-from lockstep.schema import TABLES
 
-_MEASURED_IN = ("cents", "seconds", "minutes", "metres")  # units that a measure's name may end with
+FILE, MEASURES = "seeds/contracts.csv", "seeds/contract_measures.csv"
 
 
 @dataclass(frozen=True)
 class Added:
-    """The rows of a new contract, by file. `because`: why its measures do not `merge` by sum, None if they do."""
+    """A new contract: the `lines` of it by file, and what it is with what its query says.
 
-    contract: dict[str, str]
-    measures: list[dict[str, str]]
-    merge: str
+    `because`: why its measures do not merge by sum, None if they do.
+    """
+
+    lines: dict[str, list[str]]
+    contract: Contract
     because: str | None
-
-    def lines(self) -> dict[str, list[str]]:
-        """The rows as lines of the two files."""
-        return {
-            "seeds/contracts.csv": _lines(CONTRACT_COLUMNS.split(), [self.contract]),
-            "seeds/contract_measures.csv": _lines(MEASURE_COLUMNS.split(), self.measures),
-        }
+    contents: dict[str, bytes]  # of the files with the lines
 
 
-def propose(fact: str, owner: str, mode: str, horizon_minutes: int, freshness_seconds: int) -> Added:
-    """The rows for a fact whose query is in `models/rebuild`. Raises LockstepError, naming what is in the way."""
-    from lockstep.derived import figures_of  # which takes SQLMesh to read the query
+def propose(fact: str, **columns: str) -> Added:
+    """The contract of a fact whose query is in `models/rebuild`, with these columns.
 
-    path = project() / "models" / "rebuild" / f"{fact}.sql"
-    if not path.exists():
-        raise LockstepError(f"{path} is missing: write the fact's query first. docs/your-own-tables.md shows one.")
-    if any(row["domain"] == fact for row in read_csv(project() / "seeds" / "contracts.csv")):
-        raise LockstepError(f"{fact} has a contract already, in {project() / 'seeds' / 'contracts.csv'}.")
-    if (project() / "models" / "diffs" / f"{fact}.sql").exists():
+    Where the query is not derived, but may be recomputed, its measures are said to be. Raises LockstepError, naming
+    what is in the way.
+    """
+    header, rows = _read(FILE)
+    if any(row.get("domain") == fact for row in rows):
+        raise LockstepError(f"{fact} has a contract already, in {project() / FILE}.")
+    by_hand = f"models/diffs/{fact}.sql"
+    if (project() / by_hand).exists():
         raise LockstepError(
-            f"The increments of {fact} are written by hand, in models/diffs/{fact}.sql, so that its query does not "
-            "tell how they merge. Write its contract by hand too: docs/contracts.md explains the columns."
+            f"The increments of {fact} are written by hand, in {by_hand}, so that its query does not tell how they "
+            "merge. Write its contract by hand too: docs/contracts.md explains the columns."
         )
-    figures = figures_of(fact, lambda name, kind: _unit(path, name, kind))
-    table, *joined = figures.tables
-    contract = {
-        "domain": fact,
-        "owner": owner,
-        "mode": mode,
-        "horizon_minutes": str(horizon_minutes),
-        "freshness_seconds": str(freshness_seconds),
-        "shadow_days": "3",
-        "passes_to_return": "2",
-        "receipt_hours": "50",
-        "on_bad_event": "hold",
-        "source_table": table,
-        "source_key": " ".join(TABLES[table].key),
-        "joined_tables": " ".join(joined),
-        "reads_domains": "",
-        "grain": " ".join(figures.grain),
-        "live_where": "",
-    }
-    measures = [
-        {
-            "domain": fact,
-            "measure": name,
-            "merge": figures.merge,
-            "unit": unit,
-            "tolerance_absolute": "0",
-            "tolerance_relative": "0",
-            "tolerance_median": "",
-            "tolerance_cells": "",
-            "description": figures.comments.get(name) or name.replace("_", " ").capitalize(),
-        }
-        for name, unit in figures.units.items()
-    ]
-    return Added(contract, measures, figures.merge, figures.because)
+    lines = {FILE: [_line(header, {"domain": fact, **columns})]}
+    try:
+        contract, contents = _with(lines, fact)
+    except LockstepError:
+        measures = _recomputed(fact)
+        if not measures:
+            raise
+        lines[MEASURES] = measures
+        contract, contents = _with(lines, fact)
+    return Added(lines, contract, _why(contract), contents)
 
 
 def write(added: Added) -> None:
-    """Add the rows to the two files, if these are valid with them. Raises LockstepError if not, and changes nothing."""
-    seeds = project() / "seeds"
-    new = {}
-    for name, lines in added.lines().items():
-        path = project() / name
-        before = path.read_bytes()
-        new[path] = before + (b"" if before.endswith(b"\n") else b"\n") + "".join(f"{x}\n" for x in lines).encode()
-    with tempfile.TemporaryDirectory() as directory:
-        for path, content in new.items():
-            (Path(directory) / path.name).write_bytes(content)
-        try:
-            load(Path(directory))
-        except LockstepError as e:
-            raise LockstepError(str(e).replace(directory, str(seeds))) from None
-    for path, content in reversed(new.items()):  # a contract without measures would be taken for a mistake
-        durable_replace(path, content)
+    """Add the lines to the files."""
+    for name, content in reversed(added.contents.items()):  # measures without a contract would be taken for a mistake
+        durable_replace(project() / name, content)
     load.cache_clear()
 
 
-def _unit(path: Path, name: str, kind: str) -> str:
-    """A unit whose measures have the type that a column has."""
-    if decimal := re.fullmatch(r"DECIMAL\(38,(\d+)\)", kind):
-        measured_in = next((unit for unit in _MEASURED_IN if name.endswith(unit)), None)
-        return measured_in if measured_in and decimal[1] == "0" else f"amount({decimal[1]})"
-    if kind == "BIGINT":
-        return next((unit for unit in _MEASURED_IN if name.endswith(unit)), "count")
-    units = {"DOUBLE": "ratio", "TIMESTAMP": "timestamp", "VARCHAR": "text"}
-    if kind not in units:
-        raise LockstepError(
-            f"{path}: {name} is {kind}. Cast it to a type that measures have, BIGINT, DECIMAL(38, s), DOUBLE, "
-            "TIMESTAMP or TEXT; or name it in the grain, if it tells rows apart."
-        )
-    return units[kind]
+def _why(contract: Contract) -> str | None:
+    """Why the measures of a contract do not merge by sum."""
+    from lockstep.recomputed import why_recomputed
+
+    if contract.is_recomputed:
+        return why_recomputed(contract)
+    own = (m for m in _read(MEASURES)[1] if m["domain"] == contract.domain)
+    declared = {m["measure"]: (m.get("merge", ""), m.get("unit", "")) for m in own}
+    return Queries().figures(contract.domain, declared).because if contract.is_finished else None
 
 
-def _lines(columns: list[str], rows: list[dict[str, str]]) -> list[str]:
+def _recomputed(fact: str) -> list[str]:
+    """The lines by which the measures of a fact are recomputed; none where that is no way out."""
+    from lockstep.derived import figures_of
+
+    header, rows = _read(MEASURES)
+    if "merge" not in header or any(row["domain"] == fact for row in rows):
+        return []
+    try:
+        found = figures_of(fact, {}, merge="recomputed")
+    except LockstepError:
+        return []
+    return [_line(header, {"domain": fact, "measure": name, "merge": "recomputed"}) for name in found.measures]
+
+
+def _with(lines: dict[str, list[str]], fact: str) -> tuple[Contract, dict[str, bytes]]:
+    """The contract of a fact if these lines are added to the files, and what is in the files then."""
+    contents = {}
+    with tempfile.TemporaryDirectory() as directory:
+        seeds = shutil.copytree(project() / "seeds", Path(directory) / "seeds")
+        for name, added in lines.items():
+            before = (project() / name).read_bytes()
+            ending = b"" if before.endswith(b"\n") else b"\n"
+            contents[name] = before + ending + "".join(f"{line}\n" for line in added).encode()
+            (seeds / Path(name).name).write_bytes(contents[name])
+        try:
+            return load(seeds)[fact], contents
+        except LockstepError as e:
+            raise LockstepError(str(e).replace(str(seeds), str(project() / "seeds"))) from None
+
+
+def _read(name: str) -> tuple[list[str], list[dict[str, str]]]:
+    with (project() / name).open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        return list(reader.fieldnames or ()), list(reader)
+
+
+def _line(columns: list[str], row: dict[str, str]) -> str:
     text = io.StringIO()
-    csv.DictWriter(text, columns, lineterminator="\n").writerows(rows)
-    return text.getvalue().splitlines()
+    csv.DictWriter(text, columns, restval="", lineterminator="", extrasaction="ignore").writerow(row)
+    return text.getvalue()

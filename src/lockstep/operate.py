@@ -15,7 +15,7 @@ import duckdb
 from lockstep import chain, metrics, pairing, publish, warehouse
 from lockstep.changelog import ChangeLog
 from lockstep.compact import Compacted, compact
-from lockstep.contracts import load, read_csv, tables_of_one_cut
+from lockstep.contracts import as_rows, load, tables_of_one_cut
 from lockstep.errors import Busy, LockstepError
 from lockstep.lock import exclusive, holder
 from lockstep.project import project
@@ -413,13 +413,15 @@ def receipts(home: Path, condition: str = "", parameters: list[Any] | None = Non
 
 
 def _unplanned(connection: duckdb.DuckDBPyConnection) -> list[str]:
-    """The contract files that say something else than what is planned, which is what runs go by, as sentences."""
-    notes = []
-    for name in ("contracts", "contract_measures"):
-        path = project() / "seeds" / f"{name}.csv"
-        if _told(warehouse.rows(connection, f"SELECT COLUMNS(*)::TEXT FROM seeds.{name}")) != _told(read_csv(path)):
-            notes.append(f"{path} was changed since it was planned: it takes effect with `sqlmesh plan`.")
-    return notes
+    """What the contracts say that is not planned, which is what runs go by, as sentences."""
+    rows = [as_rows(contract) for contract in load().values()]
+    said = {"contracts": [row for row, _ in rows], "contract_measures": [row for _, rows_ in rows for row in rows_]}
+    return [
+        f"{project() / 'seeds' / f'{name}.csv'}, or a query that it is completed from, was changed since it was "
+        "planned: it takes effect with `sqlmesh plan`."
+        for name, told in said.items()
+        if _told(warehouse.rows(connection, f"SELECT COLUMNS(*)::TEXT FROM ops.{name}")) != _told(told)
+    ]
 
 
 def _told(rows: Iterable[Mapping[str, str | None]]) -> list[list[tuple[str, str]]]:

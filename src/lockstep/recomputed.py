@@ -18,7 +18,7 @@ from sqlglot import exp, parse_one
 from lockstep.contracts import Contract, load
 from lockstep.derive import Refused
 from lockstep.derive.repeatable import require_repeatable
-from lockstep.derived import digest_of_models, naming, query_of, refusal_of
+from lockstep.derived import digest_of_models, naming_query, query_of, refusal_of
 from lockstep.errors import LockstepError
 from lockstep.loader import import_macros
 from lockstep.mirror import added_up
@@ -115,7 +115,7 @@ def recomputed_of(contract: Contract) -> Recomputed:
 
 @functools.lru_cache(maxsize=64)  # several models of a domain are stamped from one
 def _recomputed_of(root: Path, _models: str, _tables: tuple[object, ...], domain: str) -> Recomputed:
-    with naming(root / "models" / "rebuild" / f"{domain}.sql", root, is_recomputed=True):
+    with naming_query(domain, or_by_hand=False, or_recomputed=False):
         query, catalog = query_of(domain)
         require_repeatable(query, catalog)
         tables = {table.name for table in query.find_all(exp.Table) if table.db == "source"}

@@ -611,11 +611,15 @@ def _freshness(age: float | None, objective: int) -> str:
 
 
 def contract_added(added: Added, is_dry_run: bool) -> None:
-    for file, lines in added.lines().items():
+    for file, lines in added.lines.items():
         print(f"{file}:")
         for line in lines:
             print(f"  {line}")
-    if added.merge == "recomputed":
+    contract = added.contract
+    print(f"As its query says: of {', '.join(contract.sources)}, by {', '.join(contract.grain)}")
+    for m in contract.all_measures:
+        print(f"  {m.name}: {m.description} ({m.merge}, {m.unit})")
+    if contract.is_recomputed:
         print(f"It is not derived but recomputed: live figures are the query over all rows. {added.because}")
     elif added.because:
         print(f"The measures merge by finish: they are computed from cells when they are read ({added.because}).")

@@ -25,6 +25,7 @@ from lockstep.cli import cli
 from lockstep.errors import LockstepError
 from lockstep.lock import exclusive
 from lockstep.quarantine import discard
+from projects import in_full
 from shop import SOURCE, Shop, batch_of, land
 
 ROOT = Path(__file__).parents[2]
@@ -36,6 +37,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A home whose log has one order, without a warehouse, in a project of contracts alone."""
     path, project = tmp_path / "home", tmp_path / "project"
     shutil.copytree(ROOT / "seeds", project / "seeds")
+    in_full(project)  # there are no queries to read them from
     for file in [ROOT / "config.yaml", *ROOT.glob("*.sql")]:
         shutil.copy(file, project)
     monkeypatch.chdir(project)

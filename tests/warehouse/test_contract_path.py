@@ -19,7 +19,8 @@ from lockstep.contracts import Contract
 from lockstep.errors import LockstepError
 
 ROOT = Path(__file__).parents[2]
-ORDERS = contracts.load(ROOT / "seeds")["orders"]
+IN_FULL = ROOT / "tests" / "fixtures" / "contracts_in_full"
+ORDERS = contracts.load(IN_FULL)["orders"]
 H = 3600
 
 
@@ -30,7 +31,8 @@ def contract(**values: Any) -> Contract:
 @pytest.fixture
 def seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A project of nothing but contracts, and a home with nothing in it."""
-    shutil.copytree(ROOT / "seeds", tmp_path / "project" / "seeds")
+    shutil.copytree(IN_FULL, tmp_path / "project" / "seeds")
+    shutil.copy(ROOT / "seeds" / "promotions.csv", tmp_path / "project" / "seeds")
     for file in [ROOT / "config.yaml", *ROOT.glob("*.sql")]:
         shutil.copy(file, tmp_path / "project")
     monkeypatch.chdir(tmp_path / "project")

@@ -47,7 +47,9 @@ class Place:
 
     def set(self, domain: str, **values: object) -> None:
         lines = self.contracts.read_text().splitlines()
-        names = lines[0].split(",")
+        lines = [line + "," * len(values.keys() - {*lines[0].split(",")}) for line in lines]
+        names = [*lines[0].rstrip(",").split(","), *(name for name in values if name not in lines[0].split(","))]
+        lines[0] = ",".join(names)
         [i] = [i for i, line in enumerate(lines) if line.startswith(f"{domain},")]
         fields = lines[i].split(",")
         for name, value in values.items():

@@ -12,6 +12,7 @@ from sqlmesh import Context
 from debezium_events import deliver, event
 from lockstep.init import init
 from lockstep.schema import TABLES, declared
+from projects import add_in_full
 
 TABLE = (
     '"{}" ("Order Id" int PRIMARY KEY, position int, "before" text, "select" text, "extra" text -- named extra_text\n);'
@@ -39,8 +40,7 @@ def test_a_plan_makes_a_model_of_each(tmp_path: Path, monkeypatch: pytest.Monkey
         if models.name not in ("changes", "signed"):
             shutil.rmtree(models)
     for seed, line in SEEDS.items():
-        path = project / "seeds" / f"{seed}.csv"
-        path.write_text(path.read_text() + line)
+        add_in_full(project / "seeds", seed, line)
     monkeypatch.chdir(project)
     monkeypatch.setenv("LOCKSTEP_HOME", str(home))
     monkeypatch.setattr(TABLES, "_found", declared(project / "source_schema.sql"))

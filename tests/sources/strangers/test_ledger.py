@@ -68,14 +68,7 @@ FACTS = {
     "models/rebuild/payments.sql": REBUILD,
     "models/rebuild/latest_payers.sql": LATEST_OF_NAMES,
     "models/rebuild/payers.sql": REBUILD_OF_NAMES,
-    "seeds/contracts.csv": (
-        "payments,sales,batch,60,60,3,2,50,hold,payment,payment_id,,,method,\n"
-        "payers,sales,batch,60,60,3,2,50,hold,payment,payment_id,account,,name,\n"
-    ),
-    "seeds/contract_measures.csv": "".join(
-        f"{fact},payments,sum,count,0,0,,,Payments\n{fact},amount,sum,eur(2),0,0,,,Amount\n"
-        for fact in ("payments", "payers")
-    ),
+    "seeds/contracts.csv": "payments,sales,batch,60,60\npayers,sales,batch,60,60\n",
 }
 FIGURES = {
     "payments": ("method", "SELECT method, count(*), sum(amount) FROM payment GROUP BY 1 ORDER BY 1"),

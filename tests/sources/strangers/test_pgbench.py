@@ -20,10 +20,7 @@ MODEL (
 SELECT bid::BIGINT AS bid, COUNT(*)::BIGINT AS accounts, SUM(abalance)::BIGINT AS balance
 FROM source.pgbench_accounts GROUP BY 1
 """,
-    "seeds/contracts.csv": "balances,bank,batch,60,60,3,2,50,hold,pgbench_accounts,aid,,,bid,\n",
-    "seeds/contract_measures.csv": (
-        "balances,accounts,sum,count,0,0,,,Accounts\nbalances,balance,sum,cents,0,0,,,What they hold\n"
-    ),
+    "seeds/contracts.csv": "balances,bank,batch,60,60\n",
 }
 
 
