@@ -277,7 +277,11 @@ def naming_query(domain: str, *, or_by_hand: bool = True, or_recomputed: bool = 
         yield
     except Refused as e:
         can_be = or_recomputed and _is_repeatable(domain)
-        recomputed = "Or have its measures merge by recomputed." if can_be else ""
+        recomputed = (
+            "Or have its measures merge by recomputed in seeds/contract_measures.csv (docs/contracts.md)."
+            if can_be
+            else ""
+        )
         by_hand = f"Or write models/diffs/{domain}.sql by hand." if or_by_hand else ""
         raise LockstepError(" ".join(filter(None, (f"{e.place or name}: {e}", recomputed, by_hand)))) from None
 
