@@ -8,8 +8,8 @@ quarter of the changes each, and half of the changes update lines: price, discou
 full: the query as written, over ready rows in DuckDB's own tables. hour: its derived increments of one hour, added up
 to cells and written, over the same rows and the hour's signed rows. `tables` is how many tables that change it reads,
 and `cells` how many the hour wrote. With --hours, so many hours of a tenth of the changes in one statement, and one by
-one. Queries of which no table changes are left out. Prints JSON: the least seconds of all runs, and ratios. `control`
-is work that is always the same.
+one. Queries over tables without changes are left out. Prints JSON: the least seconds of all runs, and ratios.
+`control` is work that is always the same.
 """
 
 from __future__ import annotations

@@ -24,10 +24,10 @@ def each_domain(evaluator, only=None):
     `only` names domains. 'merged' are those whose cells are their figures, 'finished' those with figures out of
     @finish, a query (as text) over the @sets of cells with @cell_grain and @cell_measures. 'recomputed' are those
     without increments, which have their @query over the rows of now and @query_at_cut over those of the cut, as text;
-    'queried' are these and the finished ones. 'single' are those
-    that read one changing table at a time, 'joined' the others, which have @rows, the query for the signed rows of an
-    interval as text, and @checkpointed, the tables of it that have checkpoints. With these two, and with 'cells', the
-    domains with a finish, grain and measures are those of the cells.
+    'queried' are these and the finished ones. 'single' are those that read one changing table at a time, 'joined' the
+    others, which have @rows, the query for the signed rows of an interval as text, and @checkpointed, the tables of it
+    that have checkpoints. With these two, and with 'cells', the domains with a finish, grain and measures are those of
+    the cells.
     """
     from lockstep.declaration import identifier
     from lockstep.derived import finish_of

@@ -57,8 +57,8 @@ def served(evaluator, measures, figures, table):
 def merged_where(evaluator, measures, prefix, condition):
     """The measures over the rows of a group that meet a condition: `@merged_where(@measures, rebuild_, rebuilt = 1)`.
 
-    A sum over no rows is 0, every other measure is NULL. The rows of a recomputed domain, of which a group may have
-    several, also get a digest that does not depend on their order.
+    A sum over no rows is 0, every other measure is NULL. In a recomputed domain a group may have several rows: it
+    also gets a digest of them, which does not depend on their order.
     """
     when, listed = condition.sql("duckdb"), _measures("merged_where", measures)
     merged = [_project(_merge(m, when), m.type, prefix.name + m.name) for m in listed]

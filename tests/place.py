@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import random
+import shutil
 import time
 from collections import defaultdict
+from collections.abc import Callable, Collection
+from copy import deepcopy
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import duckdb
 import pytest
 
-from lockstep import contracts, warehouse
+from lockstep import contracts, operate, warehouse
 from lockstep.changelog import SETTLING
 from lockstep.init import init
 from projects import add_in_full
@@ -45,6 +48,24 @@ class Place:
         monkeypatch.chdir(self.project)
         monkeypatch.setenv("LOCKSTEP_HOME", str(self.home))
         contracts.load.cache_clear()
+
+    def copied(self, directory: Path) -> Self:
+        shutil.copytree(self.directory, directory, symlinks=True)
+        return type(self)(directory, deepcopy(self.shop), self.landed)
+
+    def pass_two_nights(
+        self, facts: Collection[str], work: Callable[[random.Random, datetime], None], compare: Callable[[], None]
+    ) -> None:
+        """Two midnights, with a run every few hours: batches of one hour and of several. Compared after each run."""
+        chance = random.Random(3)
+        for hours in (1, 2, 5, 21, 5):  # until 06:00 of 3 March
+            work(chance, self.shop.now.replace(minute=0) + hours * HOUR)
+            self.land()
+            result = operate.run(self.home, self.shop.now)
+            assert result.failures == []
+            compare()
+        receipts = {(r["domain"], r["verdict"], r["cut"]) for r in result.receipts}
+        assert receipts == {(fact, "passed", datetime(2026, 3, 3)) for fact in facts}
 
     def land(self, *, reached: datetime | None = None) -> None:
         land(self.home, self.shop.changes[self.landed :], reached=reached)

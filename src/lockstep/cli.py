@@ -992,7 +992,7 @@ def contract_check(as_json: bool) -> None:
 @click.option(
     "--freshness-seconds", type=click.IntRange(min=1), default=60, show_default=True, help="How old they may be."
 )
-@click.option("--dry-run", is_flag=True, help="Print the row and write nothing.")
+@click.option("--dry-run", is_flag=True, help="Print what would be added and write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def contract_add(
     fact: str, owner: str, mode: str, horizon_minutes: int, freshness_seconds: int, dry_run: bool, as_json: bool
@@ -1000,9 +1000,10 @@ def contract_add(
     """Add the contract of a new FACT to seeds/contracts.csv, and print what its query, models/rebuild/FACT.sql, gives.
 
     Its grain is that of the model, its measures are the other columns, with the types and comments that they have. They
-    merge by sum, or by finish if the query is more than sums; if it cannot be derived it is recomputed, and the reason
-    is printed. The tables are those that it reads. None of that is written. The row is for you to look at and to
-    commit; `sqlmesh plan` puts the fact into use. To go live, `lockstep promote` asks for evidence.
+    merge by sum, or by finish if the query is more than sums. The tables are those that it reads. None of that is
+    written, but for one thing: if the query cannot be derived, the reason is printed, and seeds/contract_measures.csv
+    gets a row for each measure, by which it is recomputed. Look at what was added and commit it; `sqlmesh plan` puts
+    the fact into use. To go live, `lockstep promote` asks for evidence.
 
     
     Examples:
@@ -1036,10 +1037,10 @@ def facts(explain: str | None, measure: bool, as_json: bool) -> None:
 
     They are derived from the fact's query, models/rebuild/FACT.sql, or written by hand in models/diffs/FACT.sql. A fact
     that is recomputed has no increments: its live figures are the query over all rows, and the last column says why.
-    With
-    --explain the derived SQL is printed: what a change takes away and adds, and for a query that joins tables which
-    change, how that is found for an hour or the tail of the log. The figures of a fact are its cells, or a finish over
-    cells that is computed when they are read: then that is printed too.
+
+    With --explain the derived SQL is printed: what a change takes away and adds, and for a query that joins tables
+    which change, how that is found for an hour or the tail of the log. The figures of a fact are its cells, or a finish
+    over cells that is computed when they are read: then that is printed too.
 
     With --measure, the home is asked what each fact costs: how many cells it has and what share of the rows of its
     tables that is, how long the last folded hour takes to compute, all live figures to read, and the query as written

@@ -421,7 +421,7 @@ class _Row(dict[str, str]):
 
 
 def _rows(path: Path, columns: str, required: str, defaults: Mapping[str, str] = {}) -> Iterator[_Row]:
-    """The rows of a file with these columns, of which it may lack all but those that are `required`."""
+    """The rows of a file that may have these columns, and must have those in `required`."""
     try:
         file = path.open(newline="", encoding="utf-8-sig")  # Excel begins a file with a byte order mark
     except FileNotFoundError:

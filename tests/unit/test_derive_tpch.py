@@ -1,4 +1,4 @@
-"""The 22 queries of TPC-H as they stand: derived, and equal to the queries as written at each cut of a log.
+"""The 22 queries of TPC-H, derived unchanged, and equal to the queries as written at each cut of a log.
 
 The log has the refresh functions RF1 and RF2, updates of what queries join on, group by and add up, and changed keys.
 Its rows as of each cut are what plain DuckDB says after the same statements.

@@ -11,10 +11,8 @@ from __future__ import annotations
 import json
 import random
 import re
-import shutil
 import time
 from collections.abc import Iterator
-from copy import deepcopy
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -121,24 +119,19 @@ def compare_warehouse(place: Place) -> None:
             assert figures(connection, f"live.{fact}") == expected(fact, place.shop.rows), fact
 
 
+def compare(place: Place) -> None:
+    compare_warehouse(place)
+    compare_published(place)
+
+
 @pytest.fixture(scope="module")
 def nights(shared_home: SharedHomes) -> Place:
-    """Two midnights, with a run every few hours: batches of one hour and of several. Compared after each run."""
-
     def build(directory: Path) -> Place:
-        place, chance = Place(directory, Shop(OPENED)), random.Random(3)
+        place = Place(directory, Shop(OPENED))
         with pytest.MonkeyPatch.context() as monkeypatch:
             prepare(place, MODELS, CONTRACTS, MEASURES)
             place.enter(monkeypatch)
-            for hours in (1, 2, 5, 21, 5):  # until 06:00 of 3 March
-                place.work(chance, place.shop.now.replace(minute=0) + hours * HOUR)
-                place.land()
-                result = operate.run(place.home, place.shop.now)
-                assert result.failures == []
-                compare_warehouse(place)
-                compare_published(place)
-            receipts = {(r["domain"], r["verdict"], r["cut"]) for r in result.receipts}
-            assert receipts == {(fact, "passed", datetime(2026, 3, 3)) for fact in QUERIES}
+            place.pass_two_nights(QUERIES, place.work, lambda: compare(place))
         contracts.load.cache_clear()
         return place
 
@@ -147,8 +140,7 @@ def nights(shared_home: SharedHomes) -> Place:
 
 @pytest.fixture
 def place(nights: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
-    shutil.copytree(nights.directory, tmp_path / "copy", symlinks=True)
-    place = Place(tmp_path / "copy", deepcopy(nights.shop), nights.landed)
+    place = nights.copied(tmp_path / "copy")
     place.enter(monkeypatch)
     yield place
     contracts.load.cache_clear()

@@ -8,11 +8,9 @@ products change their price. The figures are recomputed in plain Python from the
 from __future__ import annotations
 
 import random
-import shutil
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from copy import deepcopy
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -163,22 +161,13 @@ def made(directory: Path) -> Joined:
 
 @pytest.fixture(scope="module")
 def nights(shared_home: SharedHomes) -> Joined:
-    """Two midnights, with a run every few hours: batches of one hour and of several. Compared after each run."""
-
     def build(directory: Path) -> Joined:
-        place, chance = made(directory), random.Random(3)
+        place = made(directory)
         with pytest.MonkeyPatch.context() as monkeypatch:
             place.enter(monkeypatch)
-            for hours in (1, 2, 5, 21, 5):  # until 06:00 of 3 March
-                until = place.shop.now.replace(minute=0) + hours * HOUR
-                place.work(chance, until)
-                place.land()
-                at = place.shop.now
-                result = operate.run(place.home, at)
-                assert result.failures == []
-                place.compare(folded_until=at.replace(minute=0))
-            receipts = {(r["domain"], r["verdict"], r["cut"]) for r in result.receipts}
-            assert receipts == {(fact, "passed", datetime(2026, 3, 3)) for fact in FACTS}
+            place.pass_two_nights(
+                FACTS, place.work, lambda: place.compare(folded_until=place.shop.now.replace(minute=0))
+            )
         contracts.load.cache_clear()
         return place
 
@@ -187,8 +176,7 @@ def nights(shared_home: SharedHomes) -> Joined:
 
 @pytest.fixture
 def place(nights: Joined, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Joined]:
-    shutil.copytree(nights.directory, tmp_path / "copy", symlinks=True)
-    place = Joined(tmp_path / "copy", deepcopy(nights.shop), nights.landed)
+    place = nights.copied(tmp_path / "copy")
     place.enter(monkeypatch)
     yield place
     contracts.load.cache_clear()

@@ -309,9 +309,9 @@ def is_row_level(select: exp.Select) -> bool:
 
 
 def conjuncts(condition: exp.Expr | None) -> list[exp.Expr]:
-    """What must all hold; of `a AND b OR a AND c` also `a`, by which tables can then be joined.
+    """The conditions that must all hold.
 
-    AND distributes over OR with NULLs too.
+    `a AND b OR a AND c` becomes `a` and `b OR c`, so that `a` can join tables. This holds for NULLs too.
     """
     if condition is None:
         return []

@@ -19,7 +19,7 @@ from lockstep.derive.trying import Kinds, can_fail, null_if_failed, tried, witho
 WHOLE = "DECIMAL(38, 0)"  # of sums of whole numbers; HUGEINT would become DOUBLE in Parquet
 DIGITS = 27  # of a row
 _TOO_LARGE = 32  # a row with more digits counts as ten to the power of this
-_COMPUTED = "v"  # the label by which a number that was computed is told from one that could not be
+_COMPUTED = "v"  # the field that holds a computed number; the struct is NULL where the computation failed
 _MOST_BEHIND = 20  # with more digits behind the point, ordinary numbers have more than 27
 _OF_INTEGERS = {"TINYINT": 3, "SMALLINT": 5, "INTEGER": 10, "BIGINT": 19, "HUGEINT": 39, "BOOLEAN": 1, '"NULL"': 0}
 _DECIMAL = re.compile(r"DECIMAL\((\d+), ?(\d+)\)")
