@@ -13,10 +13,13 @@ import csv
 import functools
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import duckdb
+
+from lockstep import warehouse
 from lockstep.errors import LockstepError
 from lockstep.figures import Queries
 from lockstep.kinds import MOST_DIGITS
@@ -191,12 +194,39 @@ def load(seeds: Path | None = None) -> dict[str, Contract]:
     What is read from queries, is read from those of the project, wherever `seeds` lies.
     """
     seeds = seeds or project() / "seeds"
+    measures = list(_rows(seeds / "contract_measures.csv", MEASURE_COLUMNS, "domain measure", _MEASURE_DEFAULTS))
+    promotions = _promotions(seeds / "promotions.csv")
+    rows = _rows(seeds / "contracts.csv", CONTRACT_COLUMNS, REQUIRED_COLUMNS, _DEFAULTS)
+    found = _contracts(rows, measures, promotions)
+    if not found:
+        raise LockstepError(f"{seeds / 'contracts.csv'} has no domain yet. docs/your-own-tables.md shows a first one.")
+    return found
+
+
+def planned_contracts(connection: duckdb.DuckDBPyConnection) -> dict[str, Contract]:
+    """Every contract as it was planned, by its domain's name: what the warehouse's models are made by.
+
+    The project's files may say something else, which takes effect with `sqlmesh plan`. The connection has the warehouse
+    open, or attached.
+    """
+
+    def told(table: str, columns: str, defaults: Mapping[str, str], last: str = "") -> Iterator[_Row]:
+        for fields in warehouse.rows(connection, f"SELECT COLUMNS(*)::TEXT FROM warehouse.{table} {last}"):
+            row = _Row({name: fields.get(name) or defaults.get(name, "") for name in columns.split()})
+            row.place = f"{table}, as planned"
+            yield row
+
+    measures = list(told("ops.contract_measures", MEASURE_COLUMNS, _MEASURE_DEFAULTS))
+    promotions = told("seeds.promotions", PROMOTION_COLUMNS, {}, "ORDER BY changed_at")
+    rows = told("ops.contracts", CONTRACT_COLUMNS, _DEFAULTS)
+    return _contracts(rows, measures, {row["domain"]: row["mode"] for row in promotions})
+
+
+def _contracts(rows: Iterable[_Row], measures: Sequence[_Row], promotions: Mapping[str, str]) -> dict[str, Contract]:
     contracts: dict[str, Contract] = {}
     lines: list[_Row] = []
     queries = Queries()
-    measures = list(_rows(seeds / "contract_measures.csv", MEASURE_COLUMNS, "domain measure", _MEASURE_DEFAULTS))
-    promotions = _promotions(seeds / "promotions.csv")
-    for row in _rows(seeds / "contracts.csv", CONTRACT_COLUMNS, REQUIRED_COLUMNS, _DEFAULTS):
+    for row in rows:
         domain = row["domain"]
         row.check("domain", _is_name(domain) and "__" not in domain, "a lower-case name without __")
         row.check("domain", domain not in contracts, "each domain once")
@@ -261,8 +291,6 @@ def load(seeds: Path | None = None) -> dict[str, Contract]:
         others = set(contracts) - {row["domain"]}
         known = set(row["reads_domains"].split()) <= others
         row.check("reads_domains", known, f"other domains: {', '.join(sorted(others)) or 'there is none'}")
-    if not contracts:
-        raise LockstepError(f"{seeds / 'contracts.csv'} has no domain yet. docs/your-own-tables.md shows a first one.")
     return contracts
 
 
@@ -326,13 +354,15 @@ def _rounded(measure: Measure) -> Measure:
     return replace(measure, tolerance_relative=max(measure.tolerance_relative, least))
 
 
-def tables_of_one_cut(domain: str) -> tuple[str, ...]:
+def tables_of_one_cut(domain: str, contracts: Mapping[str, Contract] | None = None) -> tuple[str, ...]:
     """The tables that are read at one cut with those of a domain, its own among them, in the order of the log.
 
     A rebuild reads its tables at one cut, and each table has one cut: so domains that share a table share theirs.
+    By default the contracts are those of the project's files.
     """
-    sets = [set(contract.sources) for contract in load().values()]
-    found = set(load()[domain].sources)
+    contracts = load() if contracts is None else contracts
+    sets = [set(contract.sources) for contract in contracts.values()]
+    found = set(contracts[domain].sources)
     while more := {table for tables in sets if tables & found for table in tables - found}:
         found |= more
     return tuple(table for table in TABLES if table in found)
@@ -383,10 +413,11 @@ def _measures(rows: Sequence[_Row]) -> tuple[Measure, ...]:
             row.check(tolerance, exact or is_measurable, f"0, as its unit is {unit}")
         absolute, relative = row.number("tolerance_absolute"), row.number("tolerance_relative")
         row.check("tolerance_relative", relative == 0 or unit != "timestamp", "0 for a timestamp")
-        for tolerance in ("tolerance_median", "tolerance_cells"):
-            row.check(tolerance, not row[tolerance] or absolute + relative > 0, "nothing, as no cell may differ")
         median = row.number("tolerance_median") if row["tolerance_median"] else None
         cells = row.number("tolerance_cells") if row["tolerance_cells"] else 1
+        may_differ = absolute + relative > 0
+        row.check("tolerance_median", median is None or may_differ, "nothing, as no cell may differ")
+        row.check("tolerance_cells", cells == 1 or may_differ, "nothing, as no cell may differ")
         row.check("tolerance_cells", cells <= 1, "a share of the cells, from 0 to 1")
         row.check("measure", name not in measures, "each measure of a domain once")
         measures[name] = Measure(name, merge, unit, absolute, relative, row["description"], cells, median)

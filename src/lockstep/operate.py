@@ -15,7 +15,7 @@ import duckdb
 from lockstep import chain, metrics, pairing, publish, warehouse
 from lockstep.changelog import ChangeLog
 from lockstep.compact import Compacted, compact
-from lockstep.contracts import as_rows, load, tables_of_one_cut
+from lockstep.contracts import as_rows, load, planned_contracts, tables_of_one_cut
 from lockstep.errors import Busy, LockstepError
 from lockstep.lock import exclusive, holder
 from lockstep.project import project
@@ -112,10 +112,11 @@ def _prove_what_the_night_could_not(home: Path, now: datetime) -> list[str]:
     with warehouse.reader(home) as connection:
         newest = {receipt["domain"]: receipt for receipt in last_receipts(home)}
         cuts = {row["domain"]: row for row in warehouse.rows(connection, "SELECT * FROM rebuild.cut")}
-        for domain, contract in load().items():
+        contracts = planned_contracts(connection)
+        for domain, contract in contracts.items():
             receipt, rebuilt = newest.get(domain), cuts.get(domain)
             sealed = watermark.sealed_until(contract.sources)
-            held = watermark.sealed_until(tables_of_one_cut(domain)) != watermark.closed_until()
+            held = watermark.sealed_until(tables_of_one_cut(domain, contracts)) != watermark.closed_until()
             if receipt and receipt["verdict"] == "empty":
                 figures = "live" if contract.is_recomputed else "hourly"
                 if connection.execute(f"SELECT 1 FROM {figures}.{domain} LIMIT 1").fetchone():
@@ -127,7 +128,7 @@ def _prove_what_the_night_could_not(home: Path, now: datetime) -> list[str]:
     failures = []
     for domain, cut in due.items():
         try:
-            [taken] = reconcile.take(home, [load()[domain]], cut)
+            [taken] = reconcile.take(home, [contracts[domain]], cut)
         except LockstepError:  # its audits have failed, which SQLMesh has said; or nothing is folded yet
             continue
         except duckdb.DataError as e:  # the query itself, over the rows as they are
@@ -154,7 +155,7 @@ def _prove_what_is_live(home: Path, failures: list[str]) -> publish.Published | 
         nightly = {receipt["domain"]: receipt for receipt in last_receipts(home)}
         in_use = dict(connection.execute("SELECT domain, evidence_digest FROM reconcile.in_use").fetchall())
         views = set(connection.execute("SELECT schema_name, view_name FROM duckdb_views()").fetchall())
-        for domain, contract in load().items():
+        for domain, contract in planned_contracts(connection).items():
             proof, live = nightly.get(domain), last.get(domain)
             is_planned = ("reconcile", f"{domain}_added_up") in views  # by this version, with this domain
             has_own_tables = ("tail", domain) in views or contract.is_recomputed
@@ -476,7 +477,7 @@ def status(home: Path) -> Row:
                 return result
             result["warehouse"] = "ready"
             result["notes"] = _unplanned(connection)
-            for contract in load().values():
+            for contract in planned_contracts(connection).values():
                 [serving] = warehouse.rows(connection, "SELECT * FROM ops.serving WHERE domain = ?", [contract.domain])
                 [folded] = warehouse.rows(
                     connection, "SELECT MAX(log_hour) + INTERVAL '1' HOUR AS folded_until FROM hourly.log"

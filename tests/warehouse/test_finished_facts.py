@@ -254,7 +254,7 @@ def test_a_changed_finish_computes_no_hour_anew_and_a_changed_condition_all(plac
 
 
 def test_a_fact_becomes_recomputed_and_is_derived_again(place: Place) -> None:
-    """The author may find that a fact is dear to derive, or that it is not."""
+    """The author may find that a fact is dear to derive, or that it is not. Until it is planned, nothing changes."""
     path = place.project / "seeds" / "contract_measures.csv"
     written = path.read_text()
     recomputed = "".join(
@@ -264,6 +264,10 @@ def test_a_fact_becomes_recomputed_and_is_derived_again(place: Place) -> None:
     for text in (recomputed, written):
         path.write_text(text)
         contracts.load.cache_clear()
+        before = operate.run(place.home, place.shop.now)
+        assert before.failures == []
+        assert any("was changed since it was planned" in note for note in before.notes)
+        compare_published(place)
         planned(place)
         assert operate.run(place.home, place.shop.now).failures == []
         compare_published(place)

@@ -20,7 +20,7 @@ import duckdb
 from duckdb import DuckDBPyConnection
 
 from lockstep.changelog import Watermark
-from lockstep.contracts import load
+from lockstep.contracts import planned_contracts
 from lockstep.errors import LockstepError
 from lockstep.published import about, sql
 from lockstep.published.cells import Cells
@@ -66,8 +66,10 @@ class Builder:
                 "The models were last planned by an earlier version of lockstep. Plan those of this one first: "
                 "`sqlmesh plan --auto-apply --no-prompts`."
             )
-        # A domain or table that the project has but no plan has carried through yet is none of the warehouse.
-        self._contracts = contracts = {name: c for name, c in load().items() if f"live.{name}" in models}
+        # What the project has but no plan has carried through yet is none of the warehouse.
+        self._contracts = contracts = {
+            name: c for name, c in planned_contracts(connection).items() if f"live.{name}" in models
+        }
         self._tables = [table for table in TABLES if f"changes.{table}" in models]
         self._file = file = File(connection, models)
         self._cuts = cuts = Cuts(file, models, contracts, self._tables, watermark)
