@@ -132,8 +132,7 @@ def each_joined_table(evaluator):
         f"source_name := {literal(name)}, columns := ({_columns(TABLES[name])}), "
         f"is_checkpointed := {not TABLES[name].is_append_only})"
         for c, rows in _derived()
-        if rows.is_join
-        for name in rows.tables
+        for name in rows.joined
     )
 
 

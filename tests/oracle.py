@@ -13,7 +13,7 @@ import statistics
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from datetime import date, datetime, timedelta
+from datetime import date, datetime, time, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ class Domain:
     medians: tuple[float, ...] = ()  # as far may those lie apart at the median that differ
     share: float = 1  # of the cells may differ at all; one always may
     reads: tuple[str, ...] = ()
+    folded: tuple[tuple[str, ...], tuple[str, ...]] | None = None  # grain and sums of its increments, if not its own
 
 
 DOMAINS = {
@@ -62,21 +63,17 @@ DOMAINS = {
         ("customer_id", "ordered_bucket"), ("orders", "open_orders", "revenue_cents", "alert_orders"), mode="shadow"
     ),
     "route_performance": Domain(
+        ("route_id",),
         (
-            "route_id",
-            "part",
-            "stop_number",
-            "shipment_id",
-            "driver_id",
-            "service_date",
-            "planned_arrival_at",
-            "latitude",
-            "longitude",
-            "window_from_at",
-            "window_to_at",
+            *("driver_id", "service_date", "stops_planned", "stops_done", "stops_on_time", "parcels"),
+            *("parcels_on_board", "next_stop_number", "planned_arrival_at", "window_to_at"),
+            *("stop_latitude", "stop_longitude"),
         ),
-        ("routes", "stops_planned", "stops_done", "stops_on_time", "parcels", "parcels_on_board"),
         reads=("vehicle_positions",),
+        folded=(
+            tuple(f"__k{number}_0" for number in range(1, 9)),
+            ("__n", *(f"__s{number}_0" for number in range(1, 6))),
+        ),
     ),
 }
 TABLES = {
@@ -149,11 +146,17 @@ class Oracle:
         """The rebuild's cells at the cut: rows of the source that live then, counted."""
         if domain == "vehicle_positions":
             return _values(self._last_pings(lambda ping: not cut or ping.logged_at < cut))
+        if domain == "route_performance":
+            return self._routes(cut)
+        return self._counted(domain, cut)
+
+    def _counted(self, domain: str, cut: datetime | None = None) -> Cells:
+        """What increments up to the cut come to: rows that live then, counted."""
         rows = {
             "orders": self._order_rows,
             "customer_activity": self._activity_rows,
             "delivery_status": self._delivery_rows,
-            "route_performance": self._route_rows,
+            "route_performance": self._route_parts,
         }[domain](cut)
         found: Cells = {}
         for cell, values in rows:
@@ -180,7 +183,7 @@ class Oracle:
                 h: _values(self._last_pings(lambda p, h=h: p.is_timely and h <= p.logged_at < h + HOUR)) for h in hours
             }
         else:
-            found = {hour: _minus(self.cells(domain, hour + HOUR), self.cells(domain, hour)) for hour in hours}
+            found = {hour: _minus(self._counted(domain, hour + HOUR), self._counted(domain, hour)) for hour in hours}
         return {hour: cells for hour, cells in found.items() if cells}
 
     def receipt(self, domain: str, cut: datetime) -> Receipt:
@@ -271,24 +274,53 @@ class Oracle:
                 (1, int(delivered_at is not None), int(overdue > 0 * HOUR), overdue // MINUTE),
             )
 
-    def _route_rows(self, cut: datetime | None) -> Iterable[tuple[Cell, Values]]:
-        nothing = dict.fromkeys(DOMAINS["route_performance"].grain)
-
-        def cell(part: str, **columns: Any) -> Cell:
-            return tuple((nothing | columns | {"part": part}).values())
-
+    def _route_parts(self, cut: datetime | None) -> Iterable[tuple[Cell, Values]]:
+        """What the increments of routes count: all of a route in one cell, but for its driver and each open stop."""
+        windows = self._windows(cut)
         for r in self.rows("routes", cut):
-            yield _pick(cell, "route", r, "route_id driver_id service_date"), (1, 0, 0, 0, 0, 0)
+            yield (r["route_id"], r["driver_id"], r["service_date"], *(None,) * 5), (1, 0, 0, 0, 0, 0)
         for s in self.rows("route_stops", cut):
-            done = s["completed_at"] is not None
-            in_time = done and s["completed_at"] <= s["planned_arrival_at"] + ON_TIME
-            columns = "route_id stop_number shipment_id planned_arrival_at latitude longitude"
-            yield _pick(cell, "stop", s, columns), (0, 1, int(done), int(in_time), 0, 0)
+            ahead = (None,) * 5
+            if s["completed_at"] is None:
+                ahead = (s["stop_number"], s["planned_arrival_at"], windows.get(s["shipment_id"]), *_place(s))
+            done, on_time = int(s["completed_at"] is not None), int(_is_on_time(s))
+            yield (s["route_id"], None, None, *ahead), (1, 1, done, on_time, 0, 0)
         for p in self.rows("shipments", cut):
             if p["route_id"] is not None:
                 on_board = int(p["status"] == "out_for_delivery")
-                columns = "route_id shipment_id window_from_at window_to_at"
-                yield _pick(cell, "parcel", p, columns), (0, 0, 0, 0, 1, on_board)
+                yield (p["route_id"], *(None,) * 7), (1, 0, 0, 0, 1, on_board)
+
+    def _routes(self, cut: datetime | None) -> Cells:
+        """Each route that any row knows, with the first of its stops that is not completed."""
+        routes = {row["route_id"]: row for row in self.rows("routes", cut)}
+        stops, parcels, windows = defaultdict(list), defaultdict(list), self._windows(cut)
+        for row in self.rows("route_stops", cut):
+            stops[row["route_id"]].append(row)
+        for row in self.rows("shipments", cut):
+            if row["route_id"] is not None:
+                parcels[row["route_id"]].append(row)
+        found: Cells = {}
+        for route_id in routes.keys() | stops.keys() | parcels.keys():
+            route = routes.get(route_id)
+            done = [s for s in stops[route_id] if s["completed_at"] is not None]
+            ahead = sorted((s for s in stops[route_id] if s["completed_at"] is None), key=lambda s: s["stop_number"])
+            nearest: Values = (None,) * 5
+            if ahead:
+                first = ahead[0]
+                window = windows.get(first["shipment_id"])
+                nearest = (first["stop_number"], first["planned_arrival_at"], window, *_place(first))
+            found[(route_id,)] = (
+                route and route["driver_id"],
+                route and datetime.combine(route["service_date"], time()),
+                *(len(stops[route_id]), len(done), sum(map(_is_on_time, done)), len(parcels[route_id])),
+                sum(p["status"] == "out_for_delivery" for p in parcels[route_id]),
+                *nearest,
+            )
+        return found
+
+    def _windows(self, cut: datetime | None) -> dict[int, datetime]:
+        """The end of the promised window of each shipment that is on a route."""
+        return {p["shipment_id"]: p["window_to_at"] for p in self.rows("shipments", cut) if p["route_id"] is not None}
 
     def _last_pings(self, counts: Callable[[Ping], bool]) -> dict[Cell, Ping]:
         """The last ping of each driver, of those that count."""
@@ -392,41 +424,26 @@ class Oracle:
 
     def routes(self, cut: datetime | None, as_of: datetime, positions: Cells) -> Cells:
         """mart.routes without the hash; `positions` are the served ones of the same moment, arrival is in Unix time."""
-        routes = {row["route_id"]: row for row in self.rows("routes", cut)}
-        stops, parcels = defaultdict(list), defaultdict(list)
-        for row in self.rows("route_stops", cut):
-            stops[row["route_id"]].append(row)
-        windows: dict[int, datetime] = {}
-        for row in self.rows("shipments", cut):
-            if row["route_id"] is not None:
-                parcels[row["route_id"]].append(row)
-                windows[row["shipment_id"]] = row["window_to_at"]
         found: Cells = {}
-        for route_id in routes.keys() | stops.keys() | parcels.keys():
-            route = routes.get(route_id, {"driver_id": None, "service_date": None})
-            done = [s for s in stops[route_id] if s["completed_at"] is not None]
-            on_time = [s for s in done if s["completed_at"] <= s["planned_arrival_at"] + ON_TIME]
-            ahead = sorted((s for s in stops[route_id] if s["completed_at"] is None), key=lambda s: s["stop_number"])
-            on_board = sum(p["status"] == "out_for_delivery" for p in parcels[route_id])
-            driver = self._version("drivers", route["driver_id"], as_of)
+        for route, values in self._routes(cut).items():
+            driver_id, service_date, *counts, number, planned, window, stop_latitude, stop_longitude = values
+            stops_planned, stops_done, *_, on_board = counts
+            driver = self._version("drivers", driver_id, as_of)
             capacity = driver["capacity_parcels"] if driver else None
-            latitude, longitude, _, recorded_at = positions.get((route["driver_id"],), (None,) * 4)
-            number = planned = window = distance = arrival = slack = None
+            latitude, longitude, _, recorded_at = positions.get((driver_id,), (None,) * 4)
+            distance = arrival = slack = None
             late = False
-            if ahead:
-                number, planned = ahead[0]["stop_number"], ahead[0]["planned_arrival_at"]
-                window = windows.get(ahead[0]["shipment_id"])
+            if stops_done < stops_planned:
                 due = min(at for at in (planned + ON_TIME, window) if at)
                 late = due < as_of
                 if recorded_at:
-                    distance = _metres(latitude, longitude, ahead[0]["latitude"], ahead[0]["longitude"])
+                    distance = _metres(latitude, longitude, stop_latitude, stop_longitude)
                     arrival = max(as_of, recorded_at + timedelta(seconds=distance / METRES_A_SECOND))
                     slack = (due - arrival).total_seconds()
                     late = due < arrival
             is_at_risk = late or (capacity is not None and on_board > capacity)
-            found[(route_id,)] = (
-                *(route["service_date"], route["driver_id"], len(stops[route_id]), len(done), len(on_time)),
-                *(len(parcels[route_id]), on_board, capacity, number, planned, window),
+            found[route] = (
+                *(service_date and service_date.date(), driver_id, *counts, capacity, number, planned, window),
                 *(latitude, longitude, recorded_at, distance, arrival and _epoch(arrival), slack, is_at_risk),
             )
         return found
@@ -516,8 +533,12 @@ def _may_be_live(contract: Domain, receipts: list[Evidence], live: str | None, w
     return watermark <= max(receipt.cut for receipt in receipts if receipt.verdict == "passed") + RECEIPT_HOURS
 
 
-def _pick(cell: Callable[..., Cell], part: str, row: Image, columns: str) -> Cell:
-    return cell(part, **{name: row[name] for name in columns.split()})
+def _place(stop: Image) -> Values:
+    return stop["latitude"], stop["longitude"]
+
+
+def _is_on_time(stop: Image) -> bool:
+    return stop["completed_at"] is not None and stop["completed_at"] <= stop["planned_arrival_at"] + ON_TIME
 
 
 def _values(pings: Mapping[Cell, Ping]) -> Cells:
@@ -541,6 +562,8 @@ def _minus(new: Cells, old: Cells) -> Cells:
 
 
 def _distance(one: Any, other: Any) -> float:
+    if one == other:
+        return 0.0
     return abs((one - other).total_seconds()) if isinstance(one, date) else abs(one - other)
 
 

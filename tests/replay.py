@@ -200,8 +200,10 @@ class Replay:
         oracle = self.oracle
         for domain, contract in DOMAINS.items():
             found: dict[datetime, Cells] = {}
-            for log_hour, rows in _grouped(self._select(f"hourly.{domain}", ["log_hour"], domain)).items():
-                cells = self._cells(rows, domain)
+            grain, sums = contract.folded or (contract.grain, contract.measures)
+            hours = self.query(f"SELECT log_hour, {', '.join((*grain, *sums))} FROM hourly.{domain}")
+            for log_hour, rows in _grouped(hours).items():
+                cells = _cells(rows, len(grain))
                 found[log_hour] = {c: v for c, v in cells.items() if contract.tolerances or any(v)}
             expected = {hour: cells for hour, cells in oracle.increments(domain).items() if hour < until}
             assert {hour: cells for hour, cells in found.items() if cells} == expected, domain

@@ -1,7 +1,6 @@
 /* How each route stands: its stops, its load, and whether the next stop can be reached in time from the driver's last known position.
-   A deep join of routes, stops, parcels, positions and drivers, all as of the same moment: the cells as mart.route_performance serves
-   them, and the positions live, or of the same verified cut, as ops.serving says for the domain and all it reads. Only an open
-   route can be at risk, and which are open is found first, so that a question for those at risk leaves all finished routes alone. */
+   Routes, positions and drivers are of the same moment: the routes as mart.route_performance serves them, and the positions live, or
+   of the same verified cut, as ops.serving says for the domain and all it reads. */
 MODEL (
   name mart.routes,
   kind VIEW,
@@ -12,7 +11,6 @@ MODEL (
 WITH serving AS (
   SELECT
     served_from,
-    as_of,
     verified_cut
   FROM ops.serving
   WHERE
@@ -48,81 +46,22 @@ WITH serving AS (
         verified_cut
       FROM serving
     )
-), open_parts AS (
-  SELECT
-    route_id,
-    shipment_id
-  FROM mart.route_performance
-  WHERE
-    stops_planned > stops_done OR parcels_on_board > 0
-), open_routes AS (
-  SELECT DISTINCT
-    route_id,
-    TRUE AS is_open
-  FROM open_parts
-), totals AS (
-  SELECT
-    parts.route_id,
-    open_routes.is_open,
-    MAX(parts.driver_id) AS driver_id,
-    MAX(parts.service_date) AS service_date,
-    SUM(parts.stops_planned) AS stops_planned,
-    SUM(parts.stops_done) AS stops_done,
-    SUM(parts.stops_on_time) AS stops_on_time,
-    SUM(parts.parcels) AS parcels,
-    SUM(parts.parcels_on_board) AS parcels_on_board,
-    ARG_MIN(
-      {'stop_number': parts.stop_number, 'shipment_id': parts.shipment_id, 'planned_arrival_at': parts.planned_arrival_at, 'latitude': parts.latitude, 'longitude': parts.longitude},
-      parts.stop_number
-    ) FILTER(WHERE
-      parts.stops_planned > parts.stops_done) AS next_stop
-  FROM mart.route_performance AS parts
-  LEFT JOIN open_routes
-    ON open_routes.route_id = parts.route_id
-  GROUP BY
-    parts.route_id,
-    open_routes.is_open
-), windows AS (
-  SELECT
-    shipment_id,
-    MIN(window_to_at) AS window_to_at
-  FROM mart.route_performance
-  WHERE
-    part = 'parcel' AND shipment_id IN (
-      SELECT
-        shipment_id
-      FROM open_parts
-    )
-  GROUP BY
-    shipment_id
 ), joined AS (
   SELECT
-    totals.*,
+    routes.*,
+    routes.stops_planned > routes.stops_done OR routes.parcels_on_board > 0 AS is_open,
     drivers.capacity_parcels,
-    STRUCT_EXTRACT(next_stop, 'stop_number') AS next_stop_number,
-    STRUCT_EXTRACT(next_stop, 'planned_arrival_at') AS planned_arrival_at,
-    windows.window_to_at,
     positions.latitude,
     positions.longitude,
     positions.recorded_at,
-    @distance_m(
-      positions.latitude,
-      positions.longitude,
-      STRUCT_EXTRACT(next_stop, 'latitude'),
-      STRUCT_EXTRACT(next_stop, 'longitude')
-    ) AS distance_m,
-    serving.served_from,
-    serving.as_of
-  FROM totals
-  CROSS JOIN serving
-  LEFT JOIN windows
-    ON windows.shipment_id = STRUCT_EXTRACT(next_stop, 'shipment_id')
+    @distance_m(positions.latitude, positions.longitude, routes.stop_latitude, routes.stop_longitude) AS distance_m
+  FROM mart.route_performance AS routes
   LEFT JOIN positions
-    ON positions.driver_id = totals.driver_id
+    ON positions.driver_id = routes.driver_id
   LEFT JOIN dims.drivers AS drivers
-    ON drivers.driver_id = totals.driver_id
-    AND drivers.valid_from_at <= serving.as_of
-    AND serving.as_of < drivers.valid_to_at
+    ON drivers.driver_id = routes.driver_id
+    AND drivers.valid_from_at <= routes.as_of
+    AND routes.as_of < drivers.valid_to_at
 ), expected AS (
   SELECT
     *,
@@ -156,7 +95,7 @@ SELECT
     EPOCH(due_at) - EPOCH(expected_arrival_at)
   )::DOUBLE AS slack_seconds, /* Time left until the stop is late, by plan (plus 15 minutes) or window; negative when it cannot be reached in time */
   (
-    COALESCE(is_open, FALSE)
+    is_open
     AND (
       COALESCE(due_at < COALESCE(expected_arrival_at, as_of), FALSE)
       OR COALESCE(parcels_on_board > capacity_parcels, FALSE)

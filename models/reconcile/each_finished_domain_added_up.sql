@@ -12,14 +12,18 @@ SELECT
   @EACH(@grain, g -> figures.g),
   @EACH(@state, m -> figures.m)
 FROM (
-  @finished(@finish, @sets, (
-    SELECT
-      @EACH(@cell_grain, g -> g),
-      @merged(@cell_measures)
-    FROM hourly.@{domain}
-    WHERE
-      log_hour < @cut_of(@domain_name)
-    GROUP BY
-      @EACH(@cell_grain, g -> g)
-  ))
+  @finished(
+    @finish,
+    @sets,
+    (
+      SELECT
+        @EACH(@cell_grain, g -> g),
+        @merged(@cell_measures)
+      FROM hourly.@{domain}
+      WHERE
+        log_hour < @cut_of(@domain_name)
+      GROUP BY
+        @EACH(@cell_grain, g -> g)
+    )
+  )
 ) AS figures

@@ -17,14 +17,9 @@ SELECT
   rows.__logged_at::TIMESTAMP AS __logged_at, /* logged_at of the change; the year 1 of a row of the checkpoint */
   rows.__weight::INT AS __weight /* -1 for the image before a change, +1 for the one after, and for a row of the checkpoint */
 FROM (
-  @state_at(
-    @source_name,
-    @is_checkpointed,
-    @columns,
-    (
-      SELECT
-        folded_until
-      FROM folded
-    )
-  )
+  @state_at(@source_name, @is_checkpointed, @columns, (
+    SELECT
+      folded_until
+    FROM folded
+  ))
 ) AS rows

@@ -275,12 +275,20 @@ class SignedRows:
     @property
     def is_join(self) -> bool:
         """Whether a row of the query comes from several rows that change."""
-        return any(len(self._moving(product)) > 1 for product in self._products)
+        return bool(self.joined)
 
     @property
     def tables(self) -> list[str]:
         """The tables of `source` that it reads, each once."""
-        return list(dict.fromkeys(_name(table) for p in self._products for _, table in self._moving(p)))
+        return self._tables_of(self._products)
+
+    @property
+    def joined(self) -> list[str]:
+        """Those of them that it reads together with another row that changes: `new` needs their state."""
+        return self._tables_of(product for product in self._products if len(self._moving(product)) > 1)
+
+    def _tables_of(self, products: Iterable[Product]) -> list[str]:
+        return list(dict.fromkeys(_name(table) for product in products for _, table in self._moving(product)))
 
     def all(self) -> exp.Select:
         """All signed rows, over `signed.<table>`.
