@@ -115,7 +115,8 @@ QUERIES = {
         FROM source.orders AS o LEFT JOIN source.customers AS c ON c.id = o.customer
         WHERE o.status IS NULL QUALIFY ROW_NUMBER() OVER (PARTITION BY o.customer ORDER BY o.id) = 1""",
     "windows over a join": """SELECT o.customer, l.units,
-        RANK() OVER (PARTITION BY c.region ORDER BY o.units DESC) AS r, SUM(l.units) OVER (PARTITION BY o.customer) AS s, COUNT(*) OVER () AS n FROM source.orders AS o
+        RANK() OVER (PARTITION BY c.region ORDER BY o.units DESC) AS r,
+        SUM(l.units) OVER (PARTITION BY o.customer) AS s, COUNT(*) OVER () AS n FROM source.orders AS o
         JOIN source.lines AS l ON l.order_id = o.id JOIN source.customers AS c ON c.id = o.customer
         WHERE o.units > 0 AND NOT EXISTS (SELECT 1 FROM source.clicks AS k WHERE k.id = o.id AND k.price > 1)""",
     "windows over equal rows": """SELECT customer, units, SUM(units) OVER (PARTITION BY customer) AS s,
@@ -129,7 +130,8 @@ QUERIES = {
     "windows off the key": """SELECT o.id, l.line, RANK() OVER (ORDER BY l.units, o.id, l.line) AS r
         FROM source.orders AS o LEFT JOIN source.lines AS l ON l.order_id = o.id""",
     "windows of what is selected": """SELECT id, units % 2 AS m,
-        ROW_NUMBER() OVER (PARTITION BY units % 2 ORDER BY id) AS r FROM source.orders WHERE units > 0 QUALIFY r < 3 ORDER BY m, r DESC LIMIT 3""",
+        ROW_NUMBER() OVER (PARTITION BY units % 2 ORDER BY id) AS r
+        FROM source.orders WHERE units > 0 QUALIFY r < 3 ORDER BY m, r DESC LIMIT 3""",
     "windows beside a sum": """SELECT o.id, RANK() OVER (ORDER BY o.units, o.id) AS r FROM source.orders AS o
         WHERE o.units > 0 AND o.units >= (SELECT SUM(l.units) FROM source.lines AS l WHERE l.order_id = o.id)""",
     "windows of windows": """SELECT x.id, x.r, SUM(x.r) OVER (ORDER BY x.id) AS s FROM (SELECT o.id, RANK() OVER

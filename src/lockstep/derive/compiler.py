@@ -297,10 +297,24 @@ class _Cells:
                     value = tried(value, kinds)
                 sums.append(value)
             terms.append(Term(product.tried(self._types), keys, tuple(sums)))
-        measures = (replace(m, size=widest(s)) if s else m for m, s in zip(self._held.values(), sizes, strict=True))
-        return Core(
-            self.name, tuple(f"{PREFIX}k{i + 1}" for i in range(len(self._keys))), tuple(measures), tuple(terms)
+        measures = tuple(
+            replace(m, size=widest(s)) if s else m for m, s in zip(self._held.values(), sizes, strict=True)
         )
+        names = tuple(f"{PREFIX}k{i + 1}" for i in range(len(self._keys)))
+        said = {name: self._said(key) for name, key in zip(names, self._keys, strict=True)}
+        said |= {measure.name: self._said(summand) for measure, (_, summand) in zip(measures, self._held, strict=True)}
+        return Core(self.name, names, measures, tuple(terms), said)
+
+    def _said(self, expression: exp.Expr) -> str:
+        """An expression as people read it, over columns of tables."""
+        columns = {(c.table, c.name): self._column_said(c) for c in expression.find_all(exp.Column)}
+        return substituted(expression, columns).unnest().sql("duckdb")
+
+    def _column_said(self, column: exp.Column) -> exp.Expr:
+        """A column in terms of the tables; its name if it is a constant, or another in each side of a UNION ALL."""
+        values = {product.said(product.columns[column.table, column.name]) for product in self._products}
+        known = [value for value in values if not _is_null(value)]  # as a LEFT JOIN has it where nothing fits
+        return known[0] if len(known) == 1 and known[0].find(exp.Column) else exp.column(column.name)
 
     def rows(self) -> exp.Subquery:
         """The rows that the cells stand for, each as often as it is there."""
@@ -329,6 +343,10 @@ def _kept(number: int, summand: exp.Expr, kind: str) -> Measure:
     decimal = re.fullmatch(_DECIMAL, kind)
     scale = int(decimal[1]) if decimal else 0
     return Measure(f"{PREFIX}s{number}", f"{PREFIX}m{number}", scale, decimal is not None)
+
+
+def _is_null(value: exp.Expr) -> bool:
+    return isinstance(value.this if isinstance(value, exp.Cast) else value, exp.Null)
 
 
 def _refused_sum(what: str, node: exp.Expr | None, kind: str) -> Refused:
