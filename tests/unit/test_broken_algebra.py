@@ -23,6 +23,11 @@ QUERIES = {
     "union": "SELECT region, AVG(v) AS mean FROM (SELECT region, amount AS v FROM source.orders UNION ALL "
     "SELECT region, NULLIF(n, 3) FROM source.stops) AS u GROUP BY 1",
 }
+ROWS = {
+    "rows below a window": "SELECT o.id, s.n, RANK() OVER (PARTITION BY o.region ORDER BY s.n, o.id) AS r "
+    "FROM source.orders AS o LEFT JOIN source.stops AS s ON s.id = o.id WHERE o.amount > 2",
+}
+ALL = QUERIES | ROWS
 
 
 @pytest.fixture(scope="module")
@@ -122,12 +127,12 @@ def broken(query: str) -> Iterator[tuple[str, exp.Query]]:
                 yield f"term {number} has the new rows of its table {place} for the old", new
 
 
-@pytest.mark.parametrize("query", QUERIES.values(), ids=QUERIES.keys())
+@pytest.mark.parametrize("query", ALL.values(), ids=ALL.keys())
 def test_nothing_differs_while_nothing_is_broken(log: duckdb.DuckDBPyConnection, query: str) -> None:
     assert not differs(log, query)
 
 
-@pytest.mark.parametrize("query", QUERIES.values(), ids=QUERIES.keys())
+@pytest.mark.parametrize("query", ALL.values(), ids=ALL.keys())
 def test_each_term_is_needed(log: duckdb.DuckDBPyConnection, query: str) -> None:
     tried = [(what, new) for what, new in broken(query)]
     assert len(tried) >= 4

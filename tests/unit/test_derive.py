@@ -111,6 +111,49 @@ QUERIES = {
     "FROM source.orders GROUP BY status",
     "the latest of each": """SELECT customer, id FROM source.orders
         QUALIFY ROW_NUMBER() OVER (PARTITION BY customer ORDER BY "at" DESC, id) = 1""",
+    "the next of each": """SELECT o.customer, o.id, CASE WHEN NOT c.id IS NULL THEN c.region END AS region
+        FROM source.orders AS o LEFT JOIN source.customers AS c ON c.id = o.customer
+        WHERE o.status IS NULL QUALIFY ROW_NUMBER() OVER (PARTITION BY o.customer ORDER BY o.id) = 1""",
+    "windows over a join": """SELECT o.customer, l.units,
+        RANK() OVER (PARTITION BY c.region ORDER BY o.units DESC) AS r,
+        SUM(l.units) OVER (PARTITION BY o.customer) AS s, COUNT(*) OVER () AS n FROM source.orders AS o
+        JOIN source.lines AS l ON l.order_id = o.id JOIN source.customers AS c ON c.id = o.customer
+        WHERE o.units > 0 AND NOT EXISTS (SELECT 1 FROM source.clicks AS k WHERE k.id = o.id AND k.price > 1)""",
+    "windows over equal rows": """SELECT customer, units, SUM(units) OVER (PARTITION BY customer) AS s,
+        ROW_NUMBER() OVER (PARTITION BY customer ORDER BY units) AS r FROM source.orders WHERE units > 0""",
+    "windows over a union all": """SELECT u.k, u.w, LAG(u.w) OVER (PARTITION BY u.k ORDER BY u.w) AS before FROM
+        (SELECT customer AS k, units AS w FROM source.orders UNION ALL SELECT order_id, NULL FROM source.lines) AS u
+        WHERE u.k > 1""",
+    "windows beside rules": """SELECT o.id, r.status, RANK() OVER (PARTITION BY r.status ORDER BY o.amount, o.id) AS k
+        FROM source.orders AS o LEFT JOIN seeds.rules AS r
+        ON r.spelling = o.status AND r.since <= o."at" AND o."at" < r.until WHERE o.units > 0""",
+    "windows off the key": """SELECT o.id, l.line, RANK() OVER (ORDER BY l.units, o.id, l.line) AS r
+        FROM source.orders AS o LEFT JOIN source.lines AS l ON l.order_id = o.id""",
+    "windows of what is selected": """SELECT id, units % 2 AS m,
+        ROW_NUMBER() OVER (PARTITION BY units % 2 ORDER BY id) AS r
+        FROM source.orders WHERE units > 0 QUALIFY r < 3 ORDER BY m, r DESC LIMIT 3""",
+    "windows beside a sum": """SELECT o.id, RANK() OVER (ORDER BY o.units, o.id) AS r FROM source.orders AS o
+        WHERE o.units > 0 AND o.units >= (SELECT SUM(l.units) FROM source.lines AS l WHERE l.order_id = o.id)""",
+    "windows of windows": """SELECT x.id, x.r, SUM(x.r) OVER (ORDER BY x.id) AS s FROM (SELECT o.id, RANK() OVER
+        (PARTITION BY c.region ORDER BY o.id) AS r FROM source.orders AS o
+        JOIN source.customers AS c ON c.id = o.customer WHERE o.units > 0) AS x WHERE x.r < 3""",
+    "distinct rows of a join": """SELECT DISTINCT c.region, DATE_TRUNC('hour', o."at") AS h, 1 AS one
+        FROM source.orders AS o JOIN source.customers AS c ON c.id = o.customer WHERE o.units > 0
+        ORDER BY DATE_TRUNC('hour', o."at") DESC, c.region LIMIT 4""",
+    "distinct windows": """SELECT DISTINCT customer, MAX(units) OVER (PARTITION BY customer) AS m
+        FROM source.orders WHERE status IS NOT NULL""",
+    "the longest wait": """SELECT id, "at" - TIMESTAMP '2026-01-01' AS wait FROM source.orders WHERE units > 0
+        ORDER BY wait DESC, id LIMIT 2""",
+    "a median of a join": """SELECT c.region, QUANTILE_DISC(o.amount, 0.5) AS m, COUNT(*) AS n FROM source.orders AS o
+        JOIN source.customers AS c ON c.id = o.customer WHERE o.units > 0 GROUP BY 1 HAVING COUNT(*) > 1""",
+    "rollup of a join": """SELECT c.region, o.status, SUM(o.amount) AS s FROM source.orders AS o
+        JOIN source.customers AS c ON c.id = o.customer WHERE o.units > 0 GROUP BY ROLLUP (c.region, o.status)""",
+    "rollup of an expression": """SELECT units % 2 AS m, units % 2 + 1 AS k, COUNT(*) AS n FROM source.orders
+        WHERE units > 0 GROUP BY ROLLUP (units % 2)""",
+    "a sum of each row": """SELECT o.id, o.units + 1 AS u, (SELECT SUM(l.units) FROM source.lines AS l
+        WHERE l.order_id = o.id AND l.units > 1) AS s FROM source.orders AS o WHERE o.units > 0""",
+    "both queries in one expression": """SELECT o.id, (SELECT l.units + o.units FROM source.lines AS l
+        WHERE l.order_id = o.id AND l.line = 1) AS s FROM source.orders AS o WHERE o.units > 0""",
     "the first three": "SELECT id, amount FROM source.orders ORDER BY amount NULLS FIRST, id LIMIT 3",
     "a ratio": "SELECT status, SUM(CASE WHEN units > 2 THEN amount ELSE 0 END) / NULLIF(SUM(amount), 0) AS r "
     "FROM source.orders GROUP BY status",
@@ -352,6 +395,54 @@ def test_what_is_linear_is_one_core(query: str, cores: list[set[str]]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "rows", "keys"),
+    [
+        ("the next of each", "source.orders WHERE status IS NULL", 3),
+        (
+            "windows over a join",
+            """source.orders AS o JOIN source.lines AS l ON l.order_id = o.id
+            JOIN source.customers AS c ON c.id = o.customer
+            WHERE o.units > 0 AND NOT EXISTS (SELECT 1 FROM source.clicks AS k WHERE k.id = o.id AND k.price > 1)""",
+            4,
+        ),
+        ("windows over equal rows", "source.orders WHERE units > 0", 2),
+        ("windows beside rules", "source.orders WHERE units > 0", 3),
+        ("windows of what is selected", "source.orders WHERE units > 0", 2),
+        (
+            "distinct rows of a join",
+            "source.orders WHERE units > 0 AND customer IN (SELECT id FROM source.customers)",
+            2,
+        ),
+        ("the longest wait", "source.orders WHERE units > 0", 2),
+        ("rollup of a join", "source.orders WHERE units > 0 AND customer IN (SELECT id FROM source.customers)", 3),
+        ("aggregates of windows alone", "source.orders", 0),
+    ],
+)
+def test_joins_and_conditions_below_windows_are_one_core(database: Database, name: str, rows: str, keys: int) -> None:
+    """Without it each table would be kept whole, with rows that the query leaves out, and joined at each reading."""
+    [core] = derive(QUERIES[name], CATALOG).cores
+    assert len(core.keys) == keys
+    found = []
+    for hour in range(database.hours + 1):
+        cells = core.full(lambda table, hour=hour: exp.to_table(f"hour{hour}.{table}")).sql("duckdb")
+        kept = database.connection.execute(f"SELECT COALESCE(SUM(__n), 0) FROM ({cells})").fetchall()
+        assert kept == database.as_written(f"SELECT COUNT(*) FROM {rows}", hour)
+        found += kept
+    assert max(found) > (0,)
+
+
+def test_conditions_of_a_query_within_are_in_its_cells() -> None:
+    """What it takes from the row around it is read in the finish, and need not keep its table whole."""
+    cores = derive(QUERIES["both queries in one expression"], CATALOG).cores
+    assert [(core.tables(), len(core.keys)) for core in cores] == [({"source.lines"}, 2), ({"source.orders"}, 2)]
+
+
+def test_a_join_that_is_not_linear_keeps_its_tables() -> None:
+    derivation = derive(QUERIES["windows off the key"], CATALOG)
+    assert [core.tables() for core in derivation.cores] == [{"source.orders"}, {"source.lines"}]
+
+
+@pytest.mark.parametrize(
     ("query", "says"),
     [
         ("SELEC 1", "line 1: Invalid expression"),
@@ -391,6 +482,11 @@ def test_what_is_linear_is_one_core(query: str, cores: list[set[str]]) -> None:
         ("SELECT id FROM source.orders WHERE (id, units) IN (SELECT id, rank FROM source.customers)", "one by one"),
         ("SELECT DISTINCT ON (units) units, id FROM source.orders ORDER BY 1, 2", "ROW_NUMBER() OVER (...) = 1"),
         ("SELECT LAG(id) OVER () FROM source.orders", "in which order"),
+        (
+            "SELECT o.id FROM source.orders AS o JOIN source.customers AS c ON c.id = o.customer "
+            "WHERE o.units > 1 QUALIFY ROW_NUMBER() OVER (PARTITION BY c.region) = 1",
+            "in which order",
+        ),
         ("SELECT SUM(units) OVER (ROWS 1 PRECEDING) FROM source.orders", "in which order"),
         ("SELECT SUM(units) OVER w FROM source.orders WINDOW w AS (ORDER BY id)", "WINDOWS"),
         ("SELECT LAG(id IGNORE NULLS) OVER (ORDER BY id) FROM source.orders", "name one value"),

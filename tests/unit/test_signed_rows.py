@@ -321,6 +321,39 @@ def test_people_read_what_a_cell_adds_up() -> None:
     ]
 
 
+def test_people_read_the_names_of_a_union() -> None:
+    """Its first side may have a constant where another has what is counted, and speaks for itself alone."""
+    query = """
+        SELECT place, minute, status, MAX(late), SUM(stops_planned), SUM(load), SUM(load * weight), SUM(weight)
+        FROM (
+          SELECT region AS place, NULL AS minute, 'open' AS status, 0 AS late, 0 AS stops_planned, 1 AS stops,
+            amount AS load, amount AS weight
+          FROM source.orders
+          UNION ALL
+          SELECT region, n % 60, 'done', 1, CASE WHEN n > 2 THEN 1 ELSE 0 END, 1, n, NULL FROM source.stops
+        ) AS u GROUP BY 1, 2, 3"""
+    [core] = derive(query, CATALOG).cores
+    assert list(core.said.values()) == [
+        "place",
+        "stops.n % 60",
+        "status",
+        "late",
+        "stops_planned",
+        "load",
+        "load * orders.amount",
+        "orders.amount",
+    ]
+    assert "Sum of stops_planned, signed" in SignedRows.of_cells([core], CATALOG).all().sql("duckdb")
+
+
+def test_people_read_what_a_left_join_adds_up() -> None:
+    query = """
+        SELECT s.region, SUM(o.amount + s.n) / COUNT(*) AS mean, SUM(s.one) AS fitting FROM source.orders AS o
+        LEFT JOIN (SELECT id, region, n, 1 AS one FROM source.stops) AS s ON s.id = o.id GROUP BY 1"""
+    [core] = derive(query, CATALOG).cores
+    assert list(core.said.values()) == ["stops.region", "orders.amount + stops.n", "one"]
+
+
 LARGE = 2**63 - 1
 
 

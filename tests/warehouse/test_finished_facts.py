@@ -1,7 +1,7 @@
-"""Facts whose query is more than sums: averages, ratios, distinct counts, extremes, HAVING, ranks.
+"""Facts whose query is more than sums: averages, ratios, distinct counts, extremes, HAVING, ranks, QUALIFY.
 
-A project of its own with four such facts: one of a join, one of a single table with NULLs, one that groups its groups,
-and one that reads two tables side by side, so that it has two sets of cells.
+A project of its own with five such facts: one of a join, one of a single table with NULLs, one that groups its groups,
+one that reads two tables side by side, so that it has two sets of cells, and one of rows that a window chooses.
 Whatever is folded, live or published is compared with the queries as they are written, run by plain DuckDB over the
 rows that a Python dictionary has.
 """
@@ -49,8 +49,20 @@ FROM (
   region::TEXT AS region,
   (100.0 * COUNT(*) / (SELECT COUNT(*) FROM source.customers))::DOUBLE AS orders_per_customer
 FROM source.orders GROUP BY 1""",
+    "next_orders": """SELECT
+  orders.customer_id::BIGINT AS customer_id, customers.region::TEXT AS home_region,
+  orders.order_id::BIGINT AS next_order_id, orders.amount_cents::BIGINT AS next_cents
+FROM source.orders AS orders LEFT JOIN source.customers AS customers ON customers.customer_id = orders.customer_id
+WHERE orders.quantity > 1
+QUALIFY ROW_NUMBER() OVER (PARTITION BY orders.customer_id ORDER BY orders.order_id) = 1""",
 }
-GRAINS = {"baskets": "home_region", "sizes": "region, status", "buyers": "orders", "shares": "region"}
+GRAINS = {
+    "baskets": "home_region",
+    "sizes": "region, status",
+    "buyers": "orders",
+    "shares": "region",
+    "next_orders": "customer_id, home_region",
+}
 MODELS = {
     f"rebuild/{fact}.sql": f"/* {fact}. */\nMODEL (name rebuild.{fact}, kind FULL, cron '@daily', start @log_eve(), "
     f"grain ({GRAINS[fact]}), depends_on (rebuild.cut, chain.orders, chain.customers));\n{query}\n"
@@ -61,6 +73,7 @@ CONTRACTS = [
     "sizes,sales,live,60,60,3,2,50,hold,orders,order_id,,,region status,",
     "buyers,sales,live,60,60,3,2,50,hold,orders,order_id,,,orders,",
     "shares,sales,live,60,60,3,2,50,hold,orders,order_id,customers,,region,",
+    "next_orders,sales,live,60,60,3,2,50,hold,orders,order_id,customers,,customer_id home_region,",
 ]
 MEASURES = [
     "baskets,orders,sum,count,0,0,,,Orders",
@@ -75,6 +88,8 @@ MEASURES = [
     "buyers,most_cents,finish,cents,0,0,,,What the best of them spent",
     "buyers,place,finish,count,0,0,,,Their place by that",
     "shares,orders_per_customer,finish,ratio,0,0,,,Orders for each hundred customers",
+    "next_orders,next_order_id,finish,count,0,0,,,The first order of several units",
+    "next_orders,next_cents,finish,cents,0,0,,,What it costs",
 ]
 Figures = list[tuple[Any, ...]]
 
@@ -95,6 +110,7 @@ COLUMNS = {
     "sizes": "region, status, average_quantity, smallest_cents, many",
     "buyers": "orders, customers, most_cents, place",
     "shares": "region, orders_per_customer",
+    "next_orders": "customer_id, home_region, next_order_id, next_cents",
 }
 
 
@@ -213,6 +229,7 @@ def test_what_a_fact_costs_is_measured(place: Place) -> None:
     assert all(row[name] > 0 for row in shown for name in ("hour_seconds", "read_seconds", "rebuild_seconds"))
     orders = place.rows_at(datetime(2026, 3, 3, 6))["orders"].values()
     assert of["sizes"]["cells"] == len({(o["region"], o["status"], o["amount_cents"]) for o in orders})
+    assert of["next_orders"]["cells"] == len([o for o in orders if o["quantity"] > 1])  # and no copy of a table
     assert re.search(r"sizes .* [1-9][0-9.]*% .* ms", call("lockstep", "facts", "--measure", cwd=place.project).stdout)
 
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from sqlglot import exp
 
 from lockstep.derive.catalog import Catalog, Types, summed, table_of
 from lockstep.derive.cores import ROWS, Core, Measure, Term
-from lockstep.derive.normal import aggregates, name_of, normal, own_columns, sources, subqueries
-from lockstep.derive.products import Flattener, Product, is_row_level, substituted
+from lockstep.derive.normal import aggregates, name_of, normal, own, own_columns, sources, subqueries
+from lockstep.derive.products import Flattener, Product, substituted
 from lockstep.derive.refusals import NotLinear, Refused
 from lockstep.derive.sizes import Size, guarded, widest
 from lockstep.derive.trying import tried
@@ -89,25 +88,45 @@ class _Compiler:
             return copy
         assert isinstance(query, exp.Select)
         known = len(self.cores)
-        try:
-            return self._rows(query) if is_row_level(query) else self._groups(query)
-        except NotLinear:
-            del self.cores[known:]
-            return self._as_written(query)
+        for derived in (self._groups, self._rows):
+            try:
+                return derived(query)
+            except NotLinear:
+                del self.cores[known:]
+        return self._as_written(query)
 
     def _rows(self, select: exp.Select) -> exp.Query:
-        """A row-level query: its rows are the keys of its cells, repeated as often as they are there."""
+        """A query over the rows of its FROM and WHERE: what it reads of them are keys of cells, the rest is the finish.
+
+        So windows, DISTINCT, LIMIT, ROLLUP or medians see rows that are joined and chosen already.
+        """
         products, later = self._flattener.rows(select)
-        if later:
-            raise NotLinear(later[0].sql("duckdb"))
         cells = self._cells(products)
-        constants = [s.find(exp.Column) is None for s in select.selects]
-        columns = [
-            (s.unalias().copy() if is_constant else cells.key(s.unalias())).as_(s.alias_or_name)
-            for s, is_constant in zip(select.selects, constants, strict=True)
-        ]
+        finish = _without_rows(select)
+        whole = self._whole(select, products[0])
+        for node in list(own(finish, exp.Expr)):
+            if node in whole:
+                node.replace(cells.key(node))
+        self._over_keys(finish, select, cells)
+        conditions = [self._over_keys(exp.paren(condition.copy()), select, cells) for condition in later]
         self.cores.append(cells.core())
-        return cells.repeated(columns)
+        return finish.from_(cells.rows()).where(*conditions)
+
+    def _whole(self, select: exp.Select, product: Product) -> set[exp.Expr]:
+        """The selected expressions that are keys as they are; of all others, and of groups, the columns are.
+
+        They read one row alone. An INTERVAL cannot be a key.
+        """
+
+        def is_of_one_row(value: exp.Expr) -> bool:
+            tables = {column.table for column in value.find_all(exp.Column)}
+            reads_rows = any(own(value, exp.AggFunc, exp.Window)) or value.find(exp.Query)
+            return bool(tables) and tables <= _aliases(select) and not reads_rows
+
+        selected = [] if select.args.get("group") else [item.unalias() for item in select.selects]
+        found = [value for value in selected if is_of_one_row(value)]
+        kinds = self._types.of(product.all_tables(), [substituted(value, product.columns) for value in found])
+        return {value for value, kind in zip(found, kinds, strict=True) if "INTERVAL" not in kind}
 
     def _groups(self, select: exp.Select) -> exp.Query:
         """An aggregated query: sums by its keys, and by whatever else its finish needs to see."""
@@ -120,9 +139,8 @@ class _Compiler:
         cells = self._cells(products)
         groups = {g.unnest(): cells.key(g.unnest()) for g in (group.expressions if group else [])}
 
-        finish = select.copy()
-        for clause in ("from_", "joins", "where", "group"):
-            finish.set(clause, None)
+        finish = _without_rows(select)
+        finish.set("group", None)
         names = [s.alias_or_name for s in select.selects]
         expressions = [self._over_cells(s.unalias(), select, groups, cells) for s in finish.selects]
         finish.set("expressions", [e.as_(n) for e, n in zip(expressions, names, strict=True)])
@@ -133,7 +151,7 @@ class _Compiler:
             is_output = isinstance(ordered.this, exp.Column) and not ordered.this.table and ordered.this.name in names
             if not is_output:
                 ordered.set("this", self._over_cells(ordered.this, select, groups, cells))
-        conditions = [self._later(condition, select, cells) for condition in later]
+        conditions = [self._over_keys(exp.paren(condition.copy()), select, cells) for condition in later]
 
         self.cores.append(cells.core())
         finish = finish.from_(exp.to_table(cells.name))
@@ -161,15 +179,14 @@ class _Compiler:
                 node.set(name, self._over_cells(value, select, groups, cells))
         return node
 
-    def _later(self, condition: exp.Expr, select: exp.Select, cells: _Cells) -> exp.Expr:
-        """A condition that is not linear, on the cells: the columns that it reads are among their keys."""
-        holder = exp.paren(condition.copy())
-        for nested in [n for n in holder.walk(prune=lambda n: isinstance(n, exp.Query)) if isinstance(n, exp.Query)]:
+    def _over_keys(self, node: exp.Expr, select: exp.Select, cells: _Cells) -> exp.Expr:
+        """Let an expression or a query without FROM read cells: the columns that it reads are among their keys."""
+        for nested in list(subqueries(node)):
             nested.replace(self._nested(nested, select, cells))
-        for column in own_columns(holder):
+        for column in own_columns(node):
             if column.table in _aliases(select):
                 column.replace(cells.key(column))
-        return holder
+        return node
 
     def _nested(self, query: exp.Query, select: exp.Select, cells: _Cells) -> exp.Query:
         """A query in an expression: derived by itself, with the columns of the query around it taken from its cells."""
@@ -194,13 +211,11 @@ class _Compiler:
         return finish
 
     def _columns_read(self, select: exp.Select, table: exp.Table) -> exp.Subquery:
-        columns = self._catalog[name_of(table)].columns
+        columns = [name.lower() for name in self._catalog[name_of(table)].columns]
         read = {column.name.lower() for column in select.find_all(exp.Column) if column.table == table.alias}
-        cells = self._cells(self._flattener.source(table))
-        kept = [name.lower() for name in columns if name.lower() in read] or [next(iter(columns)).lower()]
-        keys = [cells.key(exp.column(name, table.alias)).as_(name) for name in kept]
-        self.cores.append(cells.core())
-        return cells.repeated(keys).subquery(table.alias)
+        kept = [name for name in columns if name in read] or columns[:1]
+        rows = exp.select(*(exp.column(name, table.alias).as_(name) for name in kept)).from_(table.copy())
+        return self._rows(rows).subquery(table.alias)
 
     def _cells(self, products: list[Product]) -> _Cells:
         tables = [self._catalog[name] for p in products for _, name in p.tables]
@@ -282,17 +297,30 @@ class _Cells:
                     value = tried(value, kinds)
                 sums.append(value)
             terms.append(Term(product.tried(self._types), keys, tuple(sums)))
-        measures = (replace(m, size=widest(s)) if s else m for m, s in zip(self._held.values(), sizes, strict=True))
-        return Core(
-            self.name, tuple(f"{PREFIX}k{i + 1}" for i in range(len(self._keys))), tuple(measures), tuple(terms)
+        measures = tuple(
+            replace(m, size=widest(s)) if s else m for m, s in zip(self._held.values(), sizes, strict=True)
         )
+        names = tuple(f"{PREFIX}k{i + 1}" for i in range(len(self._keys)))
+        said = {name: self._said(key) for name, key in zip(names, self._keys, strict=True)}
+        said |= {measure.name: self._said(summand) for measure, (_, summand) in zip(measures, self._held, strict=True)}
+        return Core(self.name, names, measures, tuple(terms), said)
 
-    def repeated(self, columns: Sequence[exp.Expr]) -> exp.Select:
+    def _said(self, expression: exp.Expr) -> str:
+        """An expression as people read it, over columns of tables."""
+        columns = {(c.table, c.name): self._column_said(c) for c in expression.find_all(exp.Column)}
+        return substituted(expression, columns).unnest().sql("duckdb")
+
+    def _column_said(self, column: exp.Column) -> exp.Expr:
+        """A column in terms of the tables; its name if it is a constant, or another in each side of a UNION ALL."""
+        values = {product.said(product.columns[column.table, column.name]) for product in self._products}
+        known = [value for value in values if not _is_null(value)]  # as a LEFT JOIN has it where nothing fits
+        return known[0] if len(known) == 1 and known[0].find(exp.Column) else exp.column(column.name)
+
+    def rows(self) -> exp.Subquery:
         """The rows that the cells stand for, each as often as it is there."""
         keys = [exp.column(f"{PREFIX}k{i + 1}") for i in range(len(self._keys))]
         copies = exp.func("UNNEST", exp.func("RANGE", exp.column(ROWS))).as_(f"{PREFIX}copy")
-        rows = exp.select(*keys, copies).from_(exp.to_table(self.name))
-        return exp.select(*columns).from_(rows.subquery(self.name))
+        return exp.select(*keys, copies).from_(exp.to_table(self.name)).subquery(self.name)
 
     def _measure(self, summand: exp.Expr, counted: bool) -> Measure:
         """Return the measure that sums `summand` and counts its non-NULLs; `counted`: only the count is needed."""
@@ -315,6 +343,10 @@ def _kept(number: int, summand: exp.Expr, kind: str) -> Measure:
     decimal = re.fullmatch(_DECIMAL, kind)
     scale = int(decimal[1]) if decimal else 0
     return Measure(f"{PREFIX}s{number}", f"{PREFIX}m{number}", scale, decimal is not None)
+
+
+def _is_null(value: exp.Expr) -> bool:
+    return isinstance(value.this if isinstance(value, exp.Cast) else value, exp.Null)
 
 
 def _refused_sum(what: str, node: exp.Expr | None, kind: str) -> Refused:
@@ -346,6 +378,14 @@ def _total(aggregate: exp.Expr, cells: str, measure: Measure | None) -> exp.Expr
         divisor = exp.Mul(this=exp.cast(rows.copy(), "DOUBLE"), expression=exp.cast(power.copy(), "DOUBLE"))
         total = exp.Div(this=exp.cast(digits, "DOUBLE"), expression=exp.paren(divisor))
     return exp.Case(ifs=[exp.If(this=exp.GT(this=rows.copy(), expression=exp.Literal.number(0)), true=total)])
+
+
+def _without_rows(select: exp.Select) -> exp.Select:
+    """A copy of a query without FROM, joins and WHERE."""
+    finish = select.copy()
+    for clause in ("from_", "joins", "where"):
+        finish.set(clause, None)
+    return finish
 
 
 def _aliases(select: exp.Select) -> set[str]:

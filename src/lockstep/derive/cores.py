@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from sqlglot import exp
@@ -49,12 +49,14 @@ class Core:
     """Cells: `keys`, `ROWS`, and for each measure its sum and its count.
 
     A cell exists where `ROWS` is not 0. The core is linear in each of its tables: cells of two sets of rows add up.
+    `said` has for each key and sum, by its name, what it is in the query, as people read it.
     """
 
     name: str
     keys: tuple[str, ...]
     measures: tuple[Measure, ...]
     terms: tuple[Term, ...]
+    said: Mapping[str, str]
 
     def tables(self) -> set[str]:
         """The names of all tables that it is computed from."""

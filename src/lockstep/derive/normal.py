@@ -229,7 +229,7 @@ def _unique_aliases(query: exp.Expr, outer: Mapping[str, str], numbers: Iterator
         _unique_aliases(nested, names, numbers)
 
 
-def sources(select: exp.Select) -> list[exp.Expr]:
+def sources(select: exp.Expr) -> list[exp.Expr]:
     """What stands in FROM and the joins, in order."""
     from_ = select.args.get("from_")
     return [*([from_.this] if from_ else []), *(join.this for join in select.args.get("joins") or [])]
@@ -255,7 +255,7 @@ def own_columns(node: exp.Expr) -> list[exp.Column]:
     return [found for found in own(node, exp.Column) if isinstance(found, exp.Column)]
 
 
-def subqueries(select: exp.Select) -> Iterator[exp.Query]:
+def subqueries(select: exp.Expr) -> Iterator[exp.Query]:
     """The queries that stand in the expressions of a query, and not in its FROM."""
     in_from = {id(s) for s in sources(select)}
     for found in select.walk(prune=lambda n: n is not select and isinstance(n, exp.Query)):

@@ -76,6 +76,14 @@ class Product:
             query = query.join(table, on=exp.and_(*(c.copy() for c in on)) if on else exp.true(), join_type="left")
         return query.where(*(c.copy() for c in self.conditions))
 
+    def said(self, expression: exp.Expr) -> exp.Expr:
+        """A copy of an expression of its tables as people read it."""
+        names, holder = dict(self.all_tables()), exp.paren(expression.copy())
+        for column in list(holder.find_all(exp.Column)):
+            column.replace(exp.column(column.name, names[column.table].rpartition(".")[2]))
+        said: exp.Expr = holder.this
+        return said
+
     def all_tables(self) -> tuple[tuple[str, str], ...]:
         """`tables`, and those that are looked up."""
         return self.tables + tuple((alias, name) for alias, name, _ in self.looked_up)

@@ -25,7 +25,7 @@ from lockstep.derive.last import require_last, rows_of_last
 from lockstep.derive.normal import normal
 from lockstep.derive.products import Flattener, Product
 from lockstep.derive.refusals import NotLinear, Refused
-from lockstep.derive.sizes import DIGITS, WHOLE, Size, as_written, guarded, is_a_figure, is_large, widest
+from lockstep.derive.sizes import DIGITS, WHOLE, Size, guarded, is_a_figure, is_large, widest
 from lockstep.derive.trying import tried
 from lockstep.derive.ungrouped import ungrouped
 from lockstep.names import GENERATED as PREFIX
@@ -150,14 +150,10 @@ class SignedRows:
         found._columns = [(CORE, ["Which of the sets of cells"])]
         measured = [(ROWS, ["Rows"])]
         for number, core in enumerate(cores):
-            first = core.terms[0]
-            found._columns += [
-                (_of_core(number, name), [_said(key, first.product)])
-                for name, key in zip(core.keys, first.keys, strict=True)
-            ]
-            for n, measure in enumerate(core.measures):
+            found._columns += [(_of_core(number, name), [core.said[name]]) for name in core.keys]
+            for measure in core.measures:
                 assert measure.fold == "SUM"  # extremes of tables that only grow cannot be multiplied
-                summed = _said(first.sums[n], first.product)
+                summed = core.said[measure.name]
                 kinds[_of_core(number, measure.name)] = f"DECIMAL(38, {measure.scale})"
                 sizes[_of_core(number, measure.name)] = measure.size
                 measured.append((_of_core(number, measure.name), [f"Sum of {summed}"]))
@@ -398,15 +394,6 @@ def as_core(core: Core, number: int, cells: exp.Expr) -> exp.Select:
 
 def _of_core(number: int, name: str) -> str:
     return f"{name}_{number}"
-
-
-def _said(expression: exp.Expr, product: Product) -> str:
-    """An expression of a product's tables as people read it."""
-    found, tables = as_written(expression), dict(product.all_tables())
-    for column in found.find_all(exp.Column):
-        column.set("this", exp.to_identifier(column.name))
-        column.set("table", exp.to_identifier(_name(tables[column.table])))
-    return found.sql("duckdb")
 
 
 _DELETED = "Declare the one table that changes append-only, or let the measures merge by finish."

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from sqlglot import exp
 
-from lockstep.derive.trying import Kinds, can_fail, null_if_failed, tried, without_labels
+from lockstep.derive.trying import Kinds, can_fail, null_if_failed, tried
 
 WHOLE = "DECIMAL(38, 0)"  # of sums of whole numbers; HUGEINT would become DOUBLE in Parquet
 DIGITS = 27  # of a row
@@ -86,19 +86,6 @@ def guarded(value: exp.Expr, kinds: Kinds, scale: int) -> tuple[exp.Expr, Size]:
     computed = null_if_failed(exp.Struct(expressions=[named]))
     number = exp.cast(exp.func("STRUCT_EXTRACT", computed.copy(), exp.Literal.string(_COMPUTED)), to)
     return exp.Case(ifs=[exp.If(this=computed.is_(exp.null()), true=_too_large(scale, to))], default=number), size
-
-
-def as_written(value: exp.Expr) -> exp.Expr:
-    """A copy of an expression as it was before `guarded` and `tried`, for people to read."""
-    holder = exp.Paren(this=value.copy())
-    for case in list(holder.find_all(exp.Case)):
-        computed = case.args["ifs"][0].this.find(exp.PropertyEQ)
-        if computed is not None and computed.name == _COMPUTED:
-            case.replace(computed.expression.this.copy())
-    for attempt in list(holder.find_all(exp.Anonymous)):
-        if attempt.name.upper() == "TRY":
-            attempt.replace(attempt.expressions[0].copy())
-    return without_labels(holder.this)
 
 
 def size_of(value: exp.Expr, kinds: Kinds) -> Size:
