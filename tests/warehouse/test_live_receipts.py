@@ -88,7 +88,8 @@ def test_every_domain_passes_with_all_kinds_of_changes_in_the_tail(home: Path) -
     assert mine["cells_compared"] == cells
     with warehouse.reader(home) as connection:
         stored = connection.execute("SELECT domain, position, verdict FROM reconcile.live_receipts").fetchall()
-    assert sorted(stored) == sorted((domain, position, "passed") for domain in load())
+    of_the_run = [("route_performance", position - 10, "passed")]  # after its nightly receipt: it joins changing tables
+    assert sorted(stored) == sorted([*of_the_run, *((domain, position, "passed") for domain in load())])
 
 
 def test_what_lands_while_it_is_compared_is_on_neither_side(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,6 +229,6 @@ def test_they_are_listed_with_the_others(home: Path) -> None:
     assert listed.exit_code == 0
     assert "rebuild = increments" in listed.output
     assert "query = live figures" in listed.output
-    [row] = json.loads(CliRunner().invoke(cli, ["receipts", "--live", "--json"]).output)
+    *_, row = json.loads(CliRunner().invoke(cli, ["receipts", "--live", "--json"]).output)
     assert (row["domain"], row["verdict"], row["figures"]) == ("orders", "passed", "mart.orders")
     assert "leave out one" in str(CliRunner().invoke(cli, ["receipts", "--live", "--source"]).exception)

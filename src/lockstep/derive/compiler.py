@@ -331,7 +331,9 @@ class _Cells:
             if counted and not _is_exact(kind):
                 there = exp.If(this=exp.paren(summand.copy()).is_(exp.Null()).not_(), true=exp.Literal.number(1))
                 return self._measure(exp.Case(ifs=[there]), counted)
-            self._held[held] = _kept(len(self._held) + 1, summand, kind)
+            kept = _kept(len(self._held) + 1, summand, kind)
+            is_there = all(_is_there(substituted(summand, product.columns)) for product in self._products)
+            self._held[held] = replace(kept, count=ROWS) if is_there else kept
         return self._held[held]
 
 
@@ -343,6 +345,15 @@ def _kept(number: int, summand: exp.Expr, kind: str) -> Measure:
     decimal = re.fullmatch(_DECIMAL, kind)
     scale = int(decimal[1]) if decimal else 0
     return Measure(f"{PREFIX}s{number}", f"{PREFIX}m{number}", scale, decimal is not None)
+
+
+def _is_there(value: exp.Expr) -> bool:
+    """Whether a value is a constant in each of its cases, so that it is never NULL."""
+    value = value.unnest()
+    if isinstance(value, exp.Case):
+        cases = [*(case.args["true"] for case in value.args["ifs"]), value.args.get("default")]
+        return all(case is not None and _is_there(case) for case in cases)
+    return isinstance(value, exp.Literal)
 
 
 def _is_null(value: exp.Expr) -> bool:

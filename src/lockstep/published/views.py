@@ -97,6 +97,8 @@ class Views(Parts):
             if self.contracts[short].is_finished:  # the base is all hours
                 return sql.item(self.cells.split("SEMI", short, _diffs_of(short), f"{cut} AS log_hour, "))
             return sql.item(f"(SELECT {cut} AS log_hour, * FROM {self.cells.fold(short)} WHERE FALSE)")  # in the base
+        if model.schema == "tail" and schema == "signed":  # each term of the join reads it
+            return sql.item(shared.name(f"{name} in the tail", self.query(read, lives, shared)))
         if model.schema not in ("diffs", "tail") and schema in ("signed", "diffs", "tail", "hourly"):
             raise UnpublishableError(
                 f"{model.name} reads {name}, which a published file has only from the published cut on, or up to it. "
