@@ -1,7 +1,8 @@
 """The 22 queries of TPC-H, derived unchanged, and equal to the queries as written at each cut of a log.
 
 The log has the refresh functions RF1 and RF2, updates of what queries join on, group by and add up, and changed keys.
-Its rows as of each cut are what plain DuckDB says after the same statements.
+Its rows as of each cut are what plain DuckDB says after the same statements. The answer to each query changes between
+cuts.
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ UPDATE customer SET c_custkey = c_custkey + 1000000 WHERE c_custkey % 90 = {i};
 UPDATE partsupp SET ps_supplycost = ps_supplycost * 1.01, ps_availqty = ps_availqty + 1 WHERE ps_partkey % 20 < {i};
 UPDATE supplier SET s_nationkey = (s_nationkey + {i}) % 25 WHERE s_suppkey % 10 = {i};
 UPDATE part SET p_type = 'PROMO ' || p_type, p_size = 50 - p_size WHERE p_partkey % 25 = {i};
+UPDATE part SET p_brand = 'Brand#23', p_container = 'MED BOX', p_type = 'ECONOMY ANODIZED STEEL'
+  WHERE p_partkey % 40 = {i} + 10;
 DELETE FROM supplier WHERE s_suppkey % 50 = {i};
 """
 
@@ -138,13 +141,14 @@ def test_a_query_of_tpch_at_each_cut(tpch: tuple[duckdb.DuckDBPyConnection, Cata
     for hour in HOURS:
         fold("hourly", hour - 1, hour)
     fold("at_once", 0, HOURS[-1])
-    compared = 0
+    answers = []
     for hour in (0, *HOURS):
         connection.execute(f"USE at_{hour}")
         try:
             expected = sorted(connection.execute(query).fetchall(), key=repr)
         finally:
             connection.execute("USE main")
+        answers.append(expected)
         for folded in ("hourly", "at_once"):
             connection.execute(
                 f"CREATE OR REPLACE TEMP TABLE cells AS SELECT {', '.join([*keys, *sums])} FROM {folded} WHERE hour "
@@ -155,5 +159,4 @@ def test_a_query_of_tpch_at_each_cut(tpch: tuple[duckdb.DuckDBPyConnection, Cata
                 connection.execute(f"CREATE OR REPLACE TEMP TABLE {core.name} AS {of_core}")
             found = connection.execute(derivation.finish.sql("duckdb")).fetchall()
             assert sorted(found, key=repr) == expected, (folded, hour)
-        compared += len(expected)
-    assert compared or number in (2, 17, 20)  # these have no rows at this scale
+    assert any(expected != answers[0] for expected in answers), "the log changes nothing that the query sees"
