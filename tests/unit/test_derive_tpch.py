@@ -1,18 +1,27 @@
-"""The 22 queries of TPC-H, derived unchanged, and equal to the queries as written at each cut of a log.
+"""The 22 queries of TPC-H, derived and recomputed unchanged: at each cut of a log equal to the queries as written.
 
 The log has the refresh functions RF1 and RF2, updates of what queries join on, group by and add up, and changed keys.
-Its rows as of each cut are what plain DuckDB says after the same statements.
+Its rows as of each cut are what plain DuckDB says after the same statements. The answer to each query changes between
+cuts.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import duckdb
 import pytest
 from sqlglot import exp, parse_one
 
+from lockstep.contracts import Contract
 from lockstep.derive import Catalog, SignedRows, Table, as_core, derive
+from lockstep.derive.repeatable import require_repeatable
+from lockstep.mirror import Mirror
+from lockstep.recomputed import Recomputed, recomputed_of
+from lockstep.schema import TABLES, declared
 from lockstep.serve import extension
 
 KEYS = {
@@ -46,6 +55,8 @@ UPDATE customer SET c_custkey = c_custkey + 1000000 WHERE c_custkey % 90 = {i};
 UPDATE partsupp SET ps_supplycost = ps_supplycost * 1.01, ps_availqty = ps_availqty + 1 WHERE ps_partkey % 20 < {i};
 UPDATE supplier SET s_nationkey = (s_nationkey + {i}) % 25 WHERE s_suppkey % 10 = {i};
 UPDATE part SET p_type = 'PROMO ' || p_type, p_size = 50 - p_size WHERE p_partkey % 25 = {i};
+UPDATE part SET p_brand = 'Brand#23', p_container = 'MED BOX', p_type = 'ECONOMY ANODIZED STEEL'
+  WHERE p_partkey % 40 = {i} + 10;
 DELETE FROM supplier WHERE s_suppkey % 50 = {i};
 """
 
@@ -138,13 +149,14 @@ def test_a_query_of_tpch_at_each_cut(tpch: tuple[duckdb.DuckDBPyConnection, Cata
     for hour in HOURS:
         fold("hourly", hour - 1, hour)
     fold("at_once", 0, HOURS[-1])
-    compared = 0
+    answers = []
     for hour in (0, *HOURS):
         connection.execute(f"USE at_{hour}")
         try:
             expected = sorted(connection.execute(query).fetchall(), key=repr)
         finally:
             connection.execute("USE main")
+        answers.append(expected)
         for folded in ("hourly", "at_once"):
             connection.execute(
                 f"CREATE OR REPLACE TEMP TABLE cells AS SELECT {', '.join([*keys, *sums])} FROM {folded} WHERE hour "
@@ -155,5 +167,142 @@ def test_a_query_of_tpch_at_each_cut(tpch: tuple[duckdb.DuckDBPyConnection, Cata
                 connection.execute(f"CREATE OR REPLACE TEMP TABLE {core.name} AS {of_core}")
             found = connection.execute(derivation.finish.sql("duckdb")).fetchall()
             assert sorted(found, key=repr) == expected, (folded, hour)
-        compared += len(expected)
-    assert compared or number in (2, 17, 20)  # these have no rows at this scale
+    assert any(expected != answers[0] for expected in answers), "the log changes nothing that the query sees"
+
+
+CHECKPOINTS = {table: (0, 1 + number % 2) for number, table in enumerate(KEYS)}  # the hours after which there is one
+PUBLISHED = 1  # the hour up to which the published rows are folded
+
+
+def end(hour: int) -> str:
+    """The cut after an hour: the first instant that is not in it."""
+    return f"TIMESTAMP '2026-01-01' + TO_HOURS({hour + 1})"
+
+
+@pytest.fixture(scope="module")
+def project(tpch: tuple[duckdb.DuckDBPyConnection, Catalog], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project in which each query is a fact. The connection gets what their SQL reads beside `signed`.
+
+    `published` has the mirrors as of the last hour.
+    """
+    connection, catalog = tpch
+    project = tmp_path_factory.mktemp("tpch")
+    for file in ("config.yaml", "seeds/contracts.csv", "models/rebuild/q1.sql"):
+        (project / file).parent.mkdir(parents=True, exist_ok=True)
+        (project / file).touch()
+    for number in range(1, 23):
+        query = over_source(written(connection, number), catalog).sql("duckdb")
+        model = f"MODEL (name rebuild.q{number}, kind FULL);\n{query}\n"
+        (project / f"models/rebuild/q{number}.sql").write_text(model)
+    tables = []
+    for name, key in KEYS.items():
+        columns = [f"{column} {kind} NOT NULL" for column, kind in catalog[f"source.{name}"].columns.items()]
+        tables.append(f"CREATE TABLE {name} ({', '.join(columns)}, PRIMARY KEY ({', '.join(key)}));\n")
+    (project / "source_schema.sql").write_text("".join(tables))
+    for schema in ("changes", "checkpoints", "ops", "published", "rebuild"):
+        connection.execute(f"CREATE SCHEMA {schema}")
+    keep_checkpoints(connection)
+    connection.execute(f"CREATE TABLE rebuild.cut AS SELECT 'q' || i AS domain, {end(0)} AS cut FROM RANGE(1, 23) t(i)")
+    connection.execute("CREATE TABLE changes.watermark (source_table TEXT, readable_position BIGINT)")
+    connection.executemany("INSERT INTO changes.watermark VALUES (?, 0)", [[name] for name in KEYS])
+    for table in declared(project / "source_schema.sql").values():
+        publish(connection, Mirror(table))
+    return project
+
+
+def keep_checkpoints(connection: duckdb.DuckDBPyConnection) -> None:
+    connection.execute(
+        "CREATE TABLE ops.checkpoints (source_table TEXT, cut TIMESTAMP, partition TEXT, position BIGINT)"
+    )
+    for table, hours in CHECKPOINTS.items():
+        rows = (f"SELECT *, '{hour}' AS __cut FROM at_{hour}.{table}" for hour in hours)
+        connection.execute(f"CREATE TABLE checkpoints.{table} AS {' UNION ALL '.join(rows)}")
+        for hour in hours:
+            connection.execute(f"INSERT INTO ops.checkpoints VALUES (?, {end(hour)}, {hour}, {hour * STEPS})", [table])
+
+
+def publish(connection: duckdb.DuckDBPyConnection, mirror: Mirror) -> None:
+    """The latest images are in a CTE, as in a published file: DuckDB 1.5.5 cannot bind query 22 if they are not."""
+    name, keys = mirror.table.name, ", ".join(mirror.table.key)
+    before, after = (f"(FROM signed.{name} WHERE __weight = {weight} AND __position > 0)" for weight in (-1, 1))
+    connection.execute(
+        f"CREATE TABLE changes.{name} AS SELECT __position AS position, before, after FROM {before} AS before "
+        f"FULL JOIN {after} AS after USING (__position, {keys})"
+    )
+    folded, tail = (
+        f"WITH latest AS ({mirror.latest(f'SELECT * FROM changes.{name} WHERE position {hours} {PUBLISHED * STEPS}')})"
+        for hours in ("<=", ">")
+    )
+    rows = mirror.merged(f"({mirror.rows(f'at_0.{name}')})", "latest")
+    connection.execute(f"CREATE TABLE published.folded_{name} AS {folded} {rows}")
+    connection.execute(f"CREATE VIEW published.{name} AS {tail} {mirror.merged(f'published.folded_{name}', 'latest')}")
+
+
+def recomputed(number: int) -> Recomputed:
+    """The fact as its models have it. Of a contract only the domain and the tables matter here."""
+    return recomputed_of(
+        Contract(
+            domain=f"q{number}",
+            owner="sales",
+            mode="live",
+            horizon_minutes=60,
+            freshness_seconds=60,
+            shadow_days=3,
+            passes_to_return=2,
+            receipt_hours=50,
+            on_bad_event="hold",
+            source_table="lineitem",
+            source_key=KEYS["lineitem"],
+            sources=tuple(KEYS),
+            reads=(),
+            grain=(),
+            all_measures=(),
+        )
+    )
+
+
+def answer(
+    connection: duckdb.DuckDBPyConnection, query: str, order: list[str], hour: int, schema: str = "main"
+) -> tuple[list[Any], Counter[str]]:
+    """What a query after an hour is ordered by, in its order; and its rows, however they are ordered."""
+    connection.execute(f"UPDATE rebuild.cut SET cut = {end(hour)}")
+    connection.execute(f"UPDATE changes.watermark SET readable_position = {hour * STEPS}")
+    connection.execute(f"USE {schema}")
+    try:
+        found = connection.execute(query)
+        names = [name for name, *_ in found.description or ()]
+        rows = found.fetchall()
+    finally:
+        connection.execute("USE main")
+    return [[row[names.index(name)] for name in order] for row in rows], Counter(map(repr, rows))
+
+
+@pytest.mark.parametrize("number", range(1, 23))
+def test_a_query_of_tpch_recomputed_at_each_cut(
+    tpch: tuple[duckdb.DuckDBPyConnection, Catalog], project: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over the rows that the receipt adds up, over those of this moment, and at the last cut over the published ones.
+
+    Rows are those of a table's newest checkpoint and the changes since. The receipt of a cut takes an earlier one; at
+    the first cut there is none, and it adds up all changes.
+    """
+    connection, catalog = tpch
+    query = written(connection, number)
+    monkeypatch.chdir(project)
+    monkeypatch.setattr(TABLES, "_found", declared(project / "source_schema.sql"))
+    fact = recomputed(number)
+    require_repeatable(fact.query, catalog)
+    ordered = fact.query.args.get("order")
+    order = [by.this.name for by in ordered.expressions] if ordered else []
+    expected = {hour: answer(connection, query, order, hour, f"at_{hour}") for hour in (0, *HOURS)}
+    assert any(expected[hour] != expected[0] for hour in HOURS), "the log changes nothing that the query sees"
+    published = {name: f"SELECT {', '.join(columns)} FROM published.{name}" for name, columns in fact.columns.items()}
+    for way, sql, rows, hours in (
+        ("receipt", fact.at_cut(), {}, (0, *HOURS)),
+        ("live", fact.now(), fact.rows_now(), (0, *HOURS)),
+        ("published", fact.now(), published, HOURS[-1:]),
+    ):
+        for table, of_table in rows.items():
+            connection.execute(f"CREATE OR REPLACE VIEW state.q{number}__{table} AS {of_table}")
+        for hour in hours:
+            assert answer(connection, sql, order, hour) == expected[hour], (way, hour)

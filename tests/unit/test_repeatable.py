@@ -36,6 +36,17 @@ def check(query: str) -> None:
         ("SELECT o.id FROM source.orders AS o TABLESAMPLE 10%", "SAMPLE"),
         ("SELECT * FROM source.orders", "Name the columns."),
         ("SELECT c.region, o.* FROM source.customers AS c JOIN source.orders AS o USING (id)", "Name the columns."),
+        ("SELECT id FROM source.customers WHERE EXISTS (SELECT DISTINCT * FROM source.orders OFFSET 1)", "Name the"),
+        (
+            "SELECT id FROM source.customers WHERE EXISTS (SELECT * FROM source.orders GROUP BY ALL)",
+            "Name the columns.",
+        ),
+        ("SELECT id FROM source.customers WHERE EXISTS (SELECT UNNEST([COLUMNS(*)]) FROM source.orders)", "Name the"),
+        ("SELECT id FROM source.customers WHERE EXISTS (FROM source.orders EXCEPT FROM source.customers)", "Name the"),
+        (
+            "SELECT id FROM source.customers WHERE EXISTS (SELECT id FROM (FROM source.orders) AS o)",
+            "Name the columns.",
+        ),
         ("SELECT region FROM source.orders NATURAL JOIN source.customers", "NATURAL JOIN"),
         ("SELECT DISTINCT ON (region) region, id FROM source.orders", "DISTINCT ON without ORDER BY"),
         ("SELECT id, ROW_NUMBER() OVER (PARTITION BY region) AS n FROM source.orders", "in which order it goes"),
@@ -65,6 +76,8 @@ def test_what_gives_other_figures_is_refused(query: str, said: str) -> None:
         "SELECT DISTINCT ON (region) region, id FROM source.orders ORDER BY region, id",
         "SELECT id, SUM(cents) OVER (PARTITION BY region) AS all_cents FROM source.orders",
         "SELECT r.*, (SELECT COUNT(*) FROM source.orders) AS n FROM seeds.regions AS r",
+        "SELECT id FROM source.customers AS c WHERE EXISTS (SELECT * FROM source.orders AS o WHERE o.id = c.id)",
+        "SELECT id FROM source.customers AS c WHERE NOT EXISTS (SELECT o.* FROM source.orders AS o WHERE o.id = c.id)",
         "SELECT CASE WHEN cents < 0 THEN ERROR('negative') ELSE 'x' END AS x FROM source.orders",
     ],
 )

@@ -35,7 +35,8 @@ def require_repeatable(query: exp.Query, catalog: Catalog) -> None:
         joins = select.args.get("joins") or ()
         tables = [part.this for part in (select.args.get("from_"), *joins) if part]
         moving = [t for t in tables if isinstance(t, exp.Table) and _is_moving(t, catalog)]
-        stars = (s for e in select.expressions for s in e.find_all(exp.Star) if not isinstance(s.parent, exp.Count))
+        listed = [e for e in select.expressions if not (e.is_star and _is_asked_for_existence(select))]
+        stars = (s for e in listed for s in e.find_all(exp.Star) if not isinstance(s.parent, exp.Count))
         if moving and (star := next(stars, None)):
             raise Refused(f"* of {moving[0].sql('duckdb')}", star, "Name the columns.")
         for join in joins:
@@ -75,6 +76,11 @@ def require_repeatable(query: exp.Query, catalog: Catalog) -> None:
 def _is_moving(table: exp.Table, catalog: Catalog) -> bool:
     found = catalog.get(f"{table.db}.{table.name}")
     return found is not None and not found.is_static
+
+
+def _is_asked_for_existence(select: exp.Select) -> bool:
+    """Whether only EXISTS reads a query, and which rows there are does not depend on the columns that it selects."""
+    return isinstance(select.parent, exp.Exists) and not select.args.get("distinct") and not select.args.get("group")
 
 
 @functools.cache
