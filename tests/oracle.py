@@ -71,7 +71,7 @@ DOMAINS = {
         ),
         reads=("vehicle_positions",),
         folded=(
-            tuple(f"__k{number}_0" for number in range(1, 9)),
+            ("__k", *(f"__k{number}_0" for number in range(1, 4)), *(f"__k{number}_1" for number in range(1, 7))),
             ("__n", *(f"__s{number}_0" for number in range(1, 6))),
         ),
     ),
@@ -275,20 +275,23 @@ class Oracle:
             )
 
     def _route_parts(self, cut: datetime | None) -> Iterable[tuple[Cell, Values]]:
-        """What the increments of routes count: all of a route in one cell, but for its driver and each open stop."""
+        """What the increments of routes count: all that there is of a route, and in cells of their own open stops."""
+
+        def of_route(route_id: int, driver_id: Any = None, service_date: Any = None) -> Cell:
+            return (0, route_id, driver_id, service_date, *(None,) * 6)
+
         windows = self._windows(cut)
         for r in self.rows("routes", cut):
-            yield (r["route_id"], r["driver_id"], r["service_date"], *(None,) * 5), (1, 0, 0, 0, 0, 0)
+            yield of_route(r["route_id"], r["driver_id"], r["service_date"]), (1, 0, 0, 0, 0, 0)
         for s in self.rows("route_stops", cut):
-            ahead = (None,) * 5
-            if s["completed_at"] is None:
-                ahead = (s["stop_number"], s["planned_arrival_at"], windows.get(s["shipment_id"]), *_place(s))
             done, on_time = int(s["completed_at"] is not None), int(_is_on_time(s))
-            yield (s["route_id"], None, None, *ahead), (1, 1, done, on_time, 0, 0)
+            yield of_route(s["route_id"]), (1, 1, done, on_time, 0, 0)
+            if not done:
+                names = ("route_id", "stop_number", "planned_arrival_at", "latitude", "longitude")
+                yield (1, *(None,) * 3, *(s[name] for name in names), windows.get(s["shipment_id"])), (1, *(0,) * 5)
         for p in self.rows("shipments", cut):
             if p["route_id"] is not None:
-                on_board = int(p["status"] == "out_for_delivery")
-                yield (p["route_id"], *(None,) * 7), (1, 0, 0, 0, 1, on_board)
+                yield of_route(p["route_id"]), (1, 0, 0, 0, 1, int(p["status"] == "out_for_delivery"))
 
     def _routes(self, cut: datetime | None) -> Cells:
         """Each route that any row knows, with the first of its stops that is not completed."""

@@ -1,5 +1,5 @@
 /* How far each route is: its stops and its parcels, and the first stop that is not completed, with the promised window of its shipment.
-   Of completed stops only counts are kept. Drivers and their positions move all the time and join on reading, in mart.routes. */
+   Drivers and their positions move all the time and join on reading, in mart.routes. */
 MODEL (
   name rebuild.route_performance,
   kind FULL,
@@ -20,11 +20,6 @@ WITH parts AS (
     route_id,
     driver_id,
     service_date,
-    NULL::INT AS open_stop_number,
-    NULL::TIMESTAMP AS planned_arrival_at,
-    NULL::TIMESTAMP AS window_to_at,
-    NULL::DOUBLE AS latitude,
-    NULL::DOUBLE AS longitude,
     0 AS stops_planned,
     0 AS stops_done,
     0 AS stops_on_time,
@@ -33,39 +28,20 @@ WITH parts AS (
   FROM source.routes
   UNION ALL
   SELECT
-    stops.route_id,
+    route_id,
     NULL::BIGINT AS driver_id,
     NULL::DATE AS service_date,
-    CASE WHEN stops.completed_at IS NULL THEN stops.stop_number END AS open_stop_number,
-    CASE WHEN stops.completed_at IS NULL THEN stops.planned_arrival_at END AS planned_arrival_at,
-    CASE
-      WHEN stops.completed_at IS NULL AND NOT shipments.route_id IS NULL
-      THEN shipments.window_to_at
-    END AS window_to_at,
-    CASE WHEN stops.completed_at IS NULL THEN stops.latitude END AS latitude,
-    CASE WHEN stops.completed_at IS NULL THEN stops.longitude END AS longitude,
     1 AS stops_planned,
-    CASE WHEN NOT stops.completed_at IS NULL THEN 1 ELSE 0 END AS stops_done,
-    CASE
-      WHEN @is_on_time(stops.completed_at, stops.planned_arrival_at)
-      THEN 1
-      ELSE 0
-    END AS stops_on_time,
+    CASE WHEN NOT completed_at IS NULL THEN 1 ELSE 0 END AS stops_done,
+    CASE WHEN @is_on_time(completed_at, planned_arrival_at) THEN 1 ELSE 0 END AS stops_on_time,
     0 AS parcels,
     0 AS parcels_on_board
-  FROM source.route_stops AS stops
-  LEFT JOIN source.shipments AS shipments
-    ON shipments.shipment_id = stops.shipment_id
+  FROM source.route_stops
   UNION ALL
   SELECT
     route_id,
     NULL::BIGINT AS driver_id,
     NULL::DATE AS service_date,
-    NULL::INT AS open_stop_number,
-    NULL::TIMESTAMP AS planned_arrival_at,
-    NULL::TIMESTAMP AS window_to_at,
-    NULL::DOUBLE AS latitude,
-    NULL::DOUBLE AS longitude,
     0 AS stops_planned,
     0 AS stops_done,
     0 AS stops_on_time,
@@ -74,17 +50,11 @@ WITH parts AS (
   FROM source.shipments
   WHERE
     NOT route_id IS NULL
-), stops AS (
+), totals AS (
   SELECT
     route_id,
-    driver_id,
-    service_date,
-    open_stop_number,
-    planned_arrival_at,
-    window_to_at,
-    latitude,
-    longitude,
-    MIN(open_stop_number) OVER (PARTITION BY route_id) AS next_stop_number,
+    MAX(driver_id) AS driver_id,
+    MAX(service_date) AS service_date,
     SUM(stops_planned) AS stops_planned,
     SUM(stops_done) AS stops_done,
     SUM(stops_on_time) AS stops_on_time,
@@ -92,33 +62,37 @@ WITH parts AS (
     SUM(parcels_on_board) AS parcels_on_board
   FROM parts
   GROUP BY
-    1,
-    2,
-    3,
-    4,
-    5,
-    6,
-    7,
-    8
+    1
+), next_stops AS (
+  SELECT
+    stops.route_id,
+    stops.stop_number,
+    stops.planned_arrival_at,
+    stops.latitude,
+    stops.longitude,
+    CASE WHEN NOT shipments.route_id IS NULL THEN shipments.window_to_at END AS window_to_at
+  FROM source.route_stops AS stops
+  LEFT JOIN source.shipments AS shipments
+    ON shipments.shipment_id = stops.shipment_id
+  WHERE
+    stops.completed_at IS NULL
+  QUALIFY
+    ROW_NUMBER() OVER (PARTITION BY stops.route_id ORDER BY stops.stop_number) = 1
 )
 SELECT
-  route_id::BIGINT AS route_id, /* Route */
-  MAX(driver_id)::BIGINT AS driver_id, /* Driver; NULL while only its stops are known */
-  MAX(service_date)::TIMESTAMP AS service_date, /* Day of the route, at midnight; NULL while only its stops are known */
-  SUM(stops_planned)::BIGINT AS stops_planned, /* Stops */
-  SUM(stops_done)::BIGINT AS stops_done, /* Completed stops */
-  SUM(stops_on_time)::BIGINT AS stops_on_time, /* Stops completed within 15 minutes of their planned arrival */
-  SUM(parcels)::BIGINT AS parcels, /* Shipments on the route */
-  SUM(parcels_on_board)::BIGINT AS parcels_on_board, /* Shipments out for delivery */
-  MIN(open_stop_number)::BIGINT AS next_stop_number, /* First stop that is not completed; NULL when all are */
-  MAX(planned_arrival_at) FILTER(WHERE
-    open_stop_number = next_stop_number)::TIMESTAMP AS planned_arrival_at, /* Planned arrival there */
-  MAX(window_to_at) FILTER(WHERE
-    open_stop_number = next_stop_number)::TIMESTAMP AS window_to_at, /* End of its promised window; NULL if the shipment is on no route */
-  MAX(latitude) FILTER(WHERE
-    open_stop_number = next_stop_number)::DOUBLE AS stop_latitude, /* Where it is, degrees */
-  MAX(longitude) FILTER(WHERE
-    open_stop_number = next_stop_number)::DOUBLE AS stop_longitude /* Where it is, degrees */
-FROM stops
-GROUP BY
-  1
+  totals.route_id::BIGINT AS route_id, /* Route */
+  totals.driver_id::BIGINT AS driver_id, /* Driver; NULL while only its stops are known */
+  totals.service_date::TIMESTAMP AS service_date, /* Day of the route, at midnight; NULL while only its stops are known */
+  totals.stops_planned::BIGINT AS stops_planned, /* Stops */
+  totals.stops_done::BIGINT AS stops_done, /* Completed stops */
+  totals.stops_on_time::BIGINT AS stops_on_time, /* Stops completed within 15 minutes of their planned arrival */
+  totals.parcels::BIGINT AS parcels, /* Shipments on the route */
+  totals.parcels_on_board::BIGINT AS parcels_on_board, /* Shipments out for delivery */
+  next_stops.stop_number::BIGINT AS next_stop_number, /* First stop that is not completed; NULL when all are */
+  next_stops.planned_arrival_at::TIMESTAMP AS planned_arrival_at, /* Planned arrival there */
+  next_stops.window_to_at::TIMESTAMP AS window_to_at, /* End of its promised window; NULL if the shipment is on no route */
+  next_stops.latitude::DOUBLE AS stop_latitude, /* Where it is, degrees */
+  next_stops.longitude::DOUBLE AS stop_longitude /* Where it is, degrees */
+FROM totals
+LEFT JOIN next_stops
+  ON next_stops.route_id = totals.route_id

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable
 
 GENERATED = "__"  # the prefix of every column that a model generates: no column of the log has it
 KEY_OF_CELLS = f"{GENERATED}k"  # how the keys of cells begin that a query with a finish is compiled to
+CORE = KEY_OF_CELLS  # in cells of several cores: which of them
 GENERATED_COLUMNS = ("_position", "_committed_at", "_op")  # of append-only tables in `source`
 LAST_BY = ("latest_at", "latest_position")  # the last row of a group is the one that is greatest in these two columns
 EXTRA = "extra"  # the column of every image that holds, as JSON, the columns that the declaration leaves out

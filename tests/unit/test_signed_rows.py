@@ -357,6 +357,27 @@ def test_people_read_what_a_left_join_adds_up() -> None:
 LARGE = 2**63 - 1
 
 
+def test_all_parts_of_several_sets_of_cells_have_one_type(log: duckdb.DuckDBPyConnection) -> None:
+    """DuckDB prints the parts of a UNION ALL nested otherwise, and casts them by how they are nested."""
+    query = (
+        "SELECT t.region, t.total, u.n FROM (SELECT region, SUM(amount) AS total FROM source.orders GROUP BY 1) AS t "
+        "LEFT JOIN (SELECT o.region, COUNT(DISTINCT s.n) AS n FROM source.orders AS o JOIN source.stops AS s "
+        "ON s.id = o.id GROUP BY 1) AS u ON u.region = t.region"
+    )
+    rows = SignedRows.of_cells(derive(query, CATALOG).cores, CATALOG)
+    [union] = (subquery.this for subquery in rows.all().find_all(exp.Subquery) if subquery.alias == "signed_rows")
+    parts = []
+    while isinstance(union, exp.Union):
+        parts.append(union.expression)
+        union = union.this
+    types = {
+        tuple(t for _, t, *_ in log.execute(f"DESCRIBE {part.sql('duckdb')}").fetchall()) for part in (*parts, union)
+    }
+    assert len(parts) > 0
+    assert len(types) == 1
+    assert "NULL" not in rows.all().sql("duckdb").replace("CAST(NULL AS", "").replace("IS NULL", "")
+
+
 def sums_of(log: duckdb.DuckDBPyConnection, kind: str, images: list[tuple[int, Any]], query: str, to: str) -> Any:
     """The sum of signed rows, as it is kept, and whether it is a figure."""
     log.execute(

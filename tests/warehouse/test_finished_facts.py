@@ -222,6 +222,16 @@ def test_the_finish_is_shown(place: Place) -> None:
     assert "The figures (live.shares): the finish over these" in explained
 
 
+def test_a_change_touches_the_cells_with_its_keys_alone(place: Place) -> None:
+    """Of two sets of cells each has keys of its own, NULL in the other: by what both have, a change would touch all."""
+    with duckdb.connect(str(place.home / "analytics.duckdb"), read_only=True) as reader:
+        [(view,)] = reader.execute(
+            "SELECT sql FROM duckdb_views() WHERE schema_name = 'live' AND view_name = 'shares'"
+        ).fetchall()
+    compared = set(re.findall(r"cells\.(\w+) (?:=|IS NOT DISTINCT FROM) moved\.", view))
+    assert compared == {"__k", "__k1_1"}  # the first set is a single cell, without a key
+
+
 def test_what_a_fact_costs_is_measured(place: Place) -> None:
     publish.publish(place.home)
     shown = json.loads(call("lockstep", "facts", "--measure", "--json", cwd=place.project).stdout)

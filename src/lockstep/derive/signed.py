@@ -28,8 +28,8 @@ from lockstep.derive.refusals import NotLinear, Refused
 from lockstep.derive.sizes import DIGITS, WHOLE, Size, guarded, is_a_figure, is_large, widest
 from lockstep.derive.trying import tried
 from lockstep.derive.ungrouped import ungrouped
+from lockstep.names import CORE, GENERATED_COLUMNS
 from lockstep.names import GENERATED as PREFIX
-from lockstep.names import GENERATED_COLUMNS
 
 # Schemas of what a derived query reads in place of a table of `source`, with the table's columns and those carried.
 SIGNED = "signed"  # all its signed rows
@@ -45,7 +45,6 @@ _CARRIED = {
 }
 _GROUPED = ("group", "having", "qualify", "distinct", "limit", "offset", "order")
 
-CORE = f"{PREFIX}k"  # in cells of several cores: which of them
 _Factor = tuple[str, str, tuple[str, ...]]  # an alias, its table, and the schemas whose relations together are meant
 
 
@@ -171,7 +170,8 @@ class SignedRows:
                 parts.append((term.product, columns))
         found._columns += measured
         nothing = {("", name): exp.Null() for name in found._names}
-        found._products = [replace(product, columns={**nothing, **columns}) for product, columns in parts]
+        products = [replace(product, columns={**nothing, **columns}) for product, columns in parts]
+        found._products = _of_one_type(products, found._names, Types(catalog))
         found._require_moving()
         return found
 
@@ -408,6 +408,24 @@ def _flattened(query: exp.Query, catalog: Catalog, types: Types) -> list[Product
         return Flattener(catalog, types).query(normal(query, catalog, types), "")
     except NotLinear as e:
         raise Refused(_shown(str(e)), None, _LINEAR) from None
+
+
+def _of_one_type(products: Sequence[Product], names: Sequence[str], types: Types) -> list[Product]:
+    """The products with their columns cast to what a UNION ALL of them would cast them to.
+
+    DuckDB puts such casts between parts of a UNION ALL, by how it is nested, and prints it nested otherwise: so a
+    published view would not be the query that was planned.
+    """
+    sides = [(product.all_tables(), [product.columns["", name] for name in names]) for product in products]
+    common = types.of_union(sides)
+    found = []
+    for product, (tables, values) in zip(products, sides, strict=True):
+        columns = {
+            ("", name): exp.cast(value, to, dialect="duckdb") if own != to or isinstance(value, exp.Null) else value
+            for name, value, own, to in zip(names, values, types.of(tables, values), common, strict=True)
+        }
+        found.append(replace(product, columns={**product.columns, **columns}))
+    return found
 
 
 def _tried(product: Product, types: Types) -> Product:

@@ -8,13 +8,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from lockstep.contracts import Contract
 from lockstep.mirror import Mirror
-from lockstep.names import GENERATED, KEY_OF_CELLS
+from lockstep.names import CORE, GENERATED, KEY_OF_CELLS
 from lockstep.published import sql
 from lockstep.published.cuts import Cuts
 from lockstep.published.file import NEVER, File, Shared, Stored, time
@@ -32,9 +32,7 @@ class Cells:
     cuts: Cuts
     log: Log
     contracts: Mapping[str, Contract]
-    _filled: dict[str, list[str]] = field(
-        default_factory=dict
-    )  # by domain the columns of its grain that are never NULL
+    _same: dict[str, list[str]] = field(default_factory=dict)  # by domain, when a cell counts as touched
 
     def _contract_of_cells(self, contract: Contract) -> Contract:
         """The contract with the grain of the cells that are merged, be it below a finish."""
@@ -127,10 +125,24 @@ class Cells:
             self.file.run(f"DELETE FROM {name} WHERE rowid IN (SELECT row FROM {touched})")
             self.file.run(f"INSERT INTO {name} BY NAME FROM merged")
         self.file.stored[name] = Stored(definition, {self.cuts.of[domain]: None})
-        counts = ", ".join(f"COUNT(*) = COUNT({quoted(g)}) AS {quoted(g)}" for g in contract.grain)
-        [is_filled] = self.file.rows(f"SELECT {counts} FROM {name}")
-        self._filled[domain] = [g for g in contract.grain if is_filled[g]]
+        self._same[domain] = self._agreement(name, contract.grain)
         return name
+
+    def _agreement(self, name: str, grain: Sequence[str]) -> list[str]:
+        """In which columns a cell agrees with what touches it: those that are never NULL.
+
+        Of several sets of cells each has keys of its own, which are NULL in the others: so the first key of each, too.
+        Without them any change of a set would touch all of its cells.
+        """
+        counts = ", ".join(f"COUNT(*) = COUNT({quoted(g)}) AS {quoted(g)}" for g in grain)
+        by_set = f" GROUP BY {quoted(CORE)}" if CORE in grain else ""
+        sets = self.file.rows(f"SELECT {counts} FROM {name}{by_set}")
+        compared = {g: "=" for g in grain if all(filled[g] for filled in sets)}
+        for filled in sets:
+            own = [g for g in grain if filled[g] and g != CORE]
+            if own:
+                compared.setdefault(own[0], "IS NOT DISTINCT FROM")
+        return [f"cells.{quoted(g)} {same} moved.{quoted(g)}" for g, same in compared.items()]
 
     @staticmethod
     def _joined(kind: str, contract: Contract, cells: str, more: str = "") -> str:
@@ -145,7 +157,7 @@ class Cells:
         NULL, for DuckDB prunes by an equality what it reads.
         """
         cells = self.fold(domain)
-        same = " AND ".join(f"cells.{quoted(g)} = moved.{quoted(g)}" for g in self._filled[domain]) or "TRUE"
+        same = " AND ".join(self._same[domain]) or "TRUE"
         return f"(SELECT {more}cells.* FROM {cells} AS cells {kind} JOIN {moved} AS moved ON {same})"
 
     def no_diffs(self, domain: str) -> str:
