@@ -287,7 +287,7 @@ def _prove(home: Path) -> bool:
             for name, ours, recount in witness.figures:
                 queries: tuple[tuple[str, Row], ...] = (
                     (f"SELECT {ours} FROM rebuild.{domain}", {}),
-                    (f"SELECT {ours} FROM hourly.{domain} WHERE log_hour < $cut", {"cut": cut}),
+                    (f"SELECT {ours} FROM reconcile.{domain}_added_up", {}),  # the hours before the cut
                     (f"SELECT {recount} FROM {last}", {"until": cut - timedelta(microseconds=1)}),
                     (f"SELECT {ours} FROM live.{domain}", {}),
                     (f"SELECT {recount} FROM {last}", {"until": now}),

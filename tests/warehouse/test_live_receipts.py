@@ -18,7 +18,7 @@ import pytest
 from click.testing import CliRunner
 
 from company import UNTIL, two_days
-from lockstep import alerts, changelog, live_receipts, operate, publish, warehouse
+from lockstep import alerts, changelog, demo, live_receipts, operate, publish, warehouse
 from lockstep.cli import cli
 from lockstep.contracts import load
 from lockstep.errors import LockstepError
@@ -232,3 +232,10 @@ def test_they_are_listed_with_the_others(home: Path) -> None:
     *_, row = json.loads(CliRunner().invoke(cli, ["receipts", "--live", "--json"]).output)
     assert (row["domain"], row["verdict"], row["figures"]) == ("orders", "passed", "mart.orders")
     assert "leave out one" in str(CliRunner().invoke(cli, ["receipts", "--live", "--source"]).exception)
+
+
+def test_the_demo_proves_every_domain(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its last step, with changes in the tail: hours, rebuild and live figures beside a recount of the log."""
+    sell(home, 1)
+    assert demo._prove(home)
+    assert capsys.readouterr().out.count(" equal") == sum(len(w.figures) for w in demo.WITNESSES.values())
