@@ -104,15 +104,17 @@ WINDOWS = [
 ]
 
 
+def fill(draw: st.DrawFn, source: Source, templates: list[str]) -> str:
+    """One of the templates, about columns of the source."""
+    texts, numbers = draw(st.sampled_from(source.texts)), draw(st.sampled_from(source.numbers))
+    return draw(st.sampled_from(templates)).format(t=texts, n=f"({numbers})", i=source.id)
+
+
 @st.composite
 def queries(draw: st.DrawFn) -> str:
     """Groups of a source."""
     source = draw(st.sampled_from(SOURCES))
-
-    def filled(templates: list[str]) -> str:
-        texts, numbers = draw(st.sampled_from(source.texts)), draw(st.sampled_from(source.numbers))
-        return draw(st.sampled_from(templates)).format(t=texts, n=f"({numbers})", i=source.id)
-
+    filled = functools.partial(fill, draw, source)
     keys = list(dict.fromkeys(filled(KEYS) for _ in range(draw(st.integers(1, 2)))))
     aggregates = [filled(AGGREGATES) for _ in range(draw(st.integers(1, 3)))]
     columns = [f"{key} AS k{i}" for i, key in enumerate(keys)] + [f"{a} AS a{i}" for i, a in enumerate(aggregates)]
@@ -131,11 +133,7 @@ def queries(draw: st.DrawFn) -> str:
 def row_queries(draw: st.DrawFn) -> str:
     """Rows of a source, some of them chosen by a window, or the first of them."""
     source = draw(st.sampled_from(SOURCES))
-
-    def filled(templates: list[str]) -> str:
-        texts, numbers = draw(st.sampled_from(source.texts)), draw(st.sampled_from(source.numbers))
-        return draw(st.sampled_from(templates)).format(t=texts, n=f"({numbers})", i=source.id)
-
+    filled = functools.partial(fill, draw, source)
     rows = list(dict.fromkeys(filled(KEYS) for _ in range(draw(st.integers(1, 3)))))
     windows = [filled(WINDOWS) for _ in range(draw(st.integers(0, 2)))]
     columns = [f"{item} AS c{i}" for i, item in enumerate([*rows, *windows])]

@@ -66,7 +66,7 @@ class Builder:
                 "The models were last planned by an earlier version of lockstep. Plan those of this one first: "
                 "`sqlmesh plan --auto-apply --no-prompts`."
             )
-        # What the project has but no plan has carried through yet is none of the warehouse.
+        # Leave out what the project has and no plan has made yet.
         self._contracts = contracts = {
             name: c for name, c in planned_contracts(connection).items() if f"live.{name}" in models
         }
