@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -354,6 +354,19 @@ def test_landings_after_a_quiet_time_are_no_reason_to_refuse(home: Path, monkeyp
         land_all_kinds(home, 1)
         land_all_kinds(home, 2)
         assert reader.execute("SELECT position FROM changes.visible").fetchall() == before
+
+
+def test_no_older_landing_is_seen_after_the_clock_was_set_back(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    land_all_kinds(home, 1)
+    with monkeypatch.context() as set_back:
+        set_back.setattr(changelog, "_now", lambda: datetime.now(UTC).replace(tzinfo=None) - timedelta(minutes=5))
+        land_all_kinds(home, 2)
+    publish.publish(home)
+    assert read(home, "SELECT position FROM changes.visible") == [(ChangeLog(home).watermark().position,)]
+    assert_equal_to_the_warehouse(home)
+    land_all_kinds(home, 3)
+    time.sleep(SETTLED)
+    assert read(home, "SELECT position FROM changes.visible") == [(ChangeLog(home).watermark().position,)]
 
 
 # -- Files

@@ -55,6 +55,8 @@ class Log:
 
         It depends on nothing but when the transaction began, so each of a query's readings of it, early or late, finds
         the same. Files are listed after that, and a landing's are there before its stamp: none that counts is missed.
+        Which landings are newer is told by their order: the time of one says only whether it has settled, for the
+        machine's clock may have been set back in between.
         """
         w = self.watermark
         kind = "MAP(VARCHAR, STRUCT(position BIGINT, logged_at TIMESTAMP, events BIGINT))"
@@ -85,18 +87,19 @@ class Log:
                   [{{'landed_at': landed_at, 'position': position, 'logged_at': logged_at, 'holds': holds}}]
                 ) AS landings
               FROM read_json({text(self.home / "changelog" / "watermark.json")}, columns = {columns})
-            ), newer AS (
+            ), published AS (
               SELECT
-                len(landings) AS remembered,
-                list_filter(
-                  landings, lambda l: l.position > {w.position} OR l.landed_at > {time(w.landed_at)}
-                ) AS landings
+                landings,
+                COALESCE(list_position(
+                  list_transform(landings, lambda l: {{'position': l.position, 'landed_at': l.landed_at}}),
+                  {{'position': {w.position}::BIGINT, 'landed_at': {time(w.landed_at)}}}
+                ), 0) AS place
               FROM file
             ), settled AS (
               SELECT
-                len(landings) = remembered AS is_superseded,
-                list_filter(landings, lambda l: l.landed_at <= {settled}) AS landings
-              FROM newer
+                place = 0 AS is_superseded,
+                list_filter(landings[place + 1 :], lambda l: l.landed_at <= {settled}) AS landings
+              FROM published
             ), seen AS (
               SELECT
                 CASE
