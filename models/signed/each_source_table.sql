@@ -1,6 +1,8 @@
 /* Signed rows: each change as its images, the one before with weight -1 and the one after with weight +1. Sums over them need to
    know nothing of updates or deletes. The log is read once, so that both images of a change come from the same moment. Each
-   column is taken out of both images before the choice between them: a scan reads only the columns that are asked for. */
+   column is taken out of both images before the choice between them: a scan reads only the columns that are asked for. The signs
+   are joined by which images a change has: DuckDB carries a bound that it learns while it runs, such as the newest checkpoint's cut,
+   through a join by equality down to the files, and through no product. */
 MODEL (
   name signed.@{source_table},
   kind VIEW,
@@ -14,12 +16,10 @@ SELECT
   signs.weight::INT AS __weight, /* -1 for the image before the change, +1 for the one after */
   @signed_columns(@columns, changes.before, changes.after, signs.weight)
 FROM changes.@{source_table} AS changes
-CROSS JOIN (VALUES
-  (-1),
-  (1)) AS signs(weight)
-WHERE
-  CASE
-    WHEN signs.weight = 1
-    THEN @is_image(changes.after, @filled)
-    ELSE @is_image(changes.before, @filled)
-  END
+JOIN (VALUES
+  (FALSE, TRUE, 1),
+  (TRUE, FALSE, -1),
+  (TRUE, TRUE, -1),
+  (TRUE, TRUE, 1)) AS signs(has_before, has_after, weight)
+  ON signs.has_before = @is_image(changes.before, @filled)
+  AND signs.has_after = @is_image(changes.after, @filled)

@@ -1002,8 +1002,8 @@ def contract_add(
     Its grain is that of the model, its measures are the other columns, with the types and comments that they have. They
     merge by sum, or by finish if the query is more than sums. The tables are those that it reads. None of that is
     written, but for one thing: if the query cannot be derived, the reason is printed, and seeds/contract_measures.csv
-    gets a row for each measure, by which it is recomputed. Look at what was added and commit it; `sqlmesh plan` puts
-    the fact into use. To go live, `lockstep promote` asks for evidence.
+    gets a row for each measure, so that the fact is recomputed. Look at what was added and commit it; `sqlmesh plan`
+    puts the fact into use. To go live, `lockstep promote` asks for evidence.
 
     
     Examples:
@@ -1045,7 +1045,8 @@ def facts(explain: str | None, measure: bool, as_json: bool) -> None:
     With --measure, the home is asked what each fact costs: how many cells it has and what share of the rows of its
     tables that is, how long the last folded hour takes to compute, all live figures to read, and the query as written
     to run, each the shortest of three times. Nothing is written. An hour that takes longer than the query itself is
-    dear: let the fact be recomputed. What there is not stays empty.
+    dear: let the fact be recomputed. What there is not stays empty, and so does the hour of a fact of several tables
+    until one has been folded after a checkpoint.
 
     \b
     Examples:

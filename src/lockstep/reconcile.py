@@ -192,7 +192,7 @@ class Models:
 
         return self.snapshot(model).model.render_query_or_raise(
             start=hour,
-            end=hour + timedelta(hours=1) - timedelta(microseconds=1),
+            end=hour + timedelta(hours=1),
             execution_time=hour + timedelta(hours=1),
             snapshots=self._snapshots,
             deployability_index=DeployabilityIndex.all_deployable(),

@@ -241,6 +241,9 @@ def test_what_a_fact_costs_is_measured(place: Place) -> None:
     assert of["sizes"]["cells"] == len({(o["region"], o["status"], o["amount_cents"]) for o in orders})
     assert of["next_orders"]["cells"] == len([o for o in orders if o["quantity"] > 1])  # and no copy of a table
     assert re.search(r"sizes .* [1-9][0-9.]*% .* ms", call("lockstep", "facts", "--measure", cwd=place.project).stdout)
+    (place.home / "changelog" / "checkpoints.json").write_text('{"checkpoints": []}')  # as on the first day
+    for row in json.loads(call("lockstep", "facts", "--measure", "--json", cwd=place.project).stdout):
+        assert (row["hour_seconds"] is None) == (len(row["tables"]) > 1)
 
 
 def test_the_hour_that_is_measured_is_the_one_that_was_folded(place: Place) -> None:

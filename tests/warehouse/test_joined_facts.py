@@ -7,19 +7,21 @@ products change their price. The figures are recomputed in plain Python from the
 
 from __future__ import annotations
 
+import json
 import random
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pytest
 
 from commands import call
 from homes import SharedHomes
-from lockstep import contracts, live_receipts, operate, warehouse
+from lockstep import contracts, live_receipts, operate, reconcile, warehouse
 from lockstep.changelog import SETTLING, ChangeLog
 from place import HOUR, OPENED, Place, Rows, prepare
 from shop import Shop, reject
@@ -232,6 +234,29 @@ def test_what_is_published_is_proved_once_after_each_night(place: Joined) -> Non
 def test_all_hours_in_one_statement_are_those_hour_by_hour(place: Joined) -> None:
     restate(place)
     place.compare(folded_until=place.shop.now.replace(minute=0))
+
+
+def test_an_hour_reads_no_change_before_the_checkpoint(place: Joined) -> None:
+    """So that it costs the same however long the log is."""
+    with reconcile.planned() as models, warehouse.reader(place.home) as connection:
+        until = models.folded_until("hourly.log")
+        hour = models.hour("hourly.list_value", until - HOUR).sql("duckdb")
+        [(_, plan)] = connection.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {hour}").fetchall()
+        tables = "orders", "customers", "products", "shipments"
+        split = "COUNT(*) FILTER (logged_at < '2026-03-03'), COUNT(*) FILTER (logged_at >= '2026-03-03')"
+        counts = [connection.execute(f"SELECT {split} FROM changes.{table}").fetchall()[0] for table in tables]
+    most_since = max(since for _, since in counts)
+    assert all(before > most_since for before, _ in counts)
+    scans = [scan for scan in operators(json.loads(plan)) if "logged_at" in str(scan["extra_info"])]
+    scanned = [scan["operator_cardinality"] for scan in scans if scan["operator_name"].strip() == "READ_PARQUET"]
+    assert len(scanned) >= 2 * len(tables)  # what is new of each, and what was there
+    assert max(scanned) <= most_since
+
+
+def operators(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for child in plan["children"]:
+        yield from operators(child)
 
 
 def test_a_spoilt_hour_fails_the_night_and_is_mended_by_restating_it(place: Joined) -> None:
