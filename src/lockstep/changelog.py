@@ -224,9 +224,9 @@ class ChangeLog:
             return {table: _hold(found) for table, found in raw["holds"].items()}
         return self._holds(self._entries(raw["position"])) if raw["holds"] else {}
 
-    def require_receipts(self) -> None:
-        """Make the files of receipts that models read, empty, where there is none."""
-        for path in (self.source_receipts, self.live_receipts):
+    def require_files(self) -> None:
+        """Make the files that models read and may have lost, empty, where there is none: no backup need keep those."""
+        for path in (self.source_receipts, self.live_receipts, self.quarantine / "0-0.jsonl"):
             if not path.exists():
                 durable_replace(path, b"")
 
@@ -236,6 +236,7 @@ class ChangeLog:
         watermark = self.sound_watermark()
         if watermark.started_at is None:
             raise LockstepError(f"The change log in {self.home} is still empty: there is nothing to compute yet.")
+        self.require_files()
         is_older = watermark.holds and self._raw_watermark()["format"] < FORMAT  # models read holds from the file
         if is_older or any(self._landed_schema(name) != schema for name, schema in _schemas().items()):
             assert watermark.source
@@ -415,8 +416,7 @@ class ChangeLog:
 
     def _create(self, source: str) -> None:
         self._require_schemas(adopts=False)
-        durable_replace(self.quarantine / "0-0.jsonl", b"")
-        self.require_receipts()
+        self.require_files()
         self._replace_watermark(Watermark(source=source))
 
     def unadopted(self) -> dict[str, list[str]]:
@@ -1024,7 +1024,7 @@ def first_hour() -> datetime:
     log = ChangeLog(home())
     started_at = None
     if log.exists():
-        log.require_receipts()  # a log that an earlier version made has none
+        log.require_files()  # a log that an earlier version made has not all
         started_at = log.watermark().started_at
     return _floor_hour(started_at or datetime.now(UTC).replace(tzinfo=None, hour=0))
 

@@ -57,7 +57,6 @@ def run(home: Path, at: datetime | None = None, verbose: bool = False) -> Run:
     started = time.monotonic()
     with exclusive(home / "warehouse.lock", "running the models"):
         notes = _mend_files(home)
-        ChangeLog(home).require_receipts()  # models read them, and advice may have been to move them away
         planned = not warehouse.is_planned(home)
         warehouse.require_not_ahead(home, ChangeLog(home).watermark().position)
         failures = _sqlmesh(home, planned, at, verbose)

@@ -84,7 +84,7 @@ def write(home: Path) -> Published:
     home = home.resolve()
     log = ChangeLog(home)
     watermark = log.watermark()
-    log.require_receipts()
+    log.require_files()
     with warehouse.reader(home) as connection:
         warehouse.require_planned(connection)
     warehouse.require_not_ahead(home, watermark.position)

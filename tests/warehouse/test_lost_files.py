@@ -170,6 +170,17 @@ def test_a_plan_was_killed_before_its_end(home: Path, shop: Shop) -> None:
     assert orders(home) == expected(shop)
 
 
+def test_what_is_empty_was_not_in_the_backup(home: Path, shop: Shop) -> None:
+    """Models read quarantined events and receipts of sources also where there are none."""
+    receipts, quarantine = home / "source_receipts.jsonl", home / "quarantine"
+    assert not any(path.stat().st_size for path in (receipts, *quarantine.iterdir()))
+    receipts.unlink()
+    shutil.rmtree(quarantine)
+    result = operate.run(home, NOON + LATER)
+    assert result.agrees, result.failures
+    assert orders(home) == expected(shop)
+
+
 def test_the_warehouse_is_of_an_older_backup(home: Path, shop: Shop) -> None:
     """Each file is lost, too, if the other is of another time: then both are set aside, and all is computed anew."""
     warehouse, state = (home / name for name in pairing.FILES)
