@@ -27,7 +27,7 @@ def each_domain(evaluator, only=None):
     'queried' are these and the finished ones. 'single' are those that read one changing table at a time, 'joined' the
     others, which have @rows, the query for the signed rows of an interval as text, and @checkpointed, the tables of it
     that have checkpoints. With these two, and with 'cells', the domains with a finish, grain and measures are those of
-    the cells.
+    the cells. Only the kinds named here have these queries: they are long, and SQLMesh parses each blueprint twice.
     """
     from lockstep.declaration import identifier
     from lockstep.derived import finish_of
@@ -36,17 +36,18 @@ def each_domain(evaluator, only=None):
     contracts = _contracts()
     derived = {c.domain: rows for c, rows in _derived()}
     joined = {domain: rows for domain, rows in derived.items() if rows.is_join}
-    finishes = {domain: finish_of(contracts[domain]) for domain in derived if contracts[domain].is_finished}
-    of_cells = only is not None and only.name in ("single", "joined", "cells")
-    contracts = contracts | ({domain: finish.cells for domain, finish in finishes.items()} if of_cells else {})
+    finished = [domain for domain in derived if contracts[domain].is_finished]
+    kind = "" if only is None else only.name
+    if kind in ("single", "joined", "cells"):
+        contracts = contracts | {domain: finish_of(contracts[domain]).cells for domain in finished}
     wanted = {
         "single": lambda c: c.domain not in joined and not c.is_recomputed,
         "joined": lambda c: c.domain in joined,
-        "cells": lambda c: c.domain in finishes,
-        "finished": lambda c: c.domain in finishes,
-        "merged": lambda c: c.domain not in finishes and not c.is_recomputed,
+        "cells": lambda c: c.domain in finished,
+        "finished": lambda c: c.domain in finished,
+        "merged": lambda c: c.domain not in finished and not c.is_recomputed,
         "recomputed": lambda c: c.is_recomputed,
-        "queried": lambda c: c.domain in finishes or c.is_recomputed,
+        "queried": lambda c: c.domain in finished or c.is_recomputed,
     }
     recomputed = {contract.domain: rows for contract, rows in _recomputed()}
 
@@ -57,6 +58,8 @@ def each_domain(evaluator, only=None):
     def new_rows(domain):
         if domain not in joined:
             return "tail := diffs"
+        if kind != "joined":
+            return "tail := tail"
         tables = [table for table in joined[domain].tables if not TABLES[table].is_append_only]
         return (
             f"tail := tail, rows := {literal(joined[domain].new().sql('duckdb'))}, "
@@ -68,16 +71,15 @@ def each_domain(evaluator, only=None):
             changed = f"SELECT log_hour AS changed_at FROM hourly.{contract.domain}"
             return f"increments := hourly, changed := {literal(changed)}, "
         tables = (f"SELECT logged_at AS changed_at FROM changes.{quoted(table)}" for table in contract.sources)
-        rows = recomputed[contract.domain]
-        return (
-            f"increments := live, changed := {literal(' UNION ALL '.join(tables))}, "
-            f"query := {literal(rows.now())}, query_at_cut := {literal(rows.at_cut())}, "
-        )
+        return f"increments := live, changed := {literal(' UNION ALL '.join(tables))}, "
 
-    def finished(domain):
-        if domain not in finishes or of_cells:
+    def queries(contract):
+        if kind == "recomputed":
+            rows = recomputed[contract.domain]
+            return f"query := {literal(rows.now())}, query_at_cut := {literal(rows.at_cut())}, "
+        if kind != "finished":
             return ""
-        finish = finishes[domain]
+        finish = finish_of(contract)
         sets = ", ".join(f"set_of_cells({literal(name)}, {literal(query)})" for name, query in finish.sets.items())
         return (
             f"finish := {literal(finish.query)}, sets := ({sets}), "
@@ -96,9 +98,9 @@ def each_domain(evaluator, only=None):
         # views that read it of the same, so that SQLMesh would not make them again when it goes back.
         f"figures := ({', '.join(_figure(m, derived.get(c.domain)) for m in c.merged)}), "
         f"measure_names := ({', '.join(m.name for m in c.merged)}), state := ({', '.join(c.state)}), "
-        f"{increments(c)}{finished(c.domain)}{new_rows(c.domain)})"
+        f"{increments(c)}{queries(c)}{new_rows(c.domain)})"
         for c in contracts.values()
-        if only is None or wanted[only.name](c)
+        if only is None or wanted[kind](c)
     )
 
 
