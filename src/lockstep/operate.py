@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import time
 from collections.abc import Iterable, Mapping
@@ -242,9 +243,11 @@ def _sqlmesh(home: Path, plan: bool, at: datetime | None, verbose: bool) -> list
             _plan(context, at, failures)
         else:
             _finish_plan(context)
-            is_failure = context.run(execution_time=at, end=at).is_failure
+            # As it is without the usage statistics: to find out who calls it, these import IPython.
+            run = functools.partial(Context.run.__wrapped__, context, execution_time=at, end=at)
+            is_failure = run().is_failure
             if _forget_what_no_receipt_vouches_for(context, failures):
-                is_failure |= context.run(execution_time=at, end=at).is_failure
+                is_failure |= run().is_failure
             if is_failure and not failures:
                 failures.append("The run did not complete; `sqlmesh run` shows its output.")
     except SystemExit as e:  # what SQLMesh, which catches every Exception, must not take for an answer
