@@ -28,7 +28,7 @@ from lockstep.project import home
 # files, and outlives a parent that is killed: the home would stay locked. SQLMesh reads this number each time it would
 # fork. Whatever loads models imports this module first (macros/cache.py), and so does whatever opens the state.
 constants.MAX_FORK_WORKERS = 1
-queries.read_when_asked()
+queries.render_once()
 
 
 class CannotOpen(SystemExit):
