@@ -47,6 +47,6 @@ def _run(words: tuple[str, ...], cwd: str, environment: dict[str, str], streams:
     os.environ.update(environment)
     sys.argv = list(words)
     gc.freeze()
-    gc.set_threshold(100_000, 20, 20)  # see conftest.py
+    gc.set_threshold(1_000_000, 20, 20)  # see conftest.py
     [command] = set(entry_points(group="console_scripts", name=words[0]))
     sys.exit(command.load()())

@@ -38,4 +38,4 @@ sys.dont_write_bytecode = False
 # A run makes and drops millions of syntax nodes beside everything that was imported: by default, looking for cycles
 # among them takes a tenth of it.
 gc.freeze()
-gc.set_threshold(100_000, 20, 20)
+gc.set_threshold(1_000_000, 20, 20)
