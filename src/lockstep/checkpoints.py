@@ -110,10 +110,10 @@ def kept(home: Path) -> list[Checkpoint]:
 
 
 def newest(home: Path, source_table: str, position: int) -> Checkpoint | None:
-    """The newest checkpoint of a table that counts and includes nothing after a position."""
-    return max(
-        (c for c in kept(home) if c.source_table == source_table and c.position <= position), default=None, key=_cut
-    )
+    """The newest checkpoint of a table that counts, has its declared columns and includes nothing after a position."""
+    columns = _columns(TABLES[source_table])
+    found = (c for c in kept(home) if c.source_table == source_table and c.columns == columns)
+    return max((c for c in found if c.position <= position), default=None, key=_cut)
 
 
 @dataclass(frozen=True)

@@ -166,13 +166,29 @@ def test_of_an_append_only_table_rows_from_before_the_checkpoint_are_not_known(t
     for _ in range(3):
         shop.ping()
     land(tmp_path, shop.changes)
-    taken = checkpoints.Checkpoint("gps_pings", NOON, 2, None, 0, 0, None, "[]")
+    columns = checkpoints._columns(TABLES["gps_pings"])
+    taken = checkpoints.Checkpoint("gps_pings", NOON, 2, None, 0, 0, None, columns)
     checkpoints._List(tmp_path).write([taken])
     shop.delete(1, "gps_pings")
     shop.delete(2, "gps_pings")
     land(tmp_path, [*shop.changes[3:], shop.changes[2]])
     assert found(tmp_path, "gps_pings", after=2) == [(6, LIVES)]
     assert [position for position, _ in found(tmp_path, "gps_pings", after=1)] == [6]
+
+
+def test_a_checkpoint_of_other_columns_is_not_read(tmp_path: Path) -> None:
+    """A column that was declared since would be missing from it, until the next run drops it."""
+    shop = a_shop()
+    land(tmp_path, shop.changes)
+    path = tmp_path / "changelog" / "_checkpoints" / "orders" / "__cut=2026-11-18T12" / "rows.parquet"
+    path.parent.mkdir(parents=True)
+    pq.write_table(pa.table({"order_id": [1, 2], "extra": [None, None]}), path)
+    before = '[["order_id", "BIGINT"], ["extra", "TEXT"]]'
+    taken = checkpoints._recorded(checkpoints.Checkpoint("orders", NOON, 5, None, 0, 0, None, before), path)
+    checkpoints._List(tmp_path).write([taken])
+    shop.change(1, status="shipped")
+    land(tmp_path, [altered(shop.changes[-1], "before", status="never")])
+    assert [position for position, _ in found(tmp_path, "orders", after=5)] == [6]
 
 
 # -- What is held
