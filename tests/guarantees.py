@@ -42,6 +42,7 @@ GUARANTEES = [
             "warehouse/test_odd_marts.py",
             "unit/test_derive_tpch.py",
             "unit/test_generated_queries.py",
+            "warehouse/test_generated_logs.py",
             "unit/test_signed_rows.py",
             "unit/test_broken_algebra.py",
             "unit/test_last_rows.py",
