@@ -25,7 +25,7 @@ from lockstep import breaks
 from lockstep.changelog import ChangeLog
 from lockstep.kinds import TEXT
 from lockstep.latest import differences
-from lockstep.moves import ADOPTING, JOINED
+from lockstep.moves import ADOPTING
 from lockstep.project import project
 from lockstep.schema import SCHEMA_FILE, TABLES, batch_schema, declared
 from lockstep.snapshot import Rows
@@ -158,7 +158,7 @@ class Source:
 
     def known(self) -> dict[str, list[Row]]:
         """The rows as the log must have them: what no event has told of a later column is NULL."""
-        joined = self.declared if self._is_captured else set(ChangeLog(self.home).watermark().resume.get(JOINED, {}))
+        joined = self.declared - ChangeLog(self.home).watermark().resume.get(ADOPTING, {}).keys()
         known = deepcopy(self.rows)
         for table, columns in LATER.items():
             for key, row in known[table].items():
