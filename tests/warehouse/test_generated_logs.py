@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from computed_home import Fact, Home, Hour
 from lockstep import contracts
 from lockstep.init import init
-from lockstep.schema import TABLES
+from lockstep.schema import SCHEMA_FILE, TABLES, declared
 from moving_source import KEYS, Add, Declare, Delete, Lose, Move, Put, Resync, Step, ddl
 from random_queries import SOURCES, Reads, queries
 
@@ -45,8 +45,8 @@ def check(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Check]:
     directory = tmp_path_factory.mktemp("generated")
     with pytest.MonkeyPatch.context() as patch:
         init(directory / "project", ddl(set()))
+        patch.setattr(TABLES, "_found", declared(directory / "project" / SCHEMA_FILE))  # before its old value would be
         patch.chdir(directory / "project")
-        patch.setattr(TABLES, "_found", dict(TABLES))
 
         def check(steps: Sequence[Step | Hour], facts: Sequence[Fact], *, is_captured: bool = True) -> None:
             with TemporaryDirectory(dir=directory) as path, pytest.MonkeyPatch.context() as of_case:
