@@ -15,7 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lockstep.sums import find_sums
+from lockstep.published import sql
+from lockstep.published.sums import find_sums
 
 JOIN = "LEFT JOIN db.s.d AS d ON (((c.product = d.product) AND (d.since <= c.hour) AND (c.hour < d.until)))"
 CATEGORY = "CAST(COALESCE(d.category, '{unknown}') AS VARCHAR)"
@@ -30,6 +31,11 @@ SIMPLE = (
     "SELECT c.region AS region, sum(c.cents) AS cents, sum(c.orders) AS orders FROM db.s.c AS c GROUP BY c.region "
     "HAVING (sum(c.cents) != 0)"
 )
+ODD = (
+    "SELECT COALESCE(CAST(sum(c.orders) AS INTEGER), 1) AS orders, sum(c.orders) AS again, "
+    "COALESCE(CAST(c.region AS VARCHAR), 'nowhere') AS region FROM db.s.c AS c "
+    "LEFT JOIN db.s.d AS d ON ((c.product < d.product)) GROUP BY c.region, c.hour HAVING (sum(c.cents) != 0)"
+)
 SERVED = "'live' AS served_from, TIMESTAMP '2026-11-18 10:00' AS as_of"
 
 hours = st.integers(0, 3).map(lambda hour: datetime(2026, 11, 18, hour))
@@ -41,24 +47,26 @@ cells = st.lists(
 versions = st.lists(st.tuples(products, st.sampled_from([None, "books", "toys"]), hours, hours), max_size=4)
 
 
-@pytest.mark.parametrize("query", [MART, SIMPLE])
+@pytest.mark.parametrize("query", [MART, SIMPLE, ODD])
 @given(folded=cells, tail=cells, was=versions, now=versions)
 def test_what_is_kept_and_what_changed_add_up(
     query: str, folded: list[Any], tail: list[Any], was: list[Any], now: list[Any]
 ) -> None:
-    sums = find_sums(query)
+    sums = find_sums(sql.parse(query))
     assert sums
     with duckdb.connect() as connection:
         for name, rows in (("folded", folded), ("tail", tail)):
             table(connection, name, "hour TIMESTAMP, product INT, region TEXT, orders BIGINT, cents BIGINT", rows)
         for name, rows in (("was", was), ("now", now)):
             table(connection, name, "product INT, category TEXT, since TIMESTAMP, until TIMESTAMP", rows)
-        connection.execute(f"CREATE TABLE kept AS {sums.over(['folded'], 'was')}")
+        has_dimension = bool(sums.attributes)
+        connection.execute(f"CREATE TABLE kept AS {sql.text(sums.over(['folded'], 'was' if has_dimension else None))}")
         changes = [sums.over(["tail"], None)]
-        if sums.dimension:
-            connection.execute(f"CREATE TABLE moved AS {sums.moved('folded', 'was', 'now')}")
+        if has_dimension:
+            connection.execute(f"CREATE TABLE moved AS {sql.text(sums.moved('folded', 'was', 'now'))}")
             changes = [sums.over(["tail", "moved"], "now"), sums.over(["moved"], "was", "-")]
-        ours = connection.execute(sums.total(["FROM kept", *changes], f"(SELECT {SERVED})")).fetchall()
+        total = sums.total([sql.parse("FROM kept"), *changes], f"(SELECT {SERVED})")
+        ours = connection.execute(sql.text(total)).fetchall()
         every = f"(SELECT *, {SERVED} FROM (FROM folded UNION ALL FROM tail))"
         theirs = connection.execute(query.replace("db.s.c", every).replace("db.s.d", "now")).fetchall()
     assert Counter(ours) == Counter(theirs)
@@ -71,11 +79,10 @@ def table(connection: duckdb.DuckDBPyConnection, name: str, columns: str, rows: 
 
 
 def test_what_it_reads() -> None:
-    sums = find_sums(MART)
+    sums = find_sums(sql.parse(MART))
     assert sums
-    assert (sums.cells, sums.dimension) == ("db.s.c", "db.s.d")
-    assert (sums.keys, sums.measures) == ({"hour", "product", "region"}, {"orders", "cents"})
-    assert (sums.attributes, sums.joined) == (("category", "product", "since", "until"), {"product": "product"})
+    assert (sums.keys, sums.measures) == (["hour", "product", "region"], ["cents", "orders"])
+    assert sums.attributes == ["category", "product", "since", "until"]
 
 
 @pytest.mark.parametrize(
@@ -84,28 +91,26 @@ def test_what_it_reads() -> None:
         (" HAVING (sum(c.cents) != 0)", ""),
         ("(sum(c.cents) != 0)", "(sum(c.cents) > 0)"),
         ("(sum(c.cents) != 0)", "(sum(c.cents) != 1)"),
-        ("(sum(c.cents) != 0)", "(sum(c.units) != 0)"),
         ("(sum(c.cents) != 0)", "(sum(c.cents) != 0) ORDER BY 1 LIMIT 1"),
         ("sum(c.orders) AS orders", "max(c.orders) AS orders"),
         ("sum(c.orders) AS orders", "count(*) AS orders"),
         ("sum(c.orders) AS orders", "sum(DISTINCT c.orders) AS orders"),
         ("sum(c.orders) AS orders", "sum((c.orders * 2)) AS orders"),
         ("sum(c.orders) AS orders", "(sum(c.orders) / 2) AS orders"),
-        ("sum(c.orders) AS orders", "COALESCE(sum(c.orders), 1) AS orders"),
         ("sum(c.orders) AS orders", "sum(sum(c.orders)) OVER () AS orders"),
         ("sum(c.orders) AS orders", "sum(c.orders) FILTER (WHERE (c.region = 'east')) AS orders"),
         ("sum(c.orders) AS orders", "(SELECT max(1)) AS orders"),
         ("c.region AS region", "upper(c.region) AS region"),
-        ("c.region AS region", "CAST(c.region AS INTEGER) AS region"),
-        ("c.region AS region, ", ""),
-        ("GROUP BY c.region", "GROUP BY c.region, c.hour"),
+        ("c.region AS region", "now() AS now, c.region AS region"),
+        ("GROUP BY c.region", "GROUP BY ROLLUP (c.region)"),
+        ("GROUP BY c.region", "GROUP BY ALL"),
         ("GROUP BY c.region", "WHERE (c.hour > 1) GROUP BY c.region"),
         ("SELECT c.region", "SELECT DISTINCT c.region"),
-        ("SELECT c.region", "SELECT c. .region"),
         ("db.s.c AS c", "(SELECT * FROM db.s.c) AS c"),
         ("db.s.c AS c", "db.s.c AS c INNER JOIN db.s.d AS d ON ((c.product = d.product))"),
         ("db.s.c AS c", "db.s.c AS c RIGHT JOIN db.s.d AS d ON ((c.product = d.product))"),
-        ("db.s.c AS c", "db.s.c AS c LEFT JOIN db.s.d AS d ON ((c.product < d.product))"),
+        ("db.s.c AS c", "db.s.c AS c TABLESAMPLE 10%"),
+        ("db.s.c AS c", "db.s.c AS c LEFT JOIN db.s.d AS d USING (product)"),
         (
             "db.s.c AS c",
             "db.s.c AS c ASOF LEFT JOIN db.s.d AS d ON (((c.product = d.product) AND (c.hour >= d.since)))",
@@ -116,13 +121,13 @@ def test_what_it_reads() -> None:
     ],
 )
 def test_what_does_more_than_add_up_is_none(part: str, otherwise: str) -> None:
-    assert find_sums(SIMPLE)
+    assert find_sums(sql.parse(SIMPLE))
     assert part in SIMPLE
-    assert find_sums(SIMPLE.replace(part, otherwise)) is None
+    assert find_sums(sql.parse(SIMPLE.replace(part, otherwise))) is None
 
 
 def test_what_the_readers_session_decides_is_none() -> None:
     hour = "CAST(c.hour AS {})"
-    query = f"SELECT {hour} AS hour, sum(c.orders) AS orders FROM c AS c GROUP BY {hour} HAVING (sum(c.orders) != 0)"
-    assert find_sums(query.replace("{}", "DATE"))
-    assert find_sums(query.replace("{}", "TIMESTAMP WITH TIME ZONE")) is None
+    query = SIMPLE.replace("c.region", hour)
+    assert find_sums(sql.parse(query.replace("{}", "DATE")))
+    assert find_sums(sql.parse(query.replace("{}", "TIMESTAMP WITH TIME ZONE"))) is None

@@ -182,11 +182,6 @@ class Models:
         made: Tree = sql.mapped(tree, lambda node: change(node, place))
         return made
 
-    def at(self, relation: str) -> Model | None:
-        """The model that has this physical name, without quotes."""
-        name = self._names.get(tuple(relation.split(".")))  # type: ignore[arg-type]
-        return self._found[name] if name else None
-
     def require_known(self, model: Model) -> None:
         """Raise UnpublishableError if a view has anything in it of which publishing cannot say what it means."""
         for node in sql.walk(self.tree(model) if model.is_view else {}):

@@ -40,11 +40,17 @@ def parse(query: str, *, comma_binds_first: bool = False) -> Tree:
     `(a CROSS JOIN b) LEFT JOIN c`: with `comma_binds_first` that is how it is read.
     """
     [[answer]] = _duckdb().cursor().execute("SELECT json_serialize_sql(?, skip_default := TRUE)", [query]).fetchall()
-    found = json.loads(answer)
+    found = json.loads(answer, object_hook=_anywhere)
     if found["error"] or len(found["statements"]) != 1:
         raise NotSqlError(f"DuckDB does not parse this as one query ({found.get('error_message')}): {query}")
     node: Tree = found["statements"][0]["node"]
     return _without_commas(node, comma_binds_first) if '"CROSS"' in answer else node
+
+
+def _anywhere(node: Tree) -> Tree:
+    """A node without its place in the text, so that two equal expressions are equal nodes."""
+    node.pop("query_location", None)
+    return node
 
 
 def text(tree: Tree) -> str:
@@ -71,7 +77,7 @@ def value(expression: str) -> Tree:
     return found
 
 
-def fill(template: str, /, **queries: Tree) -> Tree:
+def fill(template: str | Tree, /, **queries: Tree) -> Tree:
     """The tree of a query in which some of the tables that it reads are queries themselves."""
 
     def change(node: Tree) -> Tree | None:
@@ -79,7 +85,7 @@ def fill(template: str, /, **queries: Tree) -> Tree:
             return in_place_of(node, subquery(queries[node["table_name"]]))
         return None
 
-    tree: Tree = mapped(parse(template), change)
+    tree: Tree = mapped(parse(template) if isinstance(template, str) else template, change)
     return tree
 
 
@@ -292,7 +298,7 @@ def is_plain(select: Tree) -> bool:
         select["type"] == "SELECT_NODE"
         and not ctes_of(select)
         and not select.get("modifiers")
-        and not any(part for key, part in select.items() if key not in (*known, "query_location"))
+        and not any(part for key, part in select.items() if key not in known)
         and select.get("aggregate_handling", "STANDARD_HANDLING") == "STANDARD_HANDLING"
         and select["from_table"]["type"] == "BASE_TABLE"
         and not select["from_table"].get("sample")

@@ -7,7 +7,6 @@ mention is asked once: a view could not see what the query around it already has
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from lockstep.mirror import added_up
 from lockstep.names import GENERATED
@@ -18,10 +17,8 @@ from lockstep.published.models import Model, UnpublishableError
 from lockstep.published.parts import Parts
 from lockstep.published.serving import NAME as SERVING
 from lockstep.published.sql import Reading, Tree
+from lockstep.published.sums import Sums, find_sums
 from lockstep.schema import quoted
-
-if TYPE_CHECKING:
-    from lockstep.sums import Sums
 
 _SETTLED = {"served_from": None, "verified_cut": None}
 
@@ -189,27 +186,19 @@ class Views(Parts):
     # -- Marts that only add up cells
 
     def _sums(self, model: Model) -> Sums | None:
-        """What a mart adds up, if it adds up live cells, by the columns of at most a dimension, and does no more."""
-        reads = self.models.reads(model)
-        if model.schema != "mart" or not {name.partition(".")[0] for name in reads} <= {"mart", "dims"}:
+        """What a mart adds up, if all it does is to add up live cells, by the columns of at most one dimension."""
+        sums = find_sums(self.models.tree(model)) if model.schema == "mart" else None
+        if not sums:
             return None
-        # Imported here: no other command needs a second parser, and it takes a while to import.
-        from lockstep.sums import find_sums
-
-        sums = find_sums(sql.text(self.models.tree(model)))
-        cells = self.models.at(sums.cells) if sums else None
-        contract = self.contracts.get(cells.short) if cells else None
-        if not sums or not cells or not contract:
-            return None
-        dimension = self.models.at(sums.dimension) if sums.dimension else None
-        joins = self.models.reads(dimension) if dimension else []
-        of_cells = self.models.reads(cells)
+        cells, *dimensions = (self.models[name] for name in self.models.reads(model))
+        of_log = {f"changes.{table}" for table in self.log.tables}
+        contract = self.contracts.get(cells.short)
         is_known = (
-            {f"live.{cells.short}", f"verified.{cells.short}", SERVING} == {*of_cells}
-            and sums.keys <= {*contract.grain}
-            and sums.measures <= {*contract.measures("sum")}
-            and {*joins} <= {f"changes.{table}" for table in self.log.tables}
-            and bool(dimension) == bool(sums.dimension)
+            contract is not None
+            and {*self.models.reads(cells)} == {f"live.{cells.short}", f"verified.{cells.short}", SERVING}
+            and {*sums.keys} <= {*contract.grain}
+            and {*sums.measures} <= {*contract.measures("sum")}
+            and all(d.is_view and {*self.models.reads(d)} <= of_log for d in dimensions)
         )
         return sums if is_known and self.serving.rows[cells.short]["served_from"] == "live" else None
 
@@ -219,25 +208,23 @@ class Views(Parts):
         That is the signed images of the tail; and the cells whose dimension changed, taken away by what it was at the
         cut and added by what it is. What of it changed is told by its rows, so that its SQL does not matter.
         """
-        of_cells = self.models.at(sums.cells)
-        assert of_cells is not None
+        of_cells, *dimensions = (self.models[name] for name in self.models.reads(model))
         domain = of_cells.short
         cells, diffs = self.cells.fold(domain), self._diffs(domain, lives, shared)
         was = now = None
         moved = []
-        dimension = self.models.at(sums.dimension) if sums.dimension else None
-        if dimension:
+        for dimension in dimensions:  # at most one
             self.make(dimension.name)  # for those who look its keys up
             now = shared.name(dimension.name, self.query(dimension, lives, shared))
             then = self.models.placed(
                 dimension, lambda name, _: sql.item(f"(SELECT * FROM {self.log.sealed(name.partition('.')[2])})")
             )
             was = self.file.keep(f"folded.dims_{dimension.short}", then)
-            by_another = sql.parse(sums.moved(cells, was, now))
-            moved = [shared.name(f"{model.name} by another {dimension.name}", by_another)]
-        kept = self.file.keep(f"folded.mart_{model.short}", sql.parse(sums.over([cells], was)))
-        parts = [f"FROM {kept}", sums.over([diffs, *moved], now), *(sums.over([gone], was, "-") for gone in moved)]
-        return sql.parse(sums.total(parts, self.serving.shared([domain], shared)))
+            moved = [shared.name(f"{model.name} by another {dimension.name}", sums.moved(cells, was, now))]
+        kept = self.file.keep(f"folded.mart_{model.short}", sums.over([cells], was))
+        parts = [sql.parse(f"FROM {kept}"), sums.over([diffs, *moved], now)]
+        parts += [sums.over([gone], was, "-") for gone in moved]
+        return sums.total(parts, self.serving.shared([domain], shared))
 
 
 def _diffs_of(domain: str) -> str:
