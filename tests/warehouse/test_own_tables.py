@@ -305,13 +305,13 @@ def test_published_figures_over_columns_of_every_type_go_on_exactly(built: Built
     assert lockstep(project, "ingest", written(shop, tmp_path / "tail.jsonl")).returncode == 0
     time.sleep(SETTLED)
     now = shop.feed.payments()
-    daily: dict[date, list[Any]] = defaultdict(lambda: [0, Decimal(0), Decimal(0)])
-    for (_, _, day, *_), figures in now.items():
+    daily: dict[date, list[Any]] = defaultdict(lambda: [0, Decimal(0)])
+    for (_, _, day, *_), (*figures, _) in now.items():
         daily[day] = [every_type.EXACT.add(a, b) for a, b in zip(daily[day], figures, strict=True)]
     with duckdb.connect(str(project / "data" / "analytics.duckdb"), read_only=True) as db:
         assert cells(db, "mart.payments") == now
         assert cells(db, "mart.payments_as_of('2026-03-03 10:00')") == shop.feed.payments(datetime(2026, 3, 3, 10))
-        found = db.execute("SELECT paid_on, payments, amount, weight FROM mart.payments_daily").fetchall()
+        found = db.execute("SELECT paid_on, payments, amount FROM mart.payments_daily").fetchall()
         assert {day: figures for day, *figures in found} == daily
         assert db.execute("SELECT COUNT(*) FROM folded.mart_payments_daily").fetchone()  # it is published as its sums
 

@@ -198,6 +198,8 @@ class Views(Parts):
             and {*self.models.reads(cells)} == {f"live.{cells.short}", f"verified.{cells.short}", SERVING}
             and {*sums.keys} <= {*contract.grain}
             and {*sums.measures} <= {*contract.measures("sum")}
+            # A sum that may be too large is shown in a CASE, as NULL if it is; what is kept has no such condition.
+            and all(sql.shown_as(self.models.tree(cells), "served", m) == m for m in sums.measures)
             and all(d.is_view and {*self.models.reads(d)} <= of_log for d in dimensions)
         )
         return sums if is_known and self.serving.rows[cells.short]["served_from"] == "live" else None
