@@ -261,7 +261,8 @@ class Source:
     # -- As Debezium's events land
 
     def _expect(self, table: str) -> None:
-        """From the next event on, of whatever table, the log awaits the column."""
+        """From the next event on, of whatever table, the log awaits the column. Events before it would be rejected."""
+        self.land()
         self.declared.add(table)
         self._declare()
         self.apply(Put("visits", (0, 0), {}))
