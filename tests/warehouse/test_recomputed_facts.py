@@ -194,7 +194,7 @@ def spoilt(place: Place, model: str, right: str, wrong: str) -> str:
 
 
 def test_a_fault_in_the_signed_rows_fails_the_receipt(place: Place) -> None:
-    said = spoilt(place, "signed/each_source_table.sql", "(-1)", "(+1)")  # what a change takes away is added
+    said = spoilt(place, "signed/each_source_table.sql", "TRUE, -1)", "TRUE, +1)")  # what an update takes away is added
     assert "'rebuild_equals_increments' audit error" in said
 
 
