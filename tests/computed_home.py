@@ -52,7 +52,7 @@ class Fact:
 
 @dataclass
 class Cut:
-    """The rows as the log must have them, and the tables of which it may lack changes."""
+    """The rows that the log must lead to, and the tables whose changes it may be missing."""
 
     rows: dict[str, list[dict[str, Any]]]
     holes: set[str] = field(default_factory=set)

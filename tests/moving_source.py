@@ -111,7 +111,7 @@ Step = Put | Move | Delete | Lose | Add | Declare | Resync
 
 
 class Source:
-    """`now` is the commit time of what happens next. `holes` are the tables of which the log may lack changes."""
+    """`now` is the commit time of the next change. `holes` are the tables whose changes the log may be missing."""
 
     def __init__(self, home: Path, *, is_captured: bool) -> None:
         self.home = home
@@ -157,7 +157,7 @@ class Source:
                 self._resync(table) if self._is_captured else self._send_again(table)
 
     def known(self) -> dict[str, list[Row]]:
-        """The rows as the log must have them: what no event has told of a later column is NULL."""
+        """The rows that the log must lead to: a later column is NULL in a row of which no event has had it."""
         joined = self.declared - ChangeLog(self.home).watermark().resume.get(ADOPTING, {}).keys()
         known = deepcopy(self.rows)
         for table, columns in LATER.items():

@@ -1,8 +1,8 @@
 /* Signed rows: each change as its images, the one before with weight -1 and the one after with weight +1. Sums over them need to
    know nothing of updates or deletes. The log is read once, so that both images of a change come from the same moment. Each
    column is taken out of both images before the choice between them: a scan reads only the columns that are asked for. The signs
-   are joined by which images a change has: DuckDB carries a bound that it learns while it runs, such as the newest checkpoint's cut,
-   through a join by equality down to the files, and through no product. */
+   are joined on which images a change has: a bound that is only known at run time, such as the newest checkpoint's cut, then keeps
+   DuckDB from reading older files. It does not push such a bound through a cross product. */
 MODEL (
   name signed.@{source_table},
   kind VIEW,
