@@ -7,10 +7,11 @@ INSTALLED := $(VENV)/.installed
 .DEFAULT_GOAL := help
 TESTS ?= tests
 PYTEST = $(BIN)/pytest --numprocesses auto --dist worksteal --durations 10
-.PHONY: help demo demo-live test check pytest nightly guarantees bench soak clean
+TAG ?=
+.PHONY: help demo demo-live format check test pytest nightly guarantees bench soak release-check clean
 
 help: ## Show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -23,6 +24,11 @@ demo: $(INSTALLED) ## Three simulated days, half a minute live, and the proof th
 
 demo-live: $(INSTALLED) ## All live: a company in a PostgreSQL of the demo's own, captured and proven while it works
 	$(BIN)/python -m lockstep.demo_live
+
+format: $(INSTALLED) ## Format Python and SQL
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/sqlmesh format
 
 check: $(INSTALLED) ## Formatting, linting and types of Python and SQL
 	$(BIN)/ruff format --check .
@@ -49,5 +55,8 @@ bench: $(INSTALLED) ## Measure landing, hourly, rebuild and live beside bare Duc
 soak: $(INSTALLED) ## Eight readers without pause through fifty runs, publications and compactions; about a quarter of an hour
 	$(BIN)/python tests/soak.py
 
-clean: ## Remove the virtual environment and the demo's data
-	rm -rf $(VENV) data logs
+release-check: $(INSTALLED) ## Build the wheel and use it in an empty environment; TAG=v0.2.0 also checks version and changelog
+	.ci/release $(TAG)
+
+clean: ## Remove the virtual environment, the demo's data and the built wheel
+	rm -rf $(VENV) data dist logs

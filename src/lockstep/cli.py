@@ -56,7 +56,7 @@ def cli() -> None:
     help="Declare that rows are only ever added to this table, which then needs no primary key. Repeatable.",
 )
 def init(directory: Path, origin: str | None, tables: tuple[str, ...], append_only: tuple[str, ...]) -> None:
-    """Make a project for source tables of your own in DIRECTORY, from the one this command is run in.
+    """Make a project for source tables of your own in DIRECTORY.
 
     It gets everything that is the same for every schema, and three files to fill in: the source schema and the two
     files of contracts. docs/your-own-tables.md goes on from there.

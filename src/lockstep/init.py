@@ -5,40 +5,10 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from lockstep import template
 from lockstep.contracts import MEASURE_COLUMNS, PROMOTION_COLUMNS, REQUIRED_COLUMNS
 from lockstep.errors import LockstepError
-from lockstep.project import project
 from lockstep.schema import SCHEMA_FILE
-
-# What knows nothing of the company: the rest of models/, macros/rules.py and the seeds are its own.
-COPIED = (
-    "config.yaml",
-    "audits",
-    "linter",
-    "macros",
-    "materializations",
-    "models/cells",
-    "models/chain",
-    "models/changes",
-    "models/checkpoints",
-    "models/diffs/each_derived_domain.sql",
-    "models/hourly",
-    "models/live",
-    "models/mart/each_domain.sql",
-    "models/ops",
-    "models/rebuild/cut.sql",
-    "models/reconcile",
-    "models/seeds/promotions.sql",
-    "models/signed",
-    "models/source",
-    "models/state",
-    "models/tail",
-    "models/verified/each_domain.sql",
-    "models/verified/each_finished_domain.sql",
-    "signals",
-)
-LEFT_OUT = ("rules.py", "__pycache__")
-
 
 EMPTY_SCHEMA = "-- CREATE TABLE statements of the source tables that figures are made of.\n"
 
@@ -50,14 +20,11 @@ def init(directory: Path, schema: str = EMPTY_SCHEMA) -> list[Path]:
     """
     if _is_taken(directory):
         raise LockstepError(f"{directory} is there already and not empty. Name a new directory.")
-    origin = project()
-    for name in COPIED:
-        source, target = origin / name, directory / name
+    origin = template.root()
+    for name in template.files(origin):
+        target = directory / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        if source.is_dir():
-            shutil.copytree(source, target, ignore=shutil.ignore_patterns(*LEFT_OUT))
-        else:
-            shutil.copy(source, target)
+        shutil.copy(origin / name, target)
     files = {
         SCHEMA_FILE: schema,
         "seeds/contracts.csv": ",".join(REQUIRED_COLUMNS.split()) + "\n",
