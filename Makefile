@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 TESTS ?= tests
 PYTEST = $(BIN)/pytest --numprocesses auto --dist worksteal --durations 10
 TAG ?=
-.PHONY: help demo demo-live format check test pytest nightly guarantees bench soak release-check clean
+.PHONY: help setup demo demo-live format check test pytest nightly guarantees bench soak release-check clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
@@ -18,6 +18,9 @@ $(INSTALLED): pyproject.toml
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet --editable '.[dev]'
 	touch $@
+
+setup: $(INSTALLED) ## Install everything into .venv, and let git check each commit
+	$(BIN)/pre-commit install
 
 demo: $(INSTALLED) ## Three simulated days, half a minute live, and the proof that all figures agree
 	$(BIN)/python -m lockstep.demo
@@ -30,12 +33,13 @@ format: $(INSTALLED) ## Format Python and SQL
 	$(BIN)/ruff check --fix .
 	$(BIN)/sqlmesh format
 
-check: $(INSTALLED) ## Formatting, linting and types of Python and SQL
+check: $(INSTALLED) ## Formatting, linting and types of Python and SQL, and phrases that read badly
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/sqlmesh format --check
 	$(BIN)/sqlmesh lint
+	$(BIN)/python tests/prose.py
 
 test: check pytest ## The checks and every test
 

@@ -140,7 +140,7 @@ def _named(connection: Connection, wanted: Sequence[str], found: Mapping[int, _F
     oids: list[int] = []
     for name in wanted:
         try:
-            # From PostgreSQL 16 on to_regclass does not mind what is no name; parse_ident does.
+            # From PostgreSQL 16 on to_regclass does not mind what is not a name; parse_ident does.
             [[oid, _]] = query(connection, "SELECT to_regclass(%s)::oid, parse_ident(%s)", (name, name))
         except errors.InsufficientPrivilege as e:
             raise LockstepError(f"{name} cannot be looked up: {str(e).strip()}.") from None

@@ -19,9 +19,10 @@ The next writer moves what a landing that was cut short has named in the journal
 on if anything else lies there: no writer deletes what has landed, whatever becomes of the watermark.
 
 So that the number of files follows the changes and not the landings, a small landing does not leave a file more: the
-last small file of its hour is replaced by one with its rows too, under the same name. Whoever has listed a file finds
-it, at any later time, with at least the rows that it had (`growing` tells why that also holds for one who has begun to
-read it), perhaps with more, perhaps with some that are not visible yet: every reader bounds what it reads by position.
+last small file of its hour is replaced by one with its rows too, under the same name. A reader that has listed a file
+finds it, at any later time, with at least the rows that it had (`growing` tells why that also holds for one that has
+begun to read it), perhaps with more, perhaps with some that are not visible yet: every reader bounds what it reads by
+position.
 The name is a symbolic link to where the file is replaced, in the hour's directory `_growing`. For not every file system
 lists a name that is being replaced (btrfs leaves it out now and then), and a reader would miss the file.
 """
@@ -66,7 +67,7 @@ log = logging.getLogger("lockstep.changelog")
 FORMAT = 3
 # A landing becomes visible within this time of its stamp: a reader that passes over younger ones sees none appear.
 SETTLING = timedelta(milliseconds=250)
-# How far back the watermark tells of landings: a reader can find what was visible when its transaction began.
+# How far back the watermark lists landings: a reader can find what was visible when its transaction began.
 REMEMBERED, MOST_REMEMBERED = timedelta(minutes=10), 1000
 _HOUR_US = 3_600_000_000
 ALL_TABLES = "*"  # the `table` of an event so broken that its table is unknown: it holds every table
@@ -180,7 +181,7 @@ class ChangeLog:
         try:
             raw = json.loads(content)
             if not isinstance(raw, dict) or "format" not in raw:
-                raise ValueError("it is no watermark")
+                raise ValueError("it is not a watermark")
             if raw["format"] > FORMAT:
                 raise LockstepError(f"{path} has format {raw['format']}, this version of lockstep reads {FORMAT}.")
             return unsealed(content) if raw["format"] >= 3 else {**raw, "sequence": 0}
@@ -1056,7 +1057,7 @@ def _may_change_key(table: str, event: str) -> bool:
 
 
 def is_gap(entry: Mapping[str, Any]) -> bool:
-    """Whether a quarantined event says that changes may be missing, and is no change itself."""
+    """Whether a quarantined event says that changes may be missing, and is not a change itself."""
     return bool(entry["event"] == json.dumps({GAP: entry["reason"]}))
 
 

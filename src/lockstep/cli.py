@@ -193,7 +193,7 @@ def status(as_json: bool) -> None:
 @click.option("--failed", is_flag=True, help="Only receipts that failed.")
 @click.option("--source", "of_source", is_flag=True, help="Only those of `lockstep verify-source`.")
 @click.option("--live", "of_live", is_flag=True, help="Only those of `lockstep reconcile --now`.")
-@click.option("--last", type=click.IntRange(min=1), default=20, show_default=True, help="At most so many, the newest.")
+@click.option("--last", type=click.IntRange(min=1), default=20, show_default=True, help="Show the newest N receipts.")
 @click.option(
     "--json", "as_json", is_flag=True, help="Print as JSON: the nightly ones, or with --source or --live those."
 )
@@ -341,7 +341,7 @@ def serve(host: str, port: int) -> None:
 @cli.command()
 @click.argument("domain", required=False)
 @click.option(
-    "--limit", type=click.IntRange(min=1), default=20, show_default=True, help="At most so many cells and keys."
+    "--limit", type=click.IntRange(min=1), default=20, show_default=True, help="Show at most N cells and keys."
 )
 @click.option(
     "--at", metavar="TIME", help="Cut to compare at, that of any receipt (UTC).  [default: the last daily cut]"
@@ -878,7 +878,7 @@ def _resync(dsn: str, tables: tuple[str, ...]) -> bool:
 @click.option("--at", metavar="HOUR", help="The cut: a full hour, UTC. Default: the last that is sealed and folded.")
 @click.option("--now", is_flag=True, help="Compare what analysts read at this moment with the query as written.")
 @click.option(
-    "--limit", type=click.IntRange(min=1), default=20, show_default=True, help="At most so many cells a domain."
+    "--limit", type=click.IntRange(min=1), default=20, show_default=True, help="Show at most N cells per domain."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def reconcile(domains: tuple[str, ...], at: str | None, now: bool, limit: int, as_json: bool) -> None:
@@ -1241,7 +1241,11 @@ def alerts(action: str, dry_run: bool, as_json: bool) -> None:
     "--timeout", default="60s", show_default=True, help="How long source and log may take to come to one point."
 )
 @click.option(
-    "--limit", type=click.IntRange(min=1), default=20, show_default=True, help="At most so many differing keys a table."
+    "--limit",
+    type=click.IntRange(min=1),
+    default=20,
+    show_default=True,
+    help="Show at most N differing keys per table.",
 )
 @click.option("--repair", is_flag=True, help="Resync the tables that did not pass, and verify them again.")
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")

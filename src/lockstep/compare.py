@@ -58,7 +58,7 @@ class Comparison:
     """How a table of the source and of the log compare.
 
     `compared` counts the keys that either side has. `counts` has a number for each of KINDS. `in_quarantine` counts
-    the differing keys of which an event is in quarantine. A fingerprint is a sum over the side's rows, whatever their
+    the differing keys that have an event in quarantine. A fingerprint is a sum over the side's rows, whatever their
     order. `not_compared` names columns that images of the log have and the source has dropped. `not_known` counts, by
     undeclared column, the keys that have not changed since the source added it: the log cannot know its value there, as
     a default fills old rows without any change. Of a table without a key it counts images, and such a column is not
@@ -401,7 +401,7 @@ def _pointer(name: str) -> str:
 
 
 def _has_member(image: str, name: str) -> str:
-    """Whether an image carries a column in `extra`, be it null: then it was there. An `extra` that is no JSON may."""
+    """Whether an image carries a column in `extra`, be it null: then it was there. An `extra` that is not JSON may."""
     extra = f"{image}.extra"
     has = f"CASE WHEN JSON_VALID({extra}) THEN JSON_EXTRACT({extra}, '{_pointer(name)}') IS NOT NULL ELSE TRUE END"
     return f"({extra} IS NOT NULL AND {has})"

@@ -33,7 +33,7 @@ BAD_EVENTS = ("hold", "skip")
 ROUNDING = 1e-13  # relative difference allowed between two ways to compute a DOUBLE: a few hundred times its last bit
 
 # The unit of a measure decides the type it has in every model. Beside these there are amounts, such as `eur(2)`: exact
-# numbers with so many digits behind the point. Sums of BIGINTs are wider, but for counts.
+# numbers with that many digits after the decimal point. Sums of BIGINTs are wider, but for counts.
 UNITS = {
     "count": "BIGINT",
     "cents": "BIGINT",
@@ -390,7 +390,7 @@ def _promotions(path: Path) -> dict[str, str]:
     )
 
 
-_UNITS = f"one of {', '.join(UNITS)}, or an amount with its digits behind the point, such as eur(2)"
+_UNITS = f"one of {', '.join(UNITS)}, or an amount with its digits after the decimal point, such as eur(2)"
 
 
 def _measures(rows: Sequence[_Row]) -> tuple[Measure, ...]:
@@ -402,7 +402,7 @@ def _measures(rows: Sequence[_Row]) -> tuple[Measure, ...]:
         row.check("measure", name not in _RESERVED, f"none of {', '.join(sorted(_RESERVED))}")
         row.check("merge", merge in MERGES, f"one of {', '.join(MERGES)}")
         type_ = type_of(unit) or ""
-        amount = "an amount with its digits behind the point, such as eur(2)"
+        amount = "an amount with its digits after the decimal point, such as eur(2)"
         row.check("unit", bool(type_), _UNITS)
         is_exact, is_measurable = type_.startswith(_EXACT), type_.startswith(_MEASURABLE)
         row.check("unit", merge != "sum" or is_exact, f"a unit of whole numbers, or {amount}: sums are exact")

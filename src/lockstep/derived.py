@@ -139,7 +139,7 @@ def too_large(domain: str, rows: SignedRows) -> str:
 def figures_of(domain: str, declared: Declared, merge: str = "") -> Figures:
     """What `models/rebuild/<domain>.sql` gives; `declared` is what the contract says of its measures.
 
-    `merge`: how those merge of which it says nothing; empty: by what can be derived. The project need not be loaded.
+    `merge`: how those merge that it does not mention; empty: by what can be derived. The project need not be loaded.
     Raises LockstepError, naming the file, if it can be neither derived nor is said to be recomputed.
     """
     from lockstep.loader import require_macros
@@ -178,7 +178,7 @@ def figures_of(domain: str, declared: Declared, merge: str = "") -> Figures:
 def _how_it_merges(
     domain: str, query: exp.Query, catalog: Catalog, merges: Mapping[str, str], units: Mapping[str, str]
 ) -> tuple[str, list[str], str | None]:
-    """How measures merge of which `merges` does not say it, the tables that change them, and why not by sum.
+    """How measures merge that `merges` does not mention, the tables that change them, and why not by sum.
 
     Raises Refused where the query cannot merge as `merges` says.
     """

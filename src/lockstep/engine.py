@@ -171,7 +171,7 @@ def _start_java(logging_settings: Path) -> None:
     # -Xrs: SIGTERM and SIGINT are ours, to let the batch at hand finish.
     options = ["-Xrs", f"-Dlog4j2.configurationFile={logging_settings.resolve().as_uri()}"]
     ensure_jvm_started(jvm_opts=options, jvm_path=path)
-    jpype.JClass("java.util.logging.LogManager").getLogManager().reset()  # a driver that tells of each connection
+    jpype.JClass("java.util.logging.LogManager").getLogManager().reset()  # a driver that reports each connection
 
 
 def _write_offsets(path: Path, name: str, stored: Mapping[str, Any] | None) -> None:

@@ -80,7 +80,7 @@ class Explanation:
     """All that is wrong with a domain at its last cut.
 
     `cells` are those that differ by more than the contract allows, as `reconcile` classes them; `tolerated` counts
-    those that differ by less. What is tolerated is no fault: its findings are there for information.
+    those that differ by less. What is tolerated is not a fault: its findings are there for information.
     """
 
     domain: str

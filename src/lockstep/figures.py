@@ -28,7 +28,7 @@ class Figures:
     """What a fact's query gives.
 
     `measures`: each with how it merges, its unit, and the comment of its column. `tables` are those of the source that
-    change it. `because`: why its measures are no sums; None if they are, or if the contract says how they merge.
+    change it. `because`: why its measures are not sums; None if they are, or if the contract says how they merge.
     """
 
     grain: tuple[str, ...]

@@ -7,7 +7,7 @@ only the footer, which is the file's end, is another. A reader that holds any fo
 it exactly the rows that it told of.
 
 New rows are a row group more. A reader pays for each of those, so now and then the rows are written once more as a
-single one behind all else. What the footer tells of no more stays in the file, dead, for those who hold an older one.
+single one behind all else. What the footer no longer names stays in the file, dead, for those who hold an older one.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _MAGIC = b"PAR1"
 
 
 def _after(old: bytes, rows: pa.Table) -> tuple[bytes, pq.FileMetaData]:
-    """The data of `old` and then `rows`, with a footer that tells of `rows` alone; and that footer."""
+    """The data of `old` and then `rows`, with a footer that names `rows` alone; and that footer."""
     sink = pa.BufferOutputStream()
     footers: list[pq.FileMetaData] = []
     options: dict[str, Any] = {"compression": "zstd"}

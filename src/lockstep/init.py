@@ -21,10 +21,10 @@ def init(directory: Path, schema: str = EMPTY_SCHEMA) -> list[Path]:
     if _is_taken(directory):
         raise LockstepError(f"{directory} is there already and not empty. Name a new directory.")
     origin = template.root()
-    for name in template.files(origin):
-        target = directory / name
+    for file in template.files(origin):
+        target = directory / file
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(origin / name, target)
+        shutil.copy(origin / file, target)
     files = {
         SCHEMA_FILE: schema,
         "seeds/contracts.csv": ",".join(REQUIRED_COLUMNS.split()) + "\n",

@@ -29,5 +29,5 @@ def read(path: Path, way_out: str = "Restore it from a backup") -> list[Row]:
     except ValueError as e:
         raise LockstepError(f"{path} is not JSON lines ({e}). {way_out}.") from None
     if not all(isinstance(row, dict) for row in rows):
-        raise LockstepError(f"{path} has a line that is no JSON object. {way_out}.")
+        raise LockstepError(f"{path} has a line that is not a JSON object. {way_out}.")
     return rows

@@ -227,7 +227,7 @@ class _Following:
         return {"kafka": {"cluster": self._topics.cluster, "offsets": offsets, "finished": list(self._order.finished)}}
 
     def _tend(self) -> bool:
-        """What is due by the clock: bound the memory, tell of what waits, look for new topics.
+        """What is due by the clock: bound the memory, report what waits, look for new topics.
 
         Returns whether nothing more can be read before something comes that need not come.
         """

@@ -105,7 +105,7 @@ def load(home: Path) -> list[Row]:
         loaded = [r | {name: datetime.fromisoformat(r[name]) for name in ("as_of", "reconciled_at")} for r in rows]
         assert all({"domain", "sequence", "verdict", "evidence_digest"} <= r.keys() for r in loaded)
     except (AssertionError, KeyError, TypeError, ValueError):
-        raise LockstepError(f"{path} has a line that is no live receipt. {publish.LIVE_RECEIPTS_LOST}.") from None
+        raise LockstepError(f"{path} has a line that is not a live receipt. {publish.LIVE_RECEIPTS_LOST}.") from None
     return loaded
 
 

@@ -1,4 +1,4 @@
-"""Log lines of the commands that run for long: as text for people, or one JSON object a line for programs.
+"""Log lines of the commands that run for long: as text for people, or one JSON object per line for programs.
 
 A line that programs should tell from others is logged with `extra=about("landed", changes=5, seconds=0.1)`: the name of
 the event, and its fields.
@@ -28,7 +28,7 @@ def set_up(form: str, level: str) -> None:
 
 
 class _Json(logging.Formatter):
-    """One object a line: time (UTC), level, event, message, then the event's fields."""
+    """One object per line: time (UTC), level, event, message, then the event's fields."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {

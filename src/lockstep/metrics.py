@@ -98,7 +98,7 @@ def capture_status(home: Path) -> dict[str, Any] | None:
     """What a capture last said of itself; None if none ever ran here.
 
     `is_running` tells whether it lives. `is_stale`: it lives and has said nothing for STALE_AFTER seconds, not being
-    in its snapshot. The phase of one that died without a word is `killed`.
+    in its snapshot. The phase of one that died silently is `killed`.
     """
     try:
         state: dict[str, Any] = json.loads((home / "capture.json").read_text(encoding="utf-8"))

@@ -220,7 +220,7 @@ def _of_last_mode(receipts: list[Row]) -> list[Row]:
 
 
 def _shadow_days(receipts: list[Row]) -> list[date]:
-    """Receipts on demand at other hours are no days, nor is the past: a cut must lie after those of the mode before."""
+    """Receipts on demand at other hours do not count as days: a cut must lie after those of the mode before."""
     shadow = _of_last_mode(receipts)
     if not shadow or shadow[-1]["mode"] != "shadow":
         return []

@@ -1,8 +1,8 @@
 """`source.<table>` of a published file: the rows of a source table as of the last change that the file shows.
 
 A table of the file has the rows at the published cut, and its next publication applies what has changed since; the view
-applies the changes of the tail. Of each key the latest image counts. This module has the SQL, `publication` says of
-which rows and changes. `added_up` is the other way from changes to rows, for a table that has no mirror.
+applies the changes of the tail. Of each key the latest image counts. This module has the SQL, `publication` chooses
+the rows and changes. `added_up` is the other way from changes to rows, for a table that has no mirror.
 """
 
 from __future__ import annotations

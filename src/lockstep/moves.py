@@ -1,6 +1,6 @@
 """What a declaration may change of a table whose log has begun.
 
-The files of a log keep the columns they were written with. Whoever reads them puts an empty file of the declared schema
+The files of a log keep the columns they were written with. Every reader puts an empty file of the declared schema
 first, and DuckDB reads all others as that one: a column that a file lacks is NULL, one that is no longer declared is
 left out, a narrower type is widened. So a declaration may drop columns and widen types, and nothing is written anew.
 """

@@ -81,7 +81,7 @@ def _why(contract: Contract) -> str | None:
 
 
 def _recomputed(fact: str) -> list[str]:
-    """The lines by which the measures of a fact are recomputed; none where that is no way out."""
+    """The lines by which the measures of a fact are recomputed; none where that does not help."""
     from lockstep.derived import figures_of
 
     header, rows = _read(MEASURES)

@@ -104,7 +104,7 @@ def _prove_what_the_night_could_not(home: Path, now: datetime) -> list[str]:
     Of a domain that had nothing to compare yet and now has increments, at the last folded hour: else a new home, or a
     table's first rows, would wait for the next midnight. And of a domain that quarantine holds, as far as its own
     tables go: SQLMesh takes no daily receipt of a day that has hours which are not sealed. So also of a domain whose
-    rebuild only shares its cut with a held one: its own tables go as far as ever.
+    rebuild only shares its cut with a held one: its own tables go as far as before.
     """
     from lockstep import reconcile
 

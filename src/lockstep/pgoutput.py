@@ -189,7 +189,7 @@ class Decoder:
             place = int(rows[row])
             xid, lsn, at_us = int(messages.xid[place]), int(messages.lsn[place]), int(messages.committed_us[place])
             op = {_INSERT: "c", _UPDATE: "u", _DELETE: "d"}[int(tag[row])]
-            # The key alone is no image: retried, it must be refused for the same reason.
+            # The key alone is not an image: retried, it must be refused for the same reason.
             before_image = image(before_texts, marker[row] == _OLD, row)
             after_image = image(after_texts, op != "d", row)
             schema, name = layout.table.in_postgresql(self.schema)

@@ -38,7 +38,7 @@ _TIMESTAMP, _TIMESTAMPTZ, _INTERVAL, _TIMETZ, _BIT, _VARBIT = 1114, 1184, 1186, 
 _NUMERIC, _UUID, _JSONB = 1700, 2950, 3802
 
 _TEXTS = (_TEXT, _VARCHAR, _BPCHAR, _NAME)
-# The source types every value of which a landing column holds, but for what goes to quarantine, by type OID. Kinds that
+# The source types whose every value a landing column holds, except what goes to quarantine, by type OID. Kinds that
 # are not here (arrays, and all that lands as text) take whatever the source prints.
 _ACCEPTED: dict[str, tuple[int, ...]] = {
     "bigint": (_INT8, _INT4, _INT2),
@@ -155,7 +155,7 @@ def images(
     """The rows' images, and the reason of each row whose image breaks the landing contract, by row number.
 
     `texts` are the values of `layout.columns` as PostgreSQL prints them under SESSION. Where `absent` is true there
-    is no image (null). `which` (before, after) is what reasons call the image. `layout.problem` must be None.
+    is not an image (null). `which` (before, after) is what reasons call the image. `layout.problem` must be None.
     """
     by_name = {c.name: text for c, text in zip(layout.columns, texts, strict=True)}
     reasons: dict[int, str] = {}
@@ -265,7 +265,7 @@ def _explain(
 
 
 def _extra(layout: Layout, by_name: dict[str, pa.Array], absent: np.ndarray | None) -> pa.Array:
-    """The columns no model can name yet as one JSON object a row, names sorted; null where there are none."""
+    """The columns no model can name yet as one JSON object per row, names sorted; null where there are none."""
     unknown = layout.unknown
     rows = len(next(iter(by_name.values())))
     if not unknown:

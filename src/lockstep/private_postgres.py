@@ -32,7 +32,7 @@ _SETTINGS = {
 
 
 class PrivateServer:
-    """Reached by whoever may enter `directory`, through a socket in it; no password is asked.
+    """Reached by everyone who may enter `directory`, through a socket in it; no password is asked.
 
     If this process is killed, the server is stopped and its directory removed.
     """

@@ -79,7 +79,7 @@ def publish(home: Path) -> Published:
 
 
 def write(home: Path) -> Published:
-    """What `publish` does, for whoever holds the lock already."""
+    """What `publish` does; the caller must hold the lock."""
     started = time.monotonic()
     home = home.resolve()
     log = ChangeLog(home)

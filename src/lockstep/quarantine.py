@@ -111,7 +111,7 @@ def _read(log: ChangeLog, event: Entry) -> tuple[Table, pa.Table] | str:
     ).fetchall()
     if not unread or not tables:
         reason, kind = unread[0] if unread else (None, "empty")
-        return reason or f"it is no change of a table that the project knows (a {kind} record)"
+        return reason or f"it is not a change of a table that the project knows (a {kind} record)"
     table = next(iter(tables))
     op, same_op, reason = con.execute(f"SELECT op, same_op, reason FROM parsed_{table.name}").fetchall()[0]
     if reason:

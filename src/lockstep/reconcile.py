@@ -106,7 +106,7 @@ def _cut(
     if at is None:
         return min(sealed, folded)
     if at != at.replace(minute=0, second=0, microsecond=0):
-        raise LockstepError(f"{at} is no cut: cuts lie between two hours of the log. Give a full hour.")
+        raise LockstepError(f"{at} is not a valid cut: use a full hour.")
     if at > sealed:
         raise LockstepError(
             f"{domain}: the hours up to {at} are not sealed, only those up to {sealed}. "
@@ -139,7 +139,7 @@ def _is_stopped(connection: Any, models: Models, domain: str, cut: datetime) -> 
 
 @contextmanager
 def planned() -> Iterator[Models]:
-    """The models as the last plan of production left them: what is edited and not planned is no evidence."""
+    """The models as the last plan of production left them: what is edited and not planned is not evidence."""
     from sqlmesh import Context
     from sqlmesh.core.console import NoopConsole, set_console
 
@@ -148,7 +148,7 @@ def planned() -> Iterator[Models]:
     try:
         environment = context.state_reader.get_environment("prod")
         if environment is None:
-            raise LockstepError("No plan has been carried through yet. `lockstep run` makes the first.")
+            raise LockstepError("No plan has succeeded yet. `lockstep run` makes the first.")
         snapshots = context.state_reader.get_snapshots(environment.snapshots).values()
         yield Models({snapshot.name: snapshot for snapshot in snapshots})
     finally:

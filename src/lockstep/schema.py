@@ -64,7 +64,7 @@ class Table:
     key; its rows are told apart by all they hold, and two of them may be equal. `is_mirrored`: its rows are published,
     as `source.<table>`.
 
-    A column that the schema file does not name is no reason to fail: it travels in the image's `extra`, as JSON.
+    A column that the schema file does not name is not a reason to fail: it travels in the image's `extra`, as JSON.
     """
 
     name: str

@@ -1,7 +1,7 @@
 """`lockstep serve`: the published figures over the network, by DuckDB's own remote protocol (the extension quack).
 
 Guarantees:
-- Nobody writes. Every publication is attached read-only, a statement that is no query is refused by its parse tree
+- Nobody writes. Every publication is attached read-only, a statement that is not a query is refused by its parse tree
   before it runs, and what a query may call is a list of functions that only read.
 - Of the file system only publications and the change log can be read; nothing else, and nothing over the network.
 - Nobody comes in without the token. It is compared before anything else is done for a connection.
@@ -31,7 +31,7 @@ _POLL = 0.25  # seconds
 _SHORTEST_TOKEN = 16
 _EXTENSIONS = ("httpfs", "quack")  # quack draws its random numbers with what httpfs brings
 
-# Table functions that a query may name. All others read files, run text, stop the server or tell of other clients.
+# Table functions that a query may name. All others read files, run text, stop the server or name other clients.
 _ALLOWED = [
     "duckdb_columns",
     "duckdb_constraints",
@@ -59,7 +59,7 @@ _ALLOWED = [
     "summary",
     "unnest",
 ]
-# A statement that is no SELECT has no tree. What a view reads is not in the tree of a query that names the view.
+# A statement that is not a SELECT has no tree. What a view reads is not in the tree of a query that names the view.
 _MAY_ASK = """
     CREATE MACRO may_ask(connection_id, statement) AS (
       SELECT NOT CAST(tree ->> 'error' AS BOOLEAN) AND NOT list_has_any(

@@ -399,7 +399,7 @@ def _images(event: Row) -> str:
 
 
 def progress(records: int, bytes_read: int) -> None:
-    """A line on standard error that replaces itself; none if that is no terminal."""
+    """A line on standard error that replaces itself; none if that is not a terminal."""
     if sys.stderr.isatty():
         print(f"\r{records:,} records, {bytes_read / 1e6:,.0f} MB", end="\r", file=sys.stderr, flush=True)
 
@@ -475,7 +475,7 @@ def _count(n: int, what: str) -> str:
 
 
 def status_line(text: str) -> None:
-    """A line on standard error that replaces itself; none if that is no terminal."""
+    """A line on standard error that replaces itself; none if that is not a terminal."""
     if sys.stderr.isatty():
         print(f"\r{text}\x1b[K", end="", file=sys.stderr, flush=True)
 

@@ -97,7 +97,7 @@ class Pace:
     every: float
     seconds: float | None
     stop: threading.Event
-    done: int = 0  # whoever works says how much came of it
+    done: int = 0  # changes that have been committed so far
     elapsed: float = 0.0
 
     def beats(self) -> Iterator[tuple[int, datetime, datetime]]:

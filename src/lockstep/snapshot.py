@@ -152,7 +152,7 @@ def check_continues(
     landed = parse_lsn(resume["commit_lsn"])
     offer = (
         "`--new-snapshot` reads all tables again and lands how they differ from the change log; nothing is counted "
-        "twice, but what happened in between is seen as one change a row."
+        "twice, but what happened in between is seen as one change per row."
     )
     if resume["system_identifier"] != identity.system_identifier:
         raise LockstepError(

@@ -1,4 +1,4 @@
-"""The stored results of `lockstep verify-source`: one JSON line a table and verification, never rewritten."""
+"""The stored results of `lockstep verify-source`: one JSON line per table and verification, never rewritten."""
 
 from __future__ import annotations
 

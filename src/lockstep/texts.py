@@ -291,7 +291,7 @@ _BASE64 = re.compile(r"(?:[0-9A-Za-z+/]{4})*(?:[0-9A-Za-z+/]{2}==|[0-9A-Za-z+/]{
 def decimal_text(said: Said, value: Any) -> str | None:
     """A decimal as PostgreSQL prints it, with all its digits.
 
-    None if it is no decimal, or nothing says whether digits are its text or the base64 of its bytes.
+    None if it is not a decimal, or nothing says whether digits are its text or the base64 of its bytes.
     """
     if isinstance(value, dict):
         return unscaled(_decoded(value["value"]), int(value["scale"]))

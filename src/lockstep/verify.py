@@ -82,7 +82,7 @@ class Verified:
         return all(t.verdict == PASSED for t in self.tables)
 
     def receipts(self, keys: int, *, with_values: bool = False) -> list[dict[str, Any]]:
-        """A row per table, with at most so many keys. Values may be personal data: stored receipts have none."""
+        """A row per table, with at most `keys` keys. Values may be personal data: stored receipts have none."""
         return [
             {
                 "source": self.source,
@@ -130,7 +130,7 @@ def verify(
     before.
 
     Raises LockstepError where there can be no comparison: the log was not captured from this database or does not reach
-    the point in time, the source is not ready, a file of the log cannot be read. A difference is no error.
+    the point in time, the source is not ready, a file of the log cannot be read. A difference is not an error.
     """
     shown = max(limit, KEPT_KEYS)
     with _moment(home, dsn, tables, timeout, say, is_resync=repair) as at:
@@ -453,7 +453,7 @@ class _StagedTable:
 
 
 def _verdict(found: Comparison, told: Sequence[Sequence[Mapping[str, Any]]]) -> str:
-    """Passed, or incomplete if no key differs but those of which quarantine has an event; failed otherwise.
+    """Passed, or incomplete if no key differs but those with an event in quarantine; failed otherwise.
 
     An event without a key (of a table without its before images, say) may stand for any one key.
     """
@@ -474,7 +474,7 @@ def _lacking(log: ChangeLog, position: int) -> list[dict[str, Any]]:
 
 
 def _event(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """A quarantined event, parsed; nothing if it is no JSON object."""
+    """A quarantined event, parsed; nothing if it is not a JSON object."""
     try:
         event = json.loads(entry["event"])
     except ValueError:
@@ -483,7 +483,7 @@ def _event(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _keys(table: Table, events: Sequence[Mapping[str, Any]], settings: debezium.Settings) -> list[list[dict[str, Any]]]:
-    """The keys that each quarantined event tells of, as values of their types: those of its images."""
+    """The keys that each quarantined event names, as values of their types: those of its images."""
     told: list[list[dict[str, Any]]] = [[] for _ in events]
     con = debezium.connect()
     if table.key and table in debezium.parse(con, debezium.as_lines([e["event"] for e in events]), settings):

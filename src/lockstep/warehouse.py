@@ -63,7 +63,7 @@ def _connection(home: Path, read_only: bool) -> Iterator[DuckDBPyConnection]:
 
 
 def rows(connection: DuckDBPyConnection, query: str, parameters: list[Any] | Row | None = None) -> list[Row]:
-    """The result of a query as one dict a row."""
+    """The result of a query as one dict per row."""
     cursor = connection.execute(query, parameters or [])
     names = [column[0] for column in cursor.description]
     return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
@@ -142,7 +142,7 @@ def _first_line(error: duckdb.Error) -> str:
 
 
 def in_use(path: Path, error: duckdb.Error) -> str | None:
-    """What to tell of an error on opening `path`: which process has it open. None if the error is another."""
+    """What to say about an error on opening `path`: which process has it open. None if the error is another."""
     if "Could not set lock" not in str(error):
         return None
     found = re.search(r"\(PID (\d+)\)", str(error))

@@ -116,7 +116,7 @@ def test_extremes_of_a_table_that_only_grows_are_derived_beside_sums(project: Pa
     contract = replace(contracts.load()["vehicle_positions"], all_measures=(pings, top), live_where="")
     assert is_derived(contract)
     assert rows_of(contract).columns == {"driver_id": None, "pings": "BIGINT", "top_kmh": "DOUBLE"}
-    with pytest.raises(LockstepError, match="is no MIN"):
+    with pytest.raises(LockstepError, match="is not MIN"):
         rows_of(replace(contract, all_measures=(pings, replace(top, merge="min"))))
 
 

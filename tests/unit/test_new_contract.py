@@ -55,7 +55,7 @@ def test_the_contract_is_what_the_query_says(project: Path, monkeypatch: pytest.
     assert rows(project) == {"contracts": [], "contract_measures": []}
     add(project, "sums", "region, customer_id", SUMS, "--mode", "batch", "--freshness-seconds", "30")
     done = add(project, "finish", "region", FINISH, "--json")
-    assert json.loads(done.stdout)["because"] == 'line 4: MAX("orders"."ordered_at") is no sum'
+    assert json.loads(done.stdout)["because"] == 'line 4: MAX("orders"."ordered_at") is not a sum'
     assert rows(project) == {
         "contracts": ["sums,shop,batch,60,30", "finish,shop,shadow,60,60"],
         "contract_measures": [],

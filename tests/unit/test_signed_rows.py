@@ -433,13 +433,13 @@ def test_a_number_that_is_too_large_stops_no_sum_and_goes_when_it_is_corrected(
 REFUSED = {
     "average": (
         "SELECT region, COUNT(*) AS n, AVG(amount) AS total FROM source.orders GROUP BY 1",
-        "is no sum.*Divide",
+        "is not a sum.*Divide",
     ),
     "distinct_sum": (
         "SELECT region, COUNT(*) AS n, SUM(DISTINCT amount) AS total FROM source.orders GROUP BY 1",
-        "no sum",
+        "not a sum",
     ),
-    "ratio": ("SELECT region, COUNT(*) AS n, SUM(amount) / 2 AS total FROM source.orders GROUP BY 1", "is no sum"),
+    "ratio": ("SELECT region, COUNT(*) AS n, SUM(amount) / 2 AS total FROM source.orders GROUP BY 1", "is not a sum"),
     "grouped_by_more": (
         "SELECT region, COUNT(*) AS n FROM source.orders GROUP BY region, id",
         "id, which is not selected",

@@ -2,7 +2,7 @@
 
 `parse` takes a chunk of lines and leaves in the connection
 
-    records          one row a line that is not blank: what kind of record it is, and its envelope
+    records          one row per line that is not blank: what kind of record it is, and its envelope
     parsed_<table>   the change events of one source table with typed images, or the `reason` they break the contract
 
 Events go one of two ways: plain ones the fast lane (`plain`), all others the careful lane (the other modules).

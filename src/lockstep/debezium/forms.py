@@ -143,7 +143,7 @@ def _moments(values: pa.Array) -> pa.Array:
 def _decimals(kind: Kind, *, need_point: bool) -> Callable[[pa.Array], pa.Array]:
     """From texts with a digit before the point: the cast would read `.5`, which the careful lane rejects.
 
-    `need_point` takes only texts with as many digits behind the point as the scale says.
+    `need_point` takes only texts with as many digits after the decimal point as the scale says.
     """
 
     def typed(values: pa.Array) -> pa.Array:

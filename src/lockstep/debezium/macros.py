@@ -67,7 +67,7 @@ END;
 /* Digits that a connector may as well have meant as base64, in which it sends decimals by default. */
 CREATE OR REPLACE TEMP MACRO may_be_base64(raw) AS CASE WHEN starts_with(raw::VARCHAR, '"')
   THEN regexp_full_match(raw::VARCHAR, '"([0-9A-Za-z+/]{4})+"') ELSE FALSE END;
-/* A decimal as a JSON string, from the base64 of its unscaled value; an object, which is no number, if it is none. */
+/* A decimal as a JSON string, from the base64 of its unscaled value; else an object, which is not a number. */
 CREATE OR REPLACE TEMP MACRO from_bytes(raw, text, scale) AS CASE
   WHEN raw IS NULL OR raw::VARCHAR = 'null' THEN raw
   ELSE COALESCE(to_json(unscaled(TRY(from_base64(text)), scale)), json_object('base64', raw))

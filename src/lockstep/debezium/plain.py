@@ -48,7 +48,7 @@ class Taken:
         return pa.concat_tables(views).select(batch_schema(table).names) if views else None
 
     def selects(self, table: Table, events: int) -> list[str]:
-        """The SELECTs of `parsed_<table>` from its views, where `records` has so many plain events of the table."""
+        """The SELECTs of `parsed_<table>` from its views, where `records` has `events` plain events of the table."""
         views = self.views.get(table.name, {})
         is_own = "TRUE"
         if sum(rows.num_rows for rows in views.values()) != events:  # some turned out to be of another table
@@ -294,10 +294,10 @@ def _array(column: pa.ChunkedArray) -> pa.Array:
 
 
 def _shape(line: str, settings: Settings) -> _Shape | None:
-    """The shape of an event; None if it is no plain one, or nobody can say of which table it is."""
+    """The shape of an event; None if it is not a plain one, or its table is not known."""
     try:
         event = json.loads(line)
-        json.dumps(event.get("source"), ensure_ascii=False).encode()  # half of a surrogate pair is no text
+        json.dumps(event.get("source"), ensure_ascii=False).encode()  # half of a surrogate pair is not text
     except (ValueError, RecursionError):
         return None
     images = [image for image in ("before", "after") if image in event]

@@ -34,7 +34,7 @@ def decoded(part: Part, column: Column, value: str) -> str:
     if not column.kind.is_decimal or part.settings.decimals == "string":
         return value
     # Nothing says the encoding. An object is a decimal with its scale, and what cannot be digits is the base64 of one
-    # with the declared scale. Digits may be either, and are no number.
+    # with the declared scale. Digits may be either, and are not a number.
     return f"""
       CASE
         WHEN starts_with({value}::VARCHAR, '{{') THEN {own_scale}

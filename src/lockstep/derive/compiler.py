@@ -18,7 +18,7 @@ from lockstep.derive.trying import tried
 from lockstep.names import GENERATED as PREFIX
 
 _LINEAR = (exp.Sum, exp.Count, exp.Avg)
-_DIGITS = 6  # behind the point: sums under 10 ** 26 can then be multiplied by 10 ** 6 as DECIMAL(38, 6)
+_DIGITS = 6  # after the decimal point: sums under 10 ** 26 can then be multiplied by 10 ** 6 as DECIMAL(38, 6)
 _FLOATS = ("DOUBLE", "FLOAT")
 _DECIMAL = r"DECIMAL\(\d+,(\d+)\)"
 # These depend on which values there are, not on how often, so a cell need not be repeated for each of its rows.
@@ -241,7 +241,7 @@ class _Cells:
         return exp.column(f"{PREFIX}k{self._keys.index(expression) + 1}", self.name)
 
     def aggregate(self, node: exp.AggFunc) -> exp.Expr:
-        """What stands for an aggregate in the finish."""
+        """The expression that replaces an aggregate in the finish."""
         argument = node.this
         if isinstance(node, exp.Min | exp.Max | exp.ArgMin | exp.ArgMax) and self._only_grows:
             return self._extreme(node)

@@ -21,11 +21,9 @@ def normal(query: str | exp.Query, catalog: Catalog, types: Types) -> exp.Query:
         [parsed, *others] = parse(query, dialect="duckdb") if isinstance(query, str) else [query.copy()]
     except SqlglotError as e:
         place = e.errors[0] if isinstance(e, ParseError) and e.errors else {"line": "?", "description": str(e)}
-        raise Refused(
-            f"line {place['line']}: {place['description']}", None, "This is no SQL that can be read."
-        ) from None
+        raise Refused(f"line {place['line']}: {place['description']}", None, "This SQL cannot be read.") from None
     if not isinstance(parsed, exp.Query):
-        raise Refused("This is no query", parsed, "Write a SELECT.")
+        raise Refused("This is not a query", parsed, "Write a SELECT.")
     if others:
         raise Refused("This is more than one statement", None, "Write one SELECT.")
     check(parsed)

@@ -19,7 +19,7 @@ class Refused(LockstepError):
 
 
 class NotLinear(Exception):
-    """A part that is no sum of products: it stays in the finish."""
+    """A part that is not a sum of products: it stays in the finish."""
 
 
 def _line(node: exp.Expr | None) -> int | None:

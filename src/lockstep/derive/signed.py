@@ -194,11 +194,11 @@ class SignedRows:
         return {name: condition for name, condition in conditions.items() if condition}
 
     def is_large(self, name: str) -> str:
-        """The condition, in SQL, that some sum of an hour meets in each cell where a sum of `checked` is no figure."""
+        """The condition, in SQL, that some sum of an hour meets in each cell where a sum of `checked` is too large."""
         return is_large(name, self._measures[name.lower()])
 
     def why_not(self, name: str) -> str:
-        """Why a sum of a measure of `checked` is no figure."""
+        """Why a sum of a measure of `checked` is not shown."""
         said = name
         if name.startswith(PREFIX):
             said = next(comments[0] for column, comments in self._columns if column == name).lower()
@@ -500,7 +500,7 @@ def _fits(kind: str, total: str) -> bool:
 
 
 def _digits(kind: str) -> int | None:
-    """How many digits a type of exact numbers has behind the point; None of any other type."""
+    """How many digits a type of exact numbers has after the decimal point; None of any other type."""
     decimal = _DECIMAL.fullmatch(kind)
     return int(decimal[1]) if decimal else 0 if _INTEGER.fullmatch(kind) else None
 

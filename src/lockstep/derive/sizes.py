@@ -1,9 +1,9 @@
 """How large numbers may be that are summed, and what becomes of those that are larger.
 
-Sums are kept with 38 digits. Of rows with up to 27 digits, those behind the point included, 10 ** 11 can be added up.
-A row with more could make a sum fail, and stop its hour for ever. It counts as `10 ** 32` units of the last digit
-instead, and so does a row whose number cannot be computed. That is linear like any other value: it goes when the row
-goes or is corrected. As long as the row is there, no sum that it is in can be taken for a figure.
+Sums are kept with 38 digits. Of rows with up to 27 digits, also counting those after the decimal point, 10 ** 11 can be
+added up. A row with more could make a sum fail, and stop its hour for ever. It counts as `10 ** 32` units of the last
+digit instead, and so does a row whose number cannot be computed. That is linear like any other value: it goes when the
+row goes or is corrected. As long as the row is there, no sum that it is in can be taken for a figure.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ WHOLE = "DECIMAL(38, 0)"  # of sums of whole numbers; HUGEINT would become DOUBL
 DIGITS = 27  # of a row
 _TOO_LARGE = 32  # a row with more digits counts as ten to the power of this
 _COMPUTED = "v"  # the field that holds a computed number; the struct is NULL where the computation failed
-_MOST_BEHIND = 20  # with more digits behind the point, ordinary numbers have more than 27
+_MOST_BEHIND = 20  # with more digits after the decimal point, ordinary numbers have more than 27
 _OF_INTEGERS = {"TINYINT": 3, "SMALLINT": 5, "INTEGER": 10, "BIGINT": 19, "HUGEINT": 39, "BOOLEAN": 1, '"NULL"': 0}
 _DECIMAL = re.compile(r"DECIMAL\((\d+), ?(\d+)\)")
 
 
 @dataclass(frozen=True)
 class Size:
-    """How many digits a row's number may have before and behind the point.
+    """How many digits a row's number may have before and after the decimal point.
 
     `is_integer`: its type is of whole numbers. `can_fail`: there may be rows that it cannot be computed of.
     """
@@ -43,7 +43,7 @@ class Size:
         return self.is_integer and self.before <= _OF_INTEGERS["INTEGER"]
 
     def may_be_too_large(self, scale: int) -> bool:
-        """Whether a row may have more digits than sums with `scale` digits behind the point can add up."""
+        """Whether a row may have more digits than sums with `scale` digits after the decimal point can add up."""
         return self.before + scale > DIGITS and scale <= _MOST_BEHIND
 
     def kept(self, scale: int) -> str:
@@ -73,7 +73,7 @@ LARGEST = Size(39)
 
 
 def guarded(value: exp.Expr, kinds: Kinds, scale: int) -> tuple[exp.Expr, Size]:
-    """What a row contributes to a sum with `scale` digits behind the point, and its size. It fails on no row.
+    """What a row contributes to a sum with `scale` digits after the decimal point, and its size. It fails on no row.
 
     TRY gives NULL for what fails; of a struct of it that is told from a NULL that was computed.
     """
@@ -141,7 +141,7 @@ def is_a_figure(column: str, size: Size, kind: str) -> str | None:
 
 
 def is_large(column: str, kind: str) -> str:
-    """The condition, in SQL, that a part of a sum meets if the sum is no figure of type `kind`.
+    """The condition, in SQL, that a part of a sum meets if the sum does not fit type `kind`.
 
     Of a BIGINT there would have to be more than 2 ** 23 parts, if all were smaller.
     """

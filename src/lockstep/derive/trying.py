@@ -1,6 +1,6 @@
 """Expressions that fail on no row: what DuckDB would end a query for is NULL instead.
 
-Increments see images that the query as written no longer does. An image whose text is no number, whose number has no
+Increments see images that the query as written no longer does. An image whose text is not a number, whose number has no
 root or whose product is too large would stop its hour for ever. The same image gives the same NULL when it is added and
 when it is taken away, so sums over the rows that are left stay exact.
 """
@@ -167,7 +167,7 @@ def _agree(kinds: Sequence[str]) -> bool:
 
 
 def _digits(kind: str) -> tuple[int, int] | None:
-    """How many digits numbers of a type have before and behind the point, None of any other type."""
+    """How many digits numbers of a type have before and after the decimal point, None of any other type."""
     if decimal := _DECIMAL.fullmatch(kind):
         return int(decimal[1]) - int(decimal[2]), int(decimal[2])
     integers = {"BOOLEAN": 1, "TINYINT": 3, "SMALLINT": 5, "INTEGER": 10, "BIGINT": 19, "HUGEINT": 39}

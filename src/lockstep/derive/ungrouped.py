@@ -65,7 +65,7 @@ def _own_value(value: exp.Expr, extreme: str) -> None:
     found = holder.this if isinstance(holder, exp.Filter) else holder
     if type(found) is not {"MAX": exp.Max, "MIN": exp.Min}[extreme] or isinstance(found.this, exp.Distinct):
         raise Refused(
-            f"{value.sql('duckdb')[:60]} is no {extreme}", value, f"Write {extreme}(e), cast to the measure's type."
+            f"{value.sql('duckdb')[:60]} is not {extreme}(e)", value, f"Write {extreme}(e), cast to the measure's type."
         )
     own_value = found.this.copy()
     holder.replace(_when(condition, own_value, exp.null()) if condition else own_value)
@@ -98,7 +98,7 @@ def _summand(value: exp.Expr) -> exp.Expr:
     elif isinstance(value, exp.Sum) and not isinstance(of, exp.Distinct):
         summand, nothing = of, exp.null()
     else:
-        raise Refused(f"{value.sql('duckdb')[:60]} is no sum", value, _NOT_A_SUM)
+        raise Refused(f"{value.sql('duckdb')[:60]} is not a sum", value, _NOT_A_SUM)
     return _when(condition, summand, nothing) if condition else summand.copy()
 
 

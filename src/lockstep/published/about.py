@@ -16,7 +16,7 @@ from lockstep.warehouse import Row, text
 
 ABOUT = {
     "mart": ("TEXT", "What to query"),
-    "domain": ("TEXT", "Domain whose contract it is under; NULL for events, which are no figures"),
+    "domain": ("TEXT", "Domain whose contract it is under; NULL for events, which are not figures"),
     "owner": ("TEXT", "Who answers for it"),
     "is_live": ("BOOLEAN", "Whether it shows changes that landed after the publication"),
     "served_from": ("TEXT", "live or rebuild, as the evidence allowed when this file was published"),

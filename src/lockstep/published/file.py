@@ -137,7 +137,7 @@ class File:
 
 
 class Shared(dict[str, Tree]):
-    """What a view asks once however often it mentions it: queries by the name of what they stand for.
+    """What a view asks once however often it mentions it: queries by the name of what they replace.
 
     What a reader selects by gets into the query, and so do the filters of the joins in it. Of what is mentioned more
     than once all columns are read, also those that nobody asks for.

@@ -118,11 +118,11 @@ class Log:
         """)
 
     def _landing(self, shared: Shared) -> str:
-        """What stands for `changes.visible`, which takes a millisecond or two to ask: it remembers many landings."""
+        """The query for `changes.visible`, which takes a millisecond or two to ask: it remembers many landings."""
         return shared.name(_VISIBLE, sql.parse(f"SELECT * FROM {_VISIBLE}"))
 
     def watermarks(self, shared: Shared) -> str:
-        """What stands for `changes.watermark`."""
+        """The query for `changes.watermark`."""
         self._landing(shared)
         return shared.name("changes.watermark", self._watermarks)
 
@@ -152,7 +152,7 @@ class Log:
         )
 
     def ended(self, moment: str) -> Tree:
-        """What stands for `changes.watermark` at a cut: all that was logged before it can be read."""
+        """The query for `changes.watermark` at a cut: all that was logged before it can be read."""
         tables = ", ".join(text(table) for table in self.tables)
         until = f"{moment} - INTERVAL 1 MICROSECOND AS readable_until, {ALL_POSITIONS} AS readable_position"
         return sql.item(f"(SELECT UNNEST([{tables}]) AS source_table, {until})")
@@ -212,7 +212,7 @@ class Log:
         return self._needed[table]
 
     def whole(self, table: str, shared: Shared) -> Tree:
-        """What stands for `changes.<table>`, with the columns that its readers look at."""
+        """The query for `changes.<table>`, with the columns that its readers look at."""
         columns, _ = self._needs(table)
         both = f"SELECT * FROM {self.sealed(table)} UNION ALL SELECT {columns} FROM tail AS changes"
         return sql.subquery(sql.fill(both, tail=self.tail(table, shared)))

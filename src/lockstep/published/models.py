@@ -23,7 +23,7 @@ from lockstep.published import sql
 from lockstep.published.sql import Reading, Tree
 from lockstep.schema import quoted
 
-Place = Callable[[str, Reading], Tree]  # what stands for a model that is read, behind FROM
+Place = Callable[[str, Reading], Tree]  # what a FROM reads instead of a model
 Settle = Callable[[Tree], Tree]
 # Table functions that tell the same to every reader. All others read files, or the state of a database.
 _FUNCTIONS = {"generate_series", "json_each", "json_tree", "range", "repeat", "repeat_row", "unnest"}
@@ -154,7 +154,7 @@ class Models:
                 "says what stopped it; once that is mended it puts all models into use."
             )
         what = ".".join(part for part in reading.relation if part) or "what DESCRIBE or SHOW tells"
-        raise UnpublishableError(f"{model.name} reads {what}, which is no model. Make a model or a seed of it.")
+        raise UnpublishableError(f"{model.name} reads {what}, which is not a model. Make a model or a seed of it.")
 
     def placed(self, model: Model, place: Place, settle: Settle | None = None) -> Tree:
         """The query of a view with what `place` returns instead of each model that it reads.
@@ -183,7 +183,7 @@ class Models:
         return made
 
     def require_known(self, model: Model) -> None:
-        """Raise UnpublishableError if a view has anything in it of which publishing cannot say what it means."""
+        """Raise UnpublishableError if a view has anything in it whose meaning publishing does not know."""
         for node in sql.walk(self.tree(model) if model.is_view else {}):
             for name in sql.ctes_of(node):
                 if sql.RESERVED in name:

@@ -107,7 +107,7 @@ class TimeTravel(Parts):
         return self.models.placed(model, place, None if merges else lambda _: self.serving.settle(model, _LIVE))
 
     def _verified(self, live: Model, moment: str) -> Tree:
-        """What stands for live figures that are recomputed: the rows of the past are not kept, verified figures are."""
+        """The query for live figures that are recomputed: the rows of the past are not kept, verified figures are."""
         verified = self.cells.table(self.models[f"verified.{live.short}"])
         why = f"{live.short} is recomputed: it can be read as it was at the cuts of verified.{live.short}, not at "
         is_there = f"EXISTS (SELECT 1 FROM {verified} WHERE cut = {moment})"

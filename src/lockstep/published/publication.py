@@ -136,7 +136,7 @@ class Builder:
     def _prove(self, names: Iterable[str], marts: Iterable[str]) -> list[str]:
         """Prove the trees of these models and of what they read; returns the marts whose trees all are.
 
-        What a mart reads has to be known of before any of it is made.
+        What a mart reads must be known before any of it is made.
         """
         reads: dict[str, list[str]] = {}
         unknown: dict[str, str] = {}
@@ -187,7 +187,7 @@ class Builder:
             self._file.stored.pop(mart.name, None)
 
     def _require_types(self, marts: Iterable[str]) -> None:
-        """Take out marts of which a column has come to another type than the warehouse has it in."""
+        """Take out marts with a column whose type is no longer the warehouse's."""
         there: dict[str, dict[str, str]] = {}
         for mart, column, kind in self._file.connection.execute(
             "SELECT schema_name || '.' || table_name, column_name, data_type FROM duckdb_columns() "

@@ -37,7 +37,7 @@ class Serving:
     # -- What a model asks
 
     def domains(self, model: Model) -> list[str]:
-        """The domains of which a model looks up the serving; all if it does not say of which."""
+        """The domains whose serving a model looks up; all if it does not name any."""
         found: set[str] = set()
         for reading in self.models.readings(model) if model.is_view else []:
             if reading.function is None and self.models.name(model, reading) == NAME:
@@ -45,17 +45,17 @@ class Serving:
         return sorted(found)
 
     def asked(self, reading: Reading) -> list[str]:
-        """The domains of which a SELECT looks up the serving; all if it does not say of which."""
+        """The domains whose serving a SELECT looks up; all if it does not name any."""
         named = sql.required(reading.select, reading.alias, "domain") if reading.is_alone else None
         return sorted(self.contracts) if named is None else sorted(named & set(self.contracts))
 
     def is_live(self, domains: Iterable[str]) -> bool:
         return any(self.rows[domain]["served_from"] == "live" for domain in domains)
 
-    # -- What stands for it
+    # -- What replaces it
 
     def place(self, reading: Reading, lives: list[bool], shared: Shared) -> Tree:
-        """What stands for it in a live view. `lives` gets whether that changes without a publication."""
+        """The query that replaces it in a live view. `lives` gets whether that changes without a publication."""
         domains = self.asked(reading)
         if not domains:
             return sql.subquery(self.models[NAME].empty())

@@ -252,7 +252,7 @@ def literal(expression: Any) -> str | None:
 
 
 def required(select: Tree, alias: str, column: str) -> set[str] | None:
-    """The texts of which a column has to be one by the WHERE; None if it says no such thing."""
+    """The texts that the WHERE allows in a column; None if it does not restrict it."""
     found: set[str] | None = None
     for condition in conditions(select):
         parts = condition.get("children", []) if condition.get("type") == "COMPARE_IN" else []
@@ -308,7 +308,7 @@ def is_plain(select: Tree) -> bool:
 
 
 def shown_as(select: Tree, alias: str, column: str) -> str | None:
-    """The column of its table that a plain SELECT shows under a name; None if that is no bare column."""
+    """The column of its table that a plain SELECT shows under a name; None if that is not a bare column."""
     found = [e for e in select["select_list"] if (e.get("alias") or e.get("column_names", [""])[-1]).lower() == column]
     if len(found) != 1 or not found[0].get("column_names"):
         return None

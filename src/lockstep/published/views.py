@@ -67,7 +67,7 @@ class Views(Parts):
         return self._live(model, query, shared) if merges else query
 
     def _place(self, model: Model, name: str, reading: Reading, lives: list[bool], shared: Shared) -> Tree:
-        """What stands for what a published view reads."""
+        """The query for a model that a published view reads."""
         schema, _, short = name.partition(".")
         read = self.models[name]
         if name == SERVING:
@@ -142,7 +142,7 @@ class Views(Parts):
         return sql.parse(added_up(state.columns, self.cells.state(state.name), moved))
 
     def _diffs(self, domain: str, lives: list[bool], shared: Shared) -> str:
-        """What stands for the signed images of the domain's tail."""
+        """The query for the signed images of the domain's tail."""
         diffs = self.query(self.cuts.tail_of(domain), lives, shared)
         readable = self.log.readable("readable_position", self.contracts[domain].sources, shared)
         tail = f"logged_at >= {time(self.cuts.of[domain])} AND position <= {readable}"

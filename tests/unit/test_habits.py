@@ -1,0 +1,36 @@
+"""What a contributor runs by hand, what git runs and what CI runs are the same commands."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from sqlmesh.utils.yaml import load
+
+ROOT = Path(__file__).parents[2]
+MAKEFILE = (ROOT / "Makefile").read_text("utf-8")
+
+
+def recipe(target: str) -> list[str]:
+    found = re.search(rf"^{target}:.*\n((?:\t.*\n)+)", MAKEFILE, re.MULTILINE)
+    assert found, target
+    return [line.strip().replace("$(BIN)", ".venv/bin") for line in found[1].splitlines()]
+
+
+def test_git_runs_the_commands_of_make_check() -> None:
+    [local] = load(ROOT / ".pre-commit-config.yaml", render_jinja=False)["repos"]
+    assert local["repo"] == "local"
+    assert [hook["entry"] for hook in local["hooks"]] == recipe("check")
+    assert {hook["language"] for hook in local["hooks"]} == {"system"}
+
+
+def test_workflows_run_targets_that_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):.*## ", MAKEFILE, re.MULTILINE))
+    for path in (ROOT / ".github" / "workflows").glob("*.yml"):
+        named = re.findall(r"\bmake ([a-z-]+)", path.read_text("utf-8"))
+        assert named and set(named) <= targets, path
+
+
+def test_make_help_shows_every_target() -> None:
+    [phony] = re.findall(r"^\.PHONY: (.*)$", MAKEFILE, re.MULTILINE)
+    assert phony.split() == re.findall(r"^([a-z-]+):.*## ", MAKEFILE, re.MULTILINE)
