@@ -8,6 +8,7 @@ from pathlib import Path
 from sqlmesh.utils.yaml import load
 
 ROOT = Path(__file__).parents[2]
+FOLDERS = tuple(f"{path.name}/" for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith("."))
 MAKEFILE = (ROOT / "Makefile").read_text("utf-8")
 
 
@@ -24,13 +25,20 @@ def test_git_runs_the_commands_of_make_check() -> None:
     assert {hook["language"] for hook in local["hooks"]} == {"system"}
 
 
-def test_workflows_run_targets_that_exist() -> None:
+def test_workflows_and_contributors_run_targets_that_exist() -> None:
     targets = set(re.findall(r"^([a-z-]+):.*## ", MAKEFILE, re.MULTILINE))
-    for path in (ROOT / ".github" / "workflows").glob("*.yml"):
-        named = re.findall(r"\bmake ([a-z-]+)", path.read_text("utf-8"))
+    for path in (*(ROOT / ".github" / "workflows").glob("*.yml"), ROOT / "CONTRIBUTING.md"):
+        named = re.findall(r"(?:^ *|`|run: )make ([a-z-]+)", path.read_text("utf-8"), re.MULTILINE)
         assert named and set(named) <= targets, path
 
 
 def test_make_help_shows_every_target() -> None:
     [phony] = re.findall(r"^\.PHONY: (.*)$", MAKEFILE, re.MULTILINE)
     assert phony.split() == re.findall(r"^([a-z-]+):.*## ", MAKEFILE, re.MULTILINE)
+
+
+def test_contributors_find_the_files_that_are_named() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    named = {token for token in re.findall(r"[\w./-]+", text) if token.startswith(FOLDERS)}
+    assert len(named) > 15
+    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
