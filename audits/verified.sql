@@ -4,7 +4,7 @@ AUDIT (
 
 /* What live figures stood on until now, the generation before plus the increments since, must be the new generation at its cut.
    Without this the live figures could have been wrong all day and be put right at night without anybody knowing. A generation
-   that other models computed is no base of live figures, and may differ. */
+   that other models computed does not carry live figures, and may differ. */
 WITH cuts AS (
   SELECT
     MAX(cut) AS cut,

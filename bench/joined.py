@@ -2,8 +2,8 @@
 
     .venv/bin/python bench/joined.py [--rows 10000000] [--changes 600000] [--runs 5] [--threads 2]
 
-A table of orders has so many rows, one of customers a tenth of it, and both a checkpoint at midnight. In each hour of
-the day a twenty-fourth of the changes are made: nine tenths update orders, the rest move customers. Nothing lands by
+The table of orders has this many rows, that of customers a tenth of it, and both a checkpoint at midnight. In each hour
+of the day a twenty-fourth of the changes are made: nine tenths update orders, the rest move customers. Nothing lands by
 way of Lockstep: DuckDB writes the files of the log and the checkpoints.
 
 full: the query of the fact as it is written, over ready rows in DuckDB's own tables. first, last: the increments of the

@@ -2,7 +2,7 @@
 
     .venv/bin/python bench/publish.py [--days 18] [--orders-per-day 24000] [--runs 5] [--queries 20] [--home HOME]
 
-The history ends a second before a full hour of which nothing is folded, so the tail is an hour long. It lies there as
+The history ends a second before a full hour, none of which is folded, so the tail is an hour long. It lies there as
 one landing, and then as if a capture had landed it by the minute, every five seconds, and every second. --home keeps
 the home, and takes it as it is if it has one; without, a temporary one is made and removed.
 

@@ -1,4 +1,4 @@
-"""Find phrases in the documentation and in src/ that do not read as English, and say what to write instead.
+"""Find phrases in the pages, models and code that do not read as English, and say what to write instead.
 
 Part of `make check`. Only phrases with no good use are listed, so that nobody has to work around this.
 """
@@ -11,7 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/**/*.md", "src/**/*.py")
+PAGES = (
+    *("*.md", "docs/**/*.md", "src/**/*.py", "bench/*.py", "models/**/*.sql", "audits/*.sql", "config.yaml"),
+    *("macros/*.py", "materializations/*.py", "signals/*.py", "linter/*.py"),
+)
 
 # Pattern -> what to write instead. A space also matches a line break, with the `#` or quote that follows it.
 PHRASES = {

@@ -1,6 +1,6 @@
 /* The chain of images of a source table up to the cut, checked: the image before of each change must be the image after of the
    change before it on that key. A change that was lost, doubled, reordered or altered breaks the chain even where every position
-   is there; so does a source that sends images of before that are not what it sent last. What is not declared does not count: a
+   is there; so does a source whose images before are not what it sent last. What is not declared does not count: a
    column that the source adds comes without a change. A resync mends what was broken on a key, by changes that may follow
    anything: they have op r, and one image or the same image twice. The check begins at the newest checkpoint, whose rows are what
    the changes since follow from; it looks their keys up before it reads them. Rebuilds wait for this model, so that none reads a

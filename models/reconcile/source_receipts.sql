@@ -20,7 +20,7 @@ SELECT
   only_in_the_log::BIGINT AS only_in_the_log, /* Keys that only the log has */
   modified::BIGINT AS modified, /* Keys whose latest image in the log is not the source's row */
   unbalanced::BIGINT AS unbalanced, /* Keys whose latest image is right, but whose changes do not add up to it */
-  differing_in_quarantine::BIGINT AS differing_in_quarantine, /* Differing keys of which an event is in quarantine */
+  differing_in_quarantine::BIGINT AS differing_in_quarantine, /* Differing keys that have an event in quarantine */
   events_open::BIGINT AS events_open, /* Events of the table that wait in quarantine */
   events_discarded::BIGINT AS events_discarded, /* Events of the table that were given up, by a user or by its on_bad_event */
   source_fingerprint::TEXT AS source_fingerprint, /* Order-free fingerprint of the source's rows */
