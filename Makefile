@@ -63,4 +63,4 @@ release-check: $(INSTALLED) ## Build the wheel and use it in an empty environmen
 	.ci/release $(TAG)
 
 clean: ## Remove the virtual environment, the demo's data and the built wheel
-	rm -rf $(VENV) data dist logs
+	rm -rf $(VENV) build data dist logs
