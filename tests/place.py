@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection
 from copy import deepcopy
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,10 +20,10 @@ import pytest
 from lockstep import contracts, operate, warehouse
 from lockstep.changelog import SETTLING
 from lockstep.init import init
-from projects import add_in_full
+from lockstep.schema import SCHEMA_FILE, TABLES, declared
+from projects import add_in_full, schema_of
 from shop import Shop, key_of, land
 
-ROOT = Path(__file__).parents[1]
 HOUR = timedelta(hours=1)
 OPENED = datetime(2026, 3, 1, 20, 30)
 Rows = dict[str, dict[Any, dict[str, Any]]]
@@ -44,7 +45,13 @@ class Place:
     def home(self) -> Path:
         return self.directory / "home"
 
+    @cached_property
+    def tables(self) -> frozenset[str]:
+        """The source tables that the project declares."""
+        return frozenset(declared(self.project / SCHEMA_FILE))
+
     def enter(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(TABLES, "_found", declared(self.project / SCHEMA_FILE))
         monkeypatch.chdir(self.project)
         monkeypatch.setenv("LOCKSTEP_HOME", str(self.home))
         contracts.load.cache_clear()
@@ -72,7 +79,7 @@ class Place:
         self.landed = len(self.shop.changes)
 
     def work(self, chance: random.Random, until: datetime) -> None:
-        """Half a dozen transactions an hour, in which any row of any table may come, change, take another key or go."""
+        """Half a dozen transactions an hour: any row of a declared table may come, change, take another key or go."""
         while self.shop.now < until:
             self.shop.now += timedelta(minutes=chance.randrange(1, 20))
             with self.shop.transaction():
@@ -80,7 +87,8 @@ class Place:
                     self._do(chance)
 
     def _do(self, chance: random.Random) -> None:
-        table = chance.choice(["orders", "orders", "customers", "products", "shipments", "drivers"])
+        kinds = ["orders", "orders", "customers", "products", "shipments", "drivers"]
+        table = chance.choice([table for table in kinds if table in self.tables])
         rows, key = self.shop.rows[table], chance.randrange(1, 8 if table == "orders" else 4)
         region = chance.choice(["north", "south"])
         columns = {
@@ -120,7 +128,7 @@ class Place:
     def compare_mirror(self, *but: str) -> None:
         """Each source table as an analyst reads it who comes now, but for these."""
         time.sleep(SETTLING.total_seconds() + 0.05)
-        for table in {"orders", "customers", "products", "shipments", "drivers"} - {*but}:
+        for table in self.tables - {*but}:
             with duckdb.connect(str(self.home / "analytics.duckdb"), read_only=True) as reader:
                 found = warehouse.rows(reader, f"SELECT * FROM source.{table}")
             shown = {row[table.removesuffix("s") + "_id"]: row for row in found}
@@ -130,9 +138,11 @@ class Place:
             assert shown == expected
 
 
-def prepare(place: Place, models: dict[str, str], contract_rows: list[str], measures: list[str]) -> None:
-    """Write the project, all of whose facts are promoted, and begin the log."""
-    init(place.project, (ROOT / "source_schema.sql").read_text())
+def prepare(
+    place: Place, tables: Collection[str], models: dict[str, str], contract_rows: list[str], measures: list[str]
+) -> None:
+    """Write the project over these tables, `customers` among them, promote all of its facts, and begin the log."""
+    init(place.project, schema_of(tables))
     for name, text in models.items():
         path = place.project / "models" / name
         path.parent.mkdir(exist_ok=True)

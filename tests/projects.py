@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 from lockstep.contracts import CONTRACT_COLUMNS, MEASURE_COLUMNS
 from lockstep.init import init
+from lockstep.schema import SCHEMA_FILE
 
 ROOT = Path(__file__).parents[1]
 PARTS = ("audits", "linter", "macros", "materializations", "models", "seeds", "signals")
@@ -31,6 +34,13 @@ def whole_project(path: Path) -> Path:
     for part in PARTS:
         shutil.copytree(ROOT / part, path / part, ignore=shutil.ignore_patterns("__pycache__"))
     return path
+
+
+def schema_of(tables: Collection[str]) -> str:
+    """The declarations of these source tables: every table is stamped with models that a run has to go through."""
+    statements = (ROOT / SCHEMA_FILE).read_text().split("\n\n")
+    found = {name[1]: s for s in statements if (name := re.search(r"^CREATE TABLE (\w+)", s, re.MULTILINE))}
+    return "\n\n".join(found[table] for table in tables)
 
 
 def project_of_two_domains(path: Path) -> Path:

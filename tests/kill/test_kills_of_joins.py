@@ -97,7 +97,7 @@ def test_a_joined_fact_is_right_after_any_kill(
     seed = random.randrange(1 << 32)
     chance = random.Random(seed)
     place = Place(tmp_path, Shop(OPENED))
-    prepare(place, {"rebuild/home_orders.sql": FACT}, [CONTRACT], MEASURES)
+    prepare(place, ("orders", "customers"), {"rebuild/home_orders.sql": FACT}, [CONTRACT], MEASURES)
     place.enter(monkeypatch)
     killer = Killer(place.home, chance, place.project)
     landed = 0

@@ -63,6 +63,7 @@ GRAINS = {
     "shares": "region",
     "next_orders": "customer_id, home_region",
 }
+TABLES = ("orders", "customers")
 MODELS = {
     f"rebuild/{fact}.sql": f"/* {fact}. */\nMODEL (name rebuild.{fact}, kind FULL, cron '@daily', start @log_eve(), "
     f"grain ({GRAINS[fact]}), depends_on (rebuild.cut, chain.orders, chain.customers));\n{query}\n"
@@ -145,7 +146,7 @@ def nights(shared_home: SharedHomes) -> Place:
     def build(directory: Path) -> Place:
         place = Place(directory, Shop(OPENED))
         with pytest.MonkeyPatch.context() as monkeypatch:
-            prepare(place, MODELS, CONTRACTS, MEASURES)
+            prepare(place, TABLES, MODELS, CONTRACTS, MEASURES)
             place.enter(monkeypatch)
             place.pass_two_nights(QUERIES, place.work, lambda: compare(place))
         contracts.load.cache_clear()

@@ -28,6 +28,7 @@ from shop import Shop, reject
 
 Cells = dict[tuple[str, str], tuple[int, int]]
 
+TABLES = ("orders", "customers", "products", "shipments", "drivers")
 MODELS = {
     "rebuild/latest_home_orders.sql": """/* Every order, with the region where its customer lives now. */
 MODEL (name rebuild.latest_home_orders, kind VIEW, grain order_id);
@@ -157,7 +158,7 @@ class Joined(Place):
 
 def made(directory: Path) -> Joined:
     place = Joined(directory, Shop(OPENED))
-    prepare(place, MODELS, CONTRACTS, MEASURES)
+    prepare(place, TABLES, MODELS, CONTRACTS, MEASURES)
     return place
 
 

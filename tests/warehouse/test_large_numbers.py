@@ -34,6 +34,7 @@ QUERIES = {  # the fact's figure of a region, from the orders of the region
     "thrice": "SUM(amount_cents * 3)::BIGINT AS revenue_cents",  # which no BIGINT holds
     "average": "COALESCE(SUM(quantity), 0)::BIGINT AS units, (SUM(amount_cents * 2) / COUNT(*))::DOUBLE AS mean",
 }
+TABLES = ("customers", "orders", "drivers")
 MODELS = {
     f"rebuild/{fact}.sql": f"/* {fact}. */\nMODEL (name rebuild.{fact}, kind FULL, cron '@daily', start @log_eve(), "
     f"grain region, depends_on (rebuild.cut, chain.orders));\n"
@@ -86,7 +87,7 @@ def morning(shared_home: SharedHomes) -> Place:
     def build(directory: Path) -> Place:
         place = Place(directory, Shop(OPENED))
         with pytest.MonkeyPatch.context() as monkeypatch:
-            prepare(place, MODELS, CONTRACTS, MEASURES)
+            prepare(place, TABLES, MODELS, CONTRACTS, MEASURES)
             place.enter(monkeypatch)
             for order, region in enumerate(("north", "south", "south"), start=1):
                 place.shop.order(order, region=region, amount_cents=100 * order)

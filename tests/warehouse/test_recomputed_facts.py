@@ -46,6 +46,7 @@ FROM source.customers AS customers FULL JOIN source.gps_pings AS pings ON pings.
 GROUP BY 1""",
 }
 GRAINS = {"coverage": "region", "peers": "product_id", "baskets": "quantity", "pings": "full_name"}
+TABLES = ("orders", "customers", "gps_pings")
 MODELS = {
     f"rebuild/{fact}.sql": f"/* {fact}. */\nMODEL (name rebuild.{fact}, kind FULL, cron '@daily', start @log_eve(), "
     f"grain ({GRAINS[fact]}), depends_on (rebuild.cut, chain.orders, chain.customers, chain.gps_pings));\n{query}\n"
@@ -129,7 +130,7 @@ def nights(shared_home: SharedHomes) -> Place:
     def build(directory: Path) -> Place:
         place = Place(directory, Shop(OPENED))
         with pytest.MonkeyPatch.context() as monkeypatch:
-            prepare(place, MODELS, CONTRACTS, MEASURES)
+            prepare(place, TABLES, MODELS, CONTRACTS, MEASURES)
             place.enter(monkeypatch)
             place.pass_two_nights(QUERIES, lambda *until: work(place, *until), lambda: compare(place))
         contracts.load.cache_clear()
