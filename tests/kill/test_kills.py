@@ -20,6 +20,7 @@ import pytest
 from killer import Killer
 from lockstep import contracts, ingest, operate
 from lockstep.changelog import ChangeLog
+from lockstep.schema import SCHEMA_FILE, TABLES, declared
 from postgres import Cluster, assert_log_is_source, cluster, shop
 from projects import project_of_two_domains, whole_project
 from shop import Change, Shop, debezium_lines
@@ -41,7 +42,8 @@ class Company:
         for product in (1, 2, 3):
             self.shop.product(product, "books", op="r")
         for table, key in (("customers", 1), ("shipments", 1), ("route_stops", (1, 1)), ("gps_pings", 1)):
-            self.shop.insert(table, key, op="r")  # no domain is empty: its receipt would prove nothing
+            if table in TABLES:
+                self.shop.insert(table, key, op="r")  # no domain is empty: its receipt would prove nothing
 
     def hour(self) -> list[Change]:
         """The changes of the next hour."""
@@ -90,6 +92,7 @@ def project(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.chdir(ROOT)
     project = tmp_path / "project"
     request.param(project)
+    monkeypatch.setattr(TABLES, "_found", declared(project / SCHEMA_FILE))
     monkeypatch.chdir(project)
     contracts.load.cache_clear()
     yield project

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,20 +16,21 @@ from homes import SharedHomes
 from lockstep import checkpoints, log_check, operate, quarantine, warehouse
 from lockstep.changelog import ChangeLog
 from lockstep.schema import TABLES
-from replay import Replay
+from replay import Replay, planned
 from shop import Shop, count_as_looked_at, land
+
+__all__ = ["planned"]  # a fixture
 
 
 @pytest.fixture(scope="session")
-def nights(shared_home: SharedHomes) -> Replay:
+def nights(shared_home: SharedHomes, planned: Callable[[datetime, Path], Replay]) -> Replay:
     """A home with three nights' checkpoints, at the midnights of 1, 2 and 3 June."""
 
     def build(path: Path) -> Replay:
         with pytest.MonkeyPatch.context() as monkeypatch:
             monkeypatch.setenv("LOCKSTEP_HOME", str(path))
-            replay = Replay(path, Shop(datetime(2026, 5, 31, 20)))
+            replay = planned(datetime(2026, 5, 31, 20), path)
             shop = replay.shop
-            shop.insert("customers", 9)
             shop.product(1, "books")
             shop.order(1)
             shop.order(2)

@@ -23,6 +23,7 @@ from lockstep import contracts, operate, warehouse
 from lockstep.errors import LockstepError
 from lockstep.explain import CHANGED_LATER, explain
 from lockstep.reconcile import reconcile
+from lockstep.schema import SCHEMA_FILE, TABLES, declared
 from projects import project_of_two_domains, whole_project
 from shop import Shop, land
 
@@ -41,6 +42,7 @@ class Place:
 
     def enter(self, patch: pytest.MonkeyPatch) -> None:
         patch.setenv("LOCKSTEP_HOME", str(self.home))
+        patch.setattr(TABLES, "_found", declared(self.project / SCHEMA_FILE))
         patch.chdir(self.project)
         contracts.load.cache_clear()
 
