@@ -43,7 +43,7 @@ MINUTE, DAY, MICROSECOND = timedelta(minutes=1), timedelta(days=1), timedelta(mi
 RULE_CHANGES_AT = datetime(2026, 6, 1)  # `done` means completed from here on, shipped before
 
 examples = settings(
-    max_examples=int(os.environ.get("HYPOTHESIS_EXAMPLES", "4")),
+    max_examples=int(os.environ.get("HYPOTHESIS_EXAMPLES", "3")),
     derandomize="CI" in os.environ,
     database=None if "CI" in os.environ else settings.default.database,
     suppress_health_check=list(HealthCheck),
