@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sqlmesh import Context
-
 from lockstep import derived
 from lockstep.contracts import load
 from lockstep.derive import SignedRows
 from projects import in_full
 
+ROOT = Path(__file__).parents[1]
 LIVE_WHERE = "\"_op = 'r' OR @is_timely(recorded_at, _committed_at)\""
 POSITIONS = """/* Pings. */
 MODEL (name diffs.vehicle_positions, kind VIEW, grain position);
@@ -48,7 +47,7 @@ WHERE
 """
 
 
-def write_diffs(project: Path, loaded_project: Context, domain: str) -> Path:
+def write_diffs(project: Path, domain: str) -> Path:
     """Write `models/diffs/<domain>.sql` by the rules of the domain, row by row if there is a model for these.
 
     Return its path. The contract then has no `live_where`: what the live path leaves out stands in the file.
@@ -63,8 +62,9 @@ def write_diffs(project: Path, loaded_project: Context, domain: str) -> Path:
         assert text.count(LIVE_WHERE) == 1
         contracts.write_text(text.replace(LIVE_WHERE, ""), encoding="utf-8")
         return path
-    latest = loaded_project.get_model(f"rebuild.latest_{domain}") or loaded_project.get_model(f"rebuild.{domain}")
-    query = derived._over_tables(derived._query(latest._path))
+    rebuild = ROOT / "models" / "rebuild"
+    by_row = rebuild / f"latest_{domain}.sql"
+    query = derived._over_tables(derived._query(by_row if by_row.exists() else rebuild / f"{domain}.sql"))
     rows = SignedRows(query, derived._catalog(query), {m.name: m.type for m in load()[domain].merged})
     path.write_text(
         f"/* Signed rows. */\nMODEL (name diffs.{domain}, kind VIEW, grain (position, diff));\n"

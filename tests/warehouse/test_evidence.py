@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlmesh import Context
 
 from handwritten import write_diffs
 from lockstep import contracts, operate, warehouse
@@ -121,12 +120,10 @@ def edit_a_macro_without_effect(place: Place) -> None:
     place.edit("macros/merging.py", 'if m.merge == "sum":', 'if m.merge in ("sum",):')
 
 
-def test_a_wrong_increment_is_not_served_behind_the_receipt_of_the_right_one(
-    place: Place, loaded_project: Context
-) -> None:
+def test_a_wrong_increment_is_not_served_behind_the_receipt_of_the_right_one(place: Place) -> None:
     """Without it a plan could put doubled figures before analysts until the next night's receipt."""
     assert (place.serving()["served_from"], place.revenue()) == ("live", 12_000)
-    write_diffs(place.project, loaded_project, "orders")
+    write_diffs(place.project, "orders")
     amount = 'TRY_CAST(__b1."amount_cents" AS BIGINT)'
     place.edit("models/diffs/orders.sql", amount, f"2 * {amount}")
     edit_a_macro_without_effect(place)

@@ -103,12 +103,12 @@ PLANTED = {
 }
 
 
-def test_lint_fails_on_each_planted_violation(sqlmesh, copy, loaded_project):
+def test_lint_fails_on_each_planted_violation(sqlmesh, copy):
     config = copy / "config.yaml"
     config.write_text(re.sub(r"\n *owner: .*", "", config.read_text()))
     for file, (_, model) in PLANTED.items():
         (copy / "models" / "mart" / f"{file}.sql").write_text(model)
-    diffs = write_diffs(copy, loaded_project, "orders")
+    diffs = write_diffs(copy, "orders")
     text = diffs.read_text()
     rounded = re.sub(r'AS BIGINT\) AS "orders"', 'AS DOUBLE) AS "orders"', text)
     assert rounded != text
