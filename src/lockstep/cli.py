@@ -1072,6 +1072,36 @@ def facts(explain: str | None, measure: bool, as_json: bool) -> None:
 
 
 @cli.command()
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Where to write the pages. Default: docs in the data home.",
+)
+def docs(out: Path | None) -> None:
+    """Write the catalogue: a page of HTML for each model, and one that lists them all.
+
+    A model's page has its description, owner, grain and columns, and a drawing of its lineage: which columns of other
+    models each of its columns is computed from, and which are computed from it. Pages of a fact have its contract, its
+    last receipt and how fresh it is; pages of a mart have queries to copy. Open index.html in a browser: the pages need
+    no server and no network, and may be put anywhere.
+
+    The catalogue shows what was planned last, not what is edited since. Give the command again after a plan, or after
+    each `lockstep run` for the receipts of that run. While a run has the warehouse open it writes nothing. Pages of
+    models that are gone are deleted; other files in DIR are left alone.
+
+    \b
+    Examples:
+      lockstep docs
+      lockstep docs --out public/catalogue
+    """
+    from lockstep import catalogue
+
+    written = catalogue.write(home(), out, show.traced)
+    click.echo(f"Wrote the catalogue of {written.models} models and {written.facts} facts: open {written.index}.")
+
+
+@cli.command()
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def migration(as_json: bool) -> None:
     """Show how far each domain is on its way from batch to live, and its next step.

@@ -169,6 +169,14 @@ class Models:
             raise LockstepError(f"{model} has not been planned yet. Run `sqlmesh plan` first.")
         return self._snapshots[self._keys[model]]
 
+    def names(self) -> list[str]:
+        """All planned models, in the order of their names."""
+        return sorted(self._keys)
+
+    def parents(self, model: str) -> set[str]:
+        """The models that a model's query, or its `depends_on`, names."""
+        return {_short(key) for key in self._depends[self._keys[model]]}
+
     def table(self, model: str) -> str:
         """The physical table of a model."""
         return str(self.snapshot(model).table_name())

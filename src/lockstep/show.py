@@ -404,6 +404,13 @@ def progress(records: int, bytes_read: int) -> None:
         print(f"\r{records:,} records, {bytes_read / 1e6:,.0f} MB", end="\r", file=sys.stderr, flush=True)
 
 
+def traced(models: int, of: int) -> None:
+    """As `progress`, for the models whose columns are traced; the line goes with the last."""
+    if sys.stderr.isatty():
+        line = f"\rTraced the columns of {models} of {of} models" if models < of else "\r\x1b[K"
+        print(line, end="", file=sys.stderr, flush=True)
+
+
 def ingested(summary: Summary) -> None:
     grid = Table.grid(padding=(0, 2))
     grid.add_row("read", f"{summary.read:,} records")
