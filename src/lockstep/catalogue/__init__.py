@@ -23,8 +23,9 @@ class Written:
 
 
 def write(home: Path, out: Path | None = None, progress: Callable[[int, int], None] = lambda *_: None) -> Written:
-    """Write the catalogue of a home to `out`, by default `<home>/docs`. `progress` is told how many of how many models are traced.
+    """Write the catalogue of a home to `out`, by default `<home>/docs`.
 
+    `progress` is called with the number of models traced so far and the number of all.
     Raises LockstepError if nothing is planned yet, and if `out` has an index.html that is not a catalogue's; Busy while
     a run has the warehouse open.
     """

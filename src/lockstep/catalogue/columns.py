@@ -31,7 +31,10 @@ class Lineage:
 
 
 def lineage_of(models: dict[str, Any], progress: Callable[[int, int], None]) -> Lineage:
-    """Trace every column of these models of SQLMesh, by name as `schema.model`. `progress` is told how many of how many are done."""
+    """Trace every column of these SQLMesh models, by name as `schema.model`.
+
+    `progress` is called after each with the number of models done and the number of all.
+    """
     found = Lineage()
     for done, (name, model) in enumerate(models.items(), 1):
         if not model.kind.is_seed:

@@ -105,7 +105,10 @@ class Catalogue:
 
 
 def gathered(home: Path, progress: Callable[[int, int], None]) -> Catalogue:
-    """Read all that the catalogue has. The home's files are open only at the beginning, and not while columns are traced."""
+    """Read what the catalogue shows.
+
+    State and warehouse are closed before the columns are traced, which takes seconds, so that a run need not wait.
+    """
     warehouse.require(home)
     if holder(home / "warehouse.lock") is not None:
         raise Busy(held(home / "warehouse.lock"))

@@ -35,9 +35,11 @@ def queries_of(mart: str, types: Mapping[str, str], grain: Sequence[str], facts:
         key = next((column for column in by if types[column] == "TEXT"), by[0])
         totals = [exp.alias_(exp.Sum(this=columns[column].copy()), quoted(column)) for column in sums]
         total = exp.select(columns[key].copy(), *totals).from_(table).group_by(columns[key].copy())
-        total = total.order_by(exp.Ordered(this=exp.Literal.number(2), desc=True, nulls_first=False))
+        total = total.order_by(exp.Ordered(this=columns[sums[0]].copy(), desc=True, nulls_first=False))
         found.append(Query(f"Totals by {key}", _pretty(total)))
-    trust = exp.select("served_from", "is_live", "as_of", "receipt", "reconciled_at", "reason", "as_it_was").from_("about")
+    trust = exp.select("served_from", "is_live", "as_of", "receipt", "reconciled_at", "reason", "as_it_was").from_(
+        "about"
+    )
     found.append(Query("How far it can be trusted now", _pretty(trust.where(exp.column("mart").eq(mart)))))
     return found
 

@@ -15,6 +15,7 @@ from lockstep.catalogue.gathering import SCHEMAS, Catalogue, Model
 from lockstep.errors import LockstepError
 
 INDEX = "index.html"
+_NOTHING = "\u2013"
 _MARK = "<!-- written by lockstep docs -->"  # in each page, so that pages of models that are gone can be told
 
 
@@ -44,7 +45,13 @@ def pages_of(catalogue: Catalogue) -> dict[str, str]:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"time": _time, "number": _number, "shortened": shortened, "duration": _duration, "prose": _prose}
+    environment.filters |= {
+        "time": _time,
+        "number": _number,
+        "shortened": shortened,
+        "duration": _duration,
+        "prose": _prose,
+    }
     environment.globals |= {"page": page_of, "mark": _MARK, "catalogue": catalogue}
     environment.globals["names"] = {model.name for model in catalogue.models}
     schemas: dict[str, list[Model]] = {schema: [] for schema in SCHEMAS}
@@ -76,11 +83,11 @@ def _prose(text: str) -> Markup:
 
 
 def _time(value: datetime | None) -> str:
-    return f"{value:%Y-%m-%d %H:%M:%S}".removesuffix(":00") if value else "–"
+    return f"{value:%Y-%m-%d %H:%M:%S}".removesuffix(":00") if value else _NOTHING
 
 
 def _number(value: Any) -> str:
-    return "–" if value is None else f"{value:,}"
+    return _NOTHING if value is None else f"{value:,}"
 
 
 def _duration(seconds: int) -> str:
