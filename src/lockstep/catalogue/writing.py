@@ -87,7 +87,9 @@ def _time(value: datetime | None) -> str:
 
 
 def _number(value: Any) -> str:
-    return _NOTHING if value is None else f"{value:,}"
+    if value is None:
+        return _NOTHING
+    return f"{value:,.10g}" if isinstance(value, float) else f"{value:,}"
 
 
 def _duration(seconds: int) -> str:
