@@ -14,7 +14,7 @@ from sqlmesh import Context
 from lockstep import contracts
 from lockstep.contracts import as_rows, load
 from lockstep.schema import TABLES, declared
-from projects import project_of_two_domains
+from projects import READ, project_of_two_domains
 
 ROOT = Path(__file__).parents[2]
 
@@ -45,7 +45,7 @@ def test_the_models_have_what_is_loaded(loaded_project: Context) -> None:
 
 
 def test_what_a_query_says_anew_reaches_every_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    project = project_of_two_domains(tmp_path / "project", "customers")
+    project = project_of_two_domains(tmp_path / "project", (*READ, "customers"))
     monkeypatch.chdir(project)
     monkeypatch.setenv("LOCKSTEP_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(TABLES, "_found", declared(project / "source_schema.sql"))

@@ -39,7 +39,7 @@ from lockstep.changelog import ChangeLog, begins_at
 from lockstep.errors import LockstepError
 from projects import project_of_two_domains, whole_project
 from replay import Replay
-from shop import Shop, count_as_looked_at, land, reject
+from shop import KEY, Shop, count_as_looked_at, land, reject
 
 ROOT = Path(__file__).parents[2]
 LAST_RUN, LAST_CUT = datetime(2026, 3, 4, 5), datetime(2026, 3, 4)
@@ -285,7 +285,7 @@ def small_passed(shared_home: SharedHomes) -> Home:
 
     def build(path: Path) -> Home:
         path.mkdir()
-        home = Home(path / "home", project_of_two_domains(path / "project"))
+        home = Home(path / "home", project_of_two_domains(path / "project", KEY))
         replay = Replay(home.path, Shop(datetime(2026, 3, 1, 8, 10)))
 
         def run(at: datetime) -> None:
