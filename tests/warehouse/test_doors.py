@@ -1,4 +1,4 @@
-"""The ways in for analysts: what the README says to copy, the notebook, and the network door.
+"""The ways in for analysts: what docs/querying.md says to copy, the notebook, and the network door.
 
 Cases of the network door: figures beside the file's, every way to write or to read what is not published, no token, a
 wrong one, one that others can read, other addresses, a publication while clients are connected, and one while a result
@@ -61,19 +61,17 @@ def home(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return home
 
 
-# -- What the README says
+# -- What docs/querying.md says
 
 
-def readme_commands() -> list[str]:
-    section = re.search(r"^### Analysts\n(.*?)^## ", (ROOT / "README.md").read_text("utf-8"), re.DOTALL | re.MULTILINE)
-    assert section
-    return re.findall(r"```sh\n(.*?)```", section[1], re.DOTALL)
+def commands_to_copy() -> list[str]:
+    return re.findall(r"```sh\n(.*?)```", (ROOT / "docs" / "querying.md").read_text("utf-8"), re.DOTALL)
 
 
 def test_every_command_for_analysts_does_what_it_says(built: Path) -> None:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("LOCKSTEP_")}
     environment |= {"PATH": f"{BIN}:{os.environ['PATH']}"}
-    commands = readme_commands()
+    commands = commands_to_copy()
     said = ""
     ports: dict[str, int] = {}  # others than by default: a server of somebody else's may have those
     with ExitStack() as stack:
