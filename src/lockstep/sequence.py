@@ -86,11 +86,6 @@ class Sequencer:
     def has_marks(self) -> bool:
         return bool(self._marks or self._finished)
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether all that was added has been given out."""
-        return not (self._free or self._ends or any(self._waiting.values()))
-
     def add(self, lines: pa.Table) -> None:
         """Add records (`lines.SCHEMA`, where `file` names the partition and `number` is the offset).
 

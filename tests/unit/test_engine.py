@@ -32,7 +32,7 @@ def refusal(home: Path, settings: str | None) -> str:
     [
         (None, "cannot be read"),
         ("database.hostname=db", "does not say which connector"),
-        (POSTGRES + "nonsense", "Line 2 of"),
+        (POSTGRES + "nonsense", "in line 2 of .*: write NAME=VALUE"),
         (POSTGRES + "offset.flush.interval.ms=60000", "offset.flush.interval.ms in"),
         (POSTGRES + "offset.storage.file.filename=x", "offset.storage.file.filename in"),
         ("connector.class=no.such.Connector", "Debezium does not take these settings: .*no.such.Connector"),
