@@ -446,7 +446,7 @@ def test_a_join_that_is_not_linear_keeps_its_tables() -> None:
     ("query", "says"),
     [
         ("SELEC 1", "line 1: Invalid expression"),
-        ("INSERT INTO source.orders VALUES (1)", "no query"),
+        ("INSERT INTO source.orders VALUES (1)", "not a query"),
         ("SELECT nothing FROM source.orders", '"nothing" not found'),
         ("SELECT\n  status,\n  ANY_VALUE(id)\nFROM source.orders GROUP BY 1", "line 3: ANY_VALUE(id). Take MIN or MAX"),
         ("SELECT FIRST(id) FROM source.orders", "FIRST(). Take MIN or MAX"),
